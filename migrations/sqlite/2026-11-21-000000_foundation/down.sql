@@ -1,0 +1,7 @@
+DROP TABLE audit_heads;
+DROP TABLE audit_logs;
+DROP TABLE claude_accounts;
+DROP TABLE refresh_tokens;
+DROP TABLE sessions;
+DROP TABLE users;
+DROP TABLE organizations;

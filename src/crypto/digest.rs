@@ -1,0 +1,98 @@
+//! Digests: keyed ones, each purpose with a key of its own, so that who can write the database can plant nothing; and the
+//! plain SHA-256 of the audit chain.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::{digest, hkdf, hmac};
+
+use super::{KeyRing, SecretText};
+
+/// What a keyed digest is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Tells whether two accounts have one upstream API key.
+    UpstreamKeyFingerprint,
+    /// Finds a refresh token.
+    RefreshToken,
+    /// Makes the refresh token that follows another.
+    RefreshSuccessor,
+}
+
+impl Purpose {
+    pub(super) const ALL: [Self; 3] = [Self::UpstreamKeyFingerprint, Self::RefreshToken, Self::RefreshSuccessor];
+
+    /// Part of the derivation: changing it makes every stored digest of the purpose useless.
+    fn label(self) -> &'static [u8] {
+        match self {
+            Self::UpstreamKeyFingerprint => b"claviger/upstream-key-fingerprint",
+            Self::RefreshToken => b"claviger/refresh-token",
+            Self::RefreshSuccessor => b"claviger/refresh-successor",
+        }
+    }
+}
+
+/// A keyed digest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The bytes that are stored.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// SHA-256.
+#[must_use]
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    copy(digest::digest(&digest::SHA256, bytes).as_ref())
+}
+
+/// The purpose's HMAC-SHA-256 key, derived by HKDF.
+pub(super) fn derive(key: &[u8], purpose: Purpose) -> hmac::Key {
+    let pseudorandom = hkdf::Salt::new(hkdf::HKDF_SHA256, b"claviger").extract(key);
+    let info = [purpose.label()];
+    let material = pseudorandom.expand(&info, hmac::HMAC_SHA256).expect("32 bytes are less than HKDF's limit");
+    hmac::Key::from(material)
+}
+
+impl KeyRing {
+    /// The digest under the newest key: the one to store.
+    #[must_use]
+    pub fn digest(&self, purpose: Purpose, bytes: &[u8]) -> Digest {
+        sign(&self.newest().macs[purpose as usize], bytes)
+    }
+
+    /// The digests under every key: those to look for, since the stored one may be older than the newest key.
+    #[must_use]
+    pub fn digests(&self, purpose: Purpose, bytes: &[u8]) -> Vec<Digest> {
+        self.keys().iter().map(|key| sign(&key.macs[purpose as usize], bytes)).collect()
+    }
+
+    /// The refresh token that follows `token`: the same each time, so that a retry gets what the first try got. A key that
+    /// is added in between changes it, and the retry is refused.
+    #[must_use]
+    pub fn refresh_successor(&self, token: &SecretText) -> SecretText {
+        let digest = self.digest(Purpose::RefreshSuccessor, token.expose().as_bytes());
+        SecretText::from(URL_SAFE_NO_PAD.encode(digest.0))
+    }
+}
+
+fn sign(key: &hmac::Key, bytes: &[u8]) -> Digest {
+    Digest(copy(hmac::sign(key, bytes).as_ref()))
+}
+
+fn copy(bytes: &[u8]) -> [u8; 32] {
+    let mut array = [0; 32];
+    array.copy_from_slice(bytes);
+    array
+}

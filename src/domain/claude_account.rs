@@ -1,0 +1,420 @@
+//! Claude accounts: the upstream API keys that the relay works with.
+
+use chrono::{Datelike, Months, NaiveTime, TimeDelta};
+use serde_json::{Value, json};
+
+use super::context::Cx;
+use super::deed::audited;
+use super::error::{Error, Result};
+use super::validation::{Checks, Patch};
+use crate::audit::{Changes, Entry, Field, Recorded};
+use crate::crypto::{Aad, Purpose, Sealed, SecretText};
+use crate::model::{
+    AuditAction, ClaudeAccountHealthState, ClaudeAccountId, ClaudeAccountStatus, ClaudeTier, Direction, Email,
+    ManageClaudeAccounts, Page, PageSlice, ResourceType, Timestamp,
+};
+use crate::store::claude_account::{self as accounts, ClaudeAccount, ClaudeAccountFilter, ClaudeAccountOrder};
+use crate::upstream::Probe;
+
+const NAME_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
+const ORGANIZATION_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
+/// Longer than any key that an upstream issues.
+const KEY_LENGTH: usize = 500;
+const TAKEN: &str = "Another account of the organization has this API key.";
+
+/// The input of [`create`].
+#[allow(missing_docs, reason = "named and described as in the API")]
+pub struct Create {
+    pub api_key: SecretText,
+    pub account_name: String,
+    pub email: Option<String>,
+    pub organization: Option<String>,
+    pub status: Option<ClaudeAccountStatus>,
+    pub tier: Option<ClaudeTier>,
+    pub usage_limit: Option<i64>,
+    pub base_url: Option<String>,
+    pub priority: Option<i32>,
+    pub features: Option<Value>,
+    pub metadata: Option<Value>,
+}
+
+/// The input of [`update`].
+#[derive(Default)]
+#[allow(missing_docs, reason = "named and described as in the API")]
+pub struct Update {
+    pub account_name: Patch<String>,
+    pub email: Patch<String>,
+    pub organization: Patch<String>,
+    pub status: Patch<ClaudeAccountStatus>,
+    pub tier: Patch<ClaudeTier>,
+    pub usage_limit: Patch<i64>,
+    pub base_url: Patch<String>,
+    pub priority: Patch<i32>,
+    pub features: Patch<Value>,
+    pub metadata: Patch<Value>,
+    pub expected_version: Option<i32>,
+}
+
+impl Recorded for ClaudeAccount {
+    fn fields(&self) -> Vec<(&'static str, Field)> {
+        let object = |object: &Option<crate::model::JsonObject>| object.as_ref().map(crate::model::JsonObject::to_value);
+        vec![
+            ("accountName", Field::plain(self.account_name.as_str())),
+            ("email", Field::plain(self.email.as_ref().map(Email::as_str))),
+            ("organization", Field::plain(self.organization.as_deref())),
+            ("status", Field::plain(self.status.as_str())),
+            ("tier", Field::plain(self.tier.as_str())),
+            ("apiKey", Field::Secret(self.api_key_fingerprint.clone())),
+            ("usageLimit", Field::plain(self.usage_limit)),
+            ("currentUsage", Field::plain(self.current_usage)),
+            ("baseUrl", Field::plain(self.base_url.as_deref())),
+            ("priority", Field::plain(self.priority)),
+            ("health", Field::plain(self.health_state.as_str())),
+            ("features", Field::plain(object(&self.features))),
+            ("metadata", Field::plain(object(&self.metadata))),
+        ]
+    }
+}
+
+/// A page of the organization's accounts.
+///
+/// # Errors
+/// Without permission, or with a cursor of another list.
+pub async fn page(
+    cx: Cx<'_>,
+    filter: &ClaudeAccountFilter,
+    order: (ClaudeAccountOrder, Direction),
+    page: &Page,
+) -> Result<PageSlice<ClaudeAccount>> {
+    let permit = cx.actor.require()?;
+    Ok(accounts::page(&mut cx.services.db.read().await?, &permit, filter, order, page).await?)
+}
+
+/// How many of the organization's accounts pass the filter.
+///
+/// # Errors
+/// Without permission.
+pub async fn count(cx: Cx<'_>, filter: &ClaudeAccountFilter) -> Result<i64> {
+    let permit = cx.actor.require()?;
+    Ok(accounts::count(&mut cx.services.db.read().await?, &permit, filter).await?)
+}
+
+/// One account, for showing it: that it was looked at stands in the audit log before it is shown.
+///
+/// # Errors
+/// Without permission, or where the entry cannot be written.
+pub async fn view(cx: Cx<'_>, id: ClaudeAccountId) -> Result<Option<ClaudeAccount>> {
+    let Some(account) = find(cx, id).await? else { return Ok(None) };
+    audited(cx, async |_| Ok(((), Entry::new(AuditAction::View, ResourceType::ClaudeAccount).on(id)))).await?;
+    Ok(Some(account))
+}
+
+async fn find(cx: Cx<'_>, id: ClaudeAccountId) -> Result<Option<ClaudeAccount>> {
+    let permit = cx.actor.require()?;
+    Ok(accounts::find(&mut cx.services.db.read().await?, &permit, id).await?)
+}
+
+/// Makes an account.
+///
+/// # Errors
+/// Without permission, with wrong input, or where another account has the same API key.
+pub async fn create(cx: Cx<'_>, input: Create) -> Result<ClaudeAccount> {
+    let permit = cx.actor.require::<ManageClaudeAccounts>()?;
+    let organization_id = permit.organization();
+    let id = cx.services.new_id();
+    let now = cx.services.clock.now();
+
+    let mut checks = Checks::new();
+    let api_key = check_key(&mut checks, &input.api_key);
+    let account_name = checks.line("accountName", &input.account_name, NAME_LENGTH);
+    let email = input.email.and_then(|text| checks.email("email", &text));
+    let organization = input.organization.and_then(|text| checks.line("organization", &text, ORGANIZATION_LENGTH));
+    let usage_limit = input.usage_limit.and_then(|number| checks.positive("usageLimit", number));
+    let base_url = input.base_url.and_then(|url| checks.noting("baseUrl", cx.services.upstream.check_base_url(&url)));
+    let features = input.features.and_then(|value| checks.object("features", value));
+    let metadata = input.metadata.and_then(|value| checks.object("metadata", value));
+    checks.finish()?;
+    // Both were checked: nothing was found wrong.
+    let (Some(api_key), Some(account_name)) = (api_key, account_name) else {
+        return Err(Error::internal("a failed check was not noted"));
+    };
+
+    let mut account = ClaudeAccount {
+        id,
+        organization_id,
+        account_name,
+        email,
+        organization,
+        status: input.status.unwrap_or(ClaudeAccountStatus::Active),
+        tier: input.tier.unwrap_or(ClaudeTier::Pro),
+        api_key_sealed: Vec::new(),
+        api_key_key_version: String::new(),
+        api_key_version: 0,
+        api_key_fingerprint: Vec::new(),
+        api_key_hint: String::new(),
+        usage_limit,
+        current_usage: 0,
+        usage_resets_at: month_end(now),
+        base_url,
+        priority: input.priority.unwrap_or(0),
+        health_state: ClaudeAccountHealthState::Unknown,
+        health_until: None,
+        health_last_error: None,
+        last_used_at: None,
+        features,
+        metadata,
+        created_at: now,
+        updated_at: now,
+        version: 1,
+    };
+    seal_key(cx, &mut account, &api_key)?;
+
+    audited(cx, async |tx| {
+        if accounts::find_by_fingerprint(tx, &permit, &fingerprints(cx, &api_key)).await?.is_some() {
+            return Err(Error::conflict(TAKEN));
+        }
+        accounts::insert(tx, &permit, &account).await.map_err(taken)?;
+        let entry = Entry::new(AuditAction::Create, ResourceType::ClaudeAccount).on(id);
+        let changes = Changes::created(&account);
+        Ok((account, entry.with(changes)))
+    })
+    .await
+}
+
+/// Changes an account; what the input leaves out stays.
+///
+/// # Errors
+/// Without permission, with wrong input, where there is no such account, or where it is not at the expected version.
+pub async fn update(cx: Cx<'_>, id: ClaudeAccountId, input: Update) -> Result<ClaudeAccount> {
+    change(cx, id, AuditAction::Update, async |account| {
+        let mut checks = Checks::new();
+        if input.expected_version.is_some_and(|version| version != account.version) {
+            return Err(Error::conflict("The account is not at the expected version. Read it again."));
+        }
+        account.account_name =
+            checks.required("accountName", input.account_name, std::mem::take(&mut account.account_name), |checks, text| {
+                checks.line("accountName", &text, NAME_LENGTH)
+            });
+        account.status = checks.required("status", input.status, account.status, |_, status| Some(status));
+        account.tier = checks.required("tier", input.tier, account.tier, |_, tier| Some(tier));
+        account.priority = checks.required("priority", input.priority, account.priority, |_, priority| Some(priority));
+        account.email = input.email.or_keep(account.email.take(), |text| checks.email("email", &text));
+        account.organization = input
+            .organization
+            .or_keep(account.organization.take(), |text| checks.line("organization", &text, ORGANIZATION_LENGTH));
+        account.usage_limit =
+            input.usage_limit.or_keep(account.usage_limit, |number| checks.positive("usageLimit", number));
+        account.base_url = input.base_url.or_keep(account.base_url.take(), |url| {
+            checks.noting("baseUrl", cx.services.upstream.check_base_url(&url))
+        });
+        account.features = input.features.or_keep(account.features.take(), |value| checks.object("features", value));
+        account.metadata = input.metadata.or_keep(account.metadata.take(), |value| checks.object("metadata", value));
+        checks.finish()
+    })
+    .await
+}
+
+/// Replaces an account's upstream API key. What was known of its health was the old key's.
+///
+/// # Errors
+/// Without permission, with a wrong key, where there is no such account, or where another account has the key.
+pub async fn replace_key(cx: Cx<'_>, id: ClaudeAccountId, api_key: &SecretText) -> Result<ClaudeAccount> {
+    let permit = cx.actor.require::<ManageClaudeAccounts>()?;
+    let mut checks = Checks::new();
+    let api_key = check_key(&mut checks, api_key);
+    checks.finish()?;
+    let Some(api_key) = api_key else { return Err(Error::internal("a failed check was not noted")) };
+    audited(cx, async |tx| {
+        let before = accounts::lock(tx, &permit, id).await?.ok_or_else(no_such_account)?;
+        let holder = accounts::find_by_fingerprint(tx, &permit, &fingerprints(cx, &api_key)).await?;
+        if holder.is_some_and(|holder| holder != id) {
+            return Err(Error::conflict(TAKEN));
+        }
+        let mut account = before.clone();
+        seal_key(cx, &mut account, &api_key)?;
+        account.health_state = ClaudeAccountHealthState::Unknown;
+        account.health_until = None;
+        account.health_last_error = None;
+        bump(cx, &mut account);
+        accounts::update(tx, &permit, &account).await.map_err(taken)?;
+        let changes = Changes::between(&before, &account);
+        Ok((account, Entry::new(AuditAction::Update, ResourceType::ClaudeAccount).on(id).with(changes)))
+    })
+    .await
+}
+
+/// Sets an account's usage of this month to nothing.
+///
+/// # Errors
+/// Without permission, or where there is no such account.
+pub async fn reset_usage(cx: Cx<'_>, id: ClaudeAccountId) -> Result<ClaudeAccount> {
+    change(cx, id, AuditAction::Update, async |account| {
+        account.current_usage = 0;
+        account.usage_resets_at = month_end(cx.services.clock.now());
+        Ok(())
+    })
+    .await
+}
+
+/// Asks the upstream for its models with the account's key, and notes how that went as the account's health.
+///
+/// # Errors
+/// Without permission, or where there is no such account. What the upstream answers is no error.
+pub async fn test(cx: Cx<'_>, id: ClaudeAccountId) -> Result<(ClaudeAccount, Probe)> {
+    let account = find(cx, id).await?.ok_or_else(no_such_account)?;
+    let api_key = open_key(cx, &account)?;
+    let probe = cx.services.upstream.probe(account.base_url.as_deref(), &api_key).await;
+    let permit = cx.actor.require::<ManageClaudeAccounts>()?;
+    audited(cx, async |tx| {
+        let before = accounts::lock(tx, &permit, id).await?.ok_or_else(no_such_account)?;
+        let mut account = before.clone();
+        account.health_state = health_after(&probe);
+        account.health_until = None;
+        account.health_last_error = if probe.ok { None } else { probe.message.clone() };
+        if Changes::between(&before, &account).is_empty() && before.health_last_error == account.health_last_error {
+            account = before.clone();
+        } else {
+            bump(cx, &mut account);
+            accounts::update(tx, &permit, &account).await?;
+        }
+        let entry = Entry::new(AuditAction::Test, ResourceType::ClaudeAccount)
+            .on(id)
+            .with(Changes::between(&before, &account))
+            .noting(json!({ "ok": probe.ok, "status": probe.status }));
+        Ok(((account, probe), entry))
+    })
+    .await
+}
+
+/// Deletes an account. Its usage records and audit logs stay.
+///
+/// # Errors
+/// Without permission, or where there is no such account.
+pub async fn delete(cx: Cx<'_>, id: ClaudeAccountId) -> Result<()> {
+    let permit = cx.actor.require::<ManageClaudeAccounts>()?;
+    audited(cx, async |tx| {
+        let account = accounts::lock(tx, &permit, id).await?.ok_or_else(no_such_account)?;
+        accounts::delete(tx, &permit, id).await?;
+        let entry = Entry::new(AuditAction::Delete, ResourceType::ClaudeAccount).on(id);
+        Ok(((), entry.with(Changes::deleted(&account))))
+    })
+    .await
+}
+
+/// The account's usage now and when it starts again: nothing, once the month that was counted is over.
+#[must_use]
+pub fn usage_at(account: &ClaudeAccount, now: Timestamp) -> (i64, Timestamp) {
+    if account.usage_resets_at <= now {
+        (0, month_end(now))
+    } else {
+        (account.current_usage, account.usage_resets_at)
+    }
+}
+
+/// Changes a locked account and writes it, unless nothing has changed.
+async fn change(
+    cx: Cx<'_>,
+    id: ClaudeAccountId,
+    action: AuditAction,
+    apply: impl AsyncFnOnce(&mut ClaudeAccount) -> Result<()>,
+) -> Result<ClaudeAccount> {
+    let permit = cx.actor.require::<ManageClaudeAccounts>()?;
+    audited(cx, async |tx| {
+        let before = accounts::lock(tx, &permit, id).await?.ok_or_else(no_such_account)?;
+        let mut account = before.clone();
+        apply(&mut account).await?;
+        let changes = Changes::between(&before, &account);
+        if !changes.is_empty() || before.usage_resets_at != account.usage_resets_at {
+            bump(cx, &mut account);
+            accounts::update(tx, &permit, &account).await?;
+        }
+        Ok((account, Entry::new(action, ResourceType::ClaudeAccount).on(id).with(changes)))
+    })
+    .await
+}
+
+fn bump(cx: Cx<'_>, account: &mut ClaudeAccount) {
+    account.version += 1;
+    account.updated_at = cx.services.clock.now();
+}
+
+fn no_such_account() -> Error {
+    Error::not_found("Claude account")
+}
+
+/// Two that race for one key: the loser learns it from the database.
+fn taken(error: crate::store::Error) -> Error {
+    match error {
+        crate::store::Error::Duplicate => Error::conflict(TAKEN),
+        error => error.into(),
+    }
+}
+
+/// A key goes into an HTTP header, so it is made of visible ASCII characters.
+fn check_key(checks: &mut Checks, key: &SecretText) -> Option<SecretText> {
+    let text = key.expose().trim();
+    if text.is_empty() || text.len() > KEY_LENGTH {
+        checks.fail("apiKey", format!("must have 1 to {KEY_LENGTH} characters"));
+        None
+    } else if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        checks.fail("apiKey", "must have visible ASCII characters only");
+        None
+    } else {
+        Some(SecretText::from(text.to_owned()))
+    }
+}
+
+fn aad(account: &ClaudeAccount) -> Aad {
+    Aad {
+        organization: account.organization_id.to_string(),
+        record: account.id.to_string(),
+        field: "api_key",
+        secret_version: account.api_key_version,
+    }
+}
+
+fn seal_key(cx: Cx<'_>, account: &mut ClaudeAccount, api_key: &SecretText) -> Result<()> {
+    let keys = &cx.services.keys;
+    account.api_key_version += 1;
+    let sealed = keys.seal(&cx.services.random, &aad(account), api_key).map_err(Error::internal)?;
+    account.api_key_sealed = sealed.bytes;
+    account.api_key_key_version = sealed.key_version;
+    account.api_key_fingerprint =
+        keys.digest(Purpose::UpstreamKeyFingerprint, api_key.expose().as_bytes()).as_bytes().to_vec();
+    account.api_key_hint = hint(api_key.expose());
+    Ok(())
+}
+
+fn open_key(cx: Cx<'_>, account: &ClaudeAccount) -> Result<SecretText> {
+    let sealed = Sealed { key_version: account.api_key_key_version.clone(), bytes: account.api_key_sealed.clone() };
+    cx.services.keys.open(&aad(account), &sealed).map_err(Error::internal)
+}
+
+/// Under every key of the ring: an account that was made before the newest key came has the fingerprint of its time.
+fn fingerprints(cx: Cx<'_>, api_key: &SecretText) -> Vec<Vec<u8>> {
+    let digests = cx.services.keys.digests(Purpose::UpstreamKeyFingerprint, api_key.expose().as_bytes());
+    digests.iter().map(|digest| digest.as_bytes().to_vec()).collect()
+}
+
+/// The last four characters; fewer of a key that is so short that four would say too much of it.
+fn hint(api_key: &str) -> String {
+    let shown = 4.min(api_key.len() / 4);
+    api_key[api_key.len() - shown..].to_owned()
+}
+
+fn health_after(probe: &Probe) -> ClaudeAccountHealthState {
+    match probe.status {
+        _ if probe.ok => ClaudeAccountHealthState::Healthy,
+        Some(401 | 403) => ClaudeAccountHealthState::Unauthorized,
+        Some(429) => ClaudeAccountHealthState::RateLimited,
+        Some(529) => ClaudeAccountHealthState::Overloaded,
+        _ => ClaudeAccountHealthState::Failing,
+    }
+}
+
+/// The first moment of the next calendar month, UTC.
+fn month_end(now: Timestamp) -> Timestamp {
+    let today = now.to_utc();
+    let first = today.date_naive() - TimeDelta::days(i64::from(today.day0()));
+    Timestamp::from((first + Months::new(1)).and_time(NaiveTime::MIN).and_utc())
+}

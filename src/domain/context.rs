@@ -1,0 +1,102 @@
+//! What every deed is given: the services it may use, who asks, and the record of what it leaves in the audit log.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use tokio::time::Instant;
+
+use crate::audit::Origin;
+use crate::crypto::{KeyRing, Random};
+use crate::identity::password::Hasher;
+use crate::identity::{Actor, Authenticator};
+use crate::model::{Clock, Id, Kind, OrganizationId};
+use crate::store::Db;
+use crate::upstream::Upstream;
+
+/// What deeds are done with. Made once, by `app`.
+pub struct Services {
+    /// The database.
+    pub db: Db,
+    /// The time.
+    pub clock: Clock,
+    /// Randomness.
+    pub random: Random,
+    /// The keys that seal secrets.
+    pub keys: KeyRing,
+    /// Hashes passwords.
+    pub passwords: Hasher,
+    /// Tells who is behind a token.
+    pub authenticator: Authenticator,
+    /// Asks Claude upstreams.
+    pub upstream: Upstream,
+    /// The operator's organization, which also keeps the audit entries of deeds that belong to none.
+    pub home: OrganizationId,
+}
+
+impl Services {
+    /// A new id.
+    #[must_use]
+    pub fn new_id<K: Kind>(&self) -> Id<K> {
+        Id::new(self.clock.now(), &self.random.bytes())
+    }
+}
+
+/// The context of one deed.
+#[derive(Clone, Copy)]
+pub struct Cx<'a> {
+    /// What it may use.
+    pub services: &'a Services,
+    /// Who asks.
+    pub actor: &'a Actor,
+    /// From where.
+    pub origin: &'a Origin,
+    /// By which GraphQL field or command.
+    pub operation: &'a str,
+    /// What it has left in the audit log.
+    pub record: &'a Record,
+    /// When it must be done; none for commands.
+    pub deadline: Option<Instant>,
+}
+
+/// What the deeds of one request have left in the audit log, and what the one that runs now is about.
+#[derive(Debug, Default)]
+pub struct Record {
+    written: AtomicUsize,
+    subject: Mutex<Subject>,
+}
+
+/// What a deed is about, in case it fails.
+#[derive(Debug, Default, Clone)]
+pub struct Subject {
+    /// In whose log the failure belongs, where that is not the actor's organization.
+    pub organization: Option<OrganizationId>,
+    /// What it was to be done to.
+    pub resource_id: Option<String>,
+}
+
+impl Record {
+    /// How many entries were written so far.
+    #[must_use]
+    pub fn written(&self) -> usize {
+        self.written.load(Ordering::Acquire)
+    }
+
+    pub(super) fn count(&self) {
+        self.written.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Says what the deed that begins now is to be done to.
+    pub fn begin(&self, resource_id: Option<String>) {
+        *self.subject() = Subject { organization: None, resource_id };
+    }
+
+    /// Says whom a deed of nobody concerns: a sign-in with a known address belongs in that user's organization.
+    pub(super) fn concerns(&self, organization: OrganizationId, resource_id: impl ToString) {
+        *self.subject() = Subject { organization: Some(organization), resource_id: Some(resource_id.to_string()) };
+    }
+
+    pub(super) fn subject(&self) -> std::sync::MutexGuard<'_, Subject> {
+        // A panic cannot leave an assignment half done.
+        self.subject.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

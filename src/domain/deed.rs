@@ -1,0 +1,72 @@
+//! A deed and its audit entry, in one transaction.
+
+use super::context::Cx;
+use super::error::{Error, Result};
+use crate::audit::Entry;
+use crate::model::{Access, AuditAction, AuditOutcome, ResourceType};
+use crate::store::audit_log::NewAuditLog;
+use crate::store::{self, Tx};
+
+/// Does `work` in a transaction and commits it together with the entry that `work` returns; an error rolls it back and
+/// leaves no entry: whoever called sees to that one.
+///
+/// The time limit holds for the work, not for the commit: a commit that was begun is waited for, since only its end tells
+/// what lasts.
+///
+/// # Errors
+/// Those of `work`, [`Code::Timeout`](super::Code::Timeout), or the database's.
+pub async fn audited<T, W>(cx: Cx<'_>, work: W) -> Result<T>
+where
+    W: AsyncFnOnce(&mut Tx) -> Result<(T, Entry)>,
+{
+    let mut tx = Tx::new(cx.services.db.clone());
+    let done = match cx.deadline {
+        Some(deadline) => tokio::time::timeout_at(deadline, work(&mut tx)).await,
+        None => Ok(work(&mut tx).await),
+    };
+    match done {
+        Ok(Ok((value, entry))) => {
+            commit(cx, tx, entry).await?;
+            Ok(value)
+        }
+        Ok(Err(error)) => {
+            if let Err(rollback) = tx.rollback().await {
+                tracing::warn!(error = &rollback as &dyn std::error::Error, "rolling back failed; the connection is dropped");
+            }
+            Err(error)
+        }
+        // The connection may be in the middle of a statement: dropping it is the only way to roll back.
+        Err(_) => Err(Error::timeout()),
+    }
+}
+
+async fn commit(cx: Cx<'_>, tx: Tx, entry: Entry) -> Result<()> {
+    let entry = sign(cx, entry);
+    tx.commit(&entry).await.map_err(|error| match error {
+        error @ store::Error::Unavailable(_) => Error::unavailable(error),
+        error => Error::internal(error),
+    })?;
+    cx.record.count();
+    Ok(())
+}
+
+/// Leaves the entry of a deed that was refused or failed.
+///
+/// # Errors
+/// Where the entry cannot be written.
+pub async fn record_failure(cx: Cx<'_>, action: AuditAction, resource_type: ResourceType, error: &Error) -> Result<()> {
+    let outcome = if error.code().is_denial() { AuditOutcome::Denied } else { AuditOutcome::Failed };
+    let subject = cx.record.subject().clone();
+    let mut entry = Entry::new(action, resource_type).ended(outcome, error.code().as_str());
+    entry.resource_id = subject.resource_id;
+    entry.organization = subject.organization;
+    commit(cx, Tx::new(cx.services.db.clone()), entry).await
+}
+
+/// Completes an entry with who, when, from where, in whose log.
+fn sign(cx: Cx<'_>, entry: Entry) -> NewAuditLog {
+    let access = cx.actor.access();
+    let organization = entry.organization.or(access.map(Access::organization)).unwrap_or(cx.services.home);
+    let user = entry.user.or(cx.actor.signed_in().map(|user| user.user));
+    entry.complete(cx.services.new_id(), cx.services.clock.now(), organization, user, cx.operation, cx.origin)
+}

@@ -1,0 +1,192 @@
+//! What a deed may answer instead of succeeding: what the caller is told, kept apart from what the log is told.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+
+use crate::identity::NoPermit;
+use crate::identity::password::Unavailable;
+use crate::store;
+
+/// The result of a deed.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The codes that a caller can be answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Code {
+    /// Nobody is signed in, or the sign-in failed.
+    Unauthenticated,
+    /// The role lacks the permission.
+    Forbidden,
+    /// The input is wrong; `fields` says where.
+    BadUserInput,
+    /// There is no such thing in the caller's organization.
+    NotFound,
+    /// It collides with what is there.
+    Conflict,
+    /// The time limit was reached.
+    Timeout,
+    /// Something that the server needs is away: try again.
+    ServiceUnavailable,
+    /// A fault of the server.
+    Internal,
+}
+
+impl Code {
+    /// The name that stands in `extensions.code` and in the audit log.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unauthenticated => "UNAUTHENTICATED",
+            Self::Forbidden => "FORBIDDEN",
+            Self::BadUserInput => "BAD_USER_INPUT",
+            Self::NotFound => "NOT_FOUND",
+            Self::Conflict => "CONFLICT",
+            Self::Timeout => "TIMEOUT",
+            Self::ServiceUnavailable => "SERVICE_UNAVAILABLE",
+            Self::Internal => "INTERNAL_SERVER_ERROR",
+        }
+    }
+
+    /// Whether the caller was turned away, rather than the deed tried and failed.
+    #[must_use]
+    pub fn is_denial(self) -> bool {
+        matches!(self, Self::Unauthenticated | Self::Forbidden)
+    }
+}
+
+/// One field of the input that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldError {
+    /// Where it stands, from the argument on: `["input", "email"]`.
+    pub path: Vec<&'static str>,
+    /// What is wrong with it, to follow the field's name in a sentence.
+    pub message: Cow<'static, str>,
+}
+
+/// A deed that was refused or failed.
+#[derive(Debug)]
+pub struct Error {
+    code: Code,
+    message: Cow<'static, str>,
+    fields: Vec<FieldError>,
+    cause: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, message: message.into(), fields: Vec::new(), cause: None }
+    }
+
+    /// Nobody is signed in.
+    #[must_use]
+    pub fn unauthenticated() -> Self {
+        Self::new(Code::Unauthenticated, "You need to sign in to do this.")
+    }
+
+    /// A sign-in, a refresh or a token that is not good. Says nothing of why.
+    #[must_use]
+    pub fn refused(message: &'static str) -> Self {
+        Self::new(Code::Unauthenticated, message)
+    }
+
+    /// Wrong input.
+    #[must_use]
+    pub fn bad_input(fields: Vec<FieldError>) -> Self {
+        let named: Vec<_> =
+            fields.iter().map(|field| format!("{} {}", field.path.last().unwrap_or(&"input"), field.message)).collect();
+        Self { fields, ..Self::new(Code::BadUserInput, format!("The input is not valid: {}.", named.join("; "))) }
+    }
+
+    /// There is no such thing in the caller's organization.
+    #[must_use]
+    pub fn not_found(what: &str) -> Self {
+        Self::new(Code::NotFound, format!("There is no such {what}."))
+    }
+
+    /// It collides with what is there.
+    #[must_use]
+    pub fn conflict(message: &'static str) -> Self {
+        Self::new(Code::Conflict, message)
+    }
+
+    /// The time limit was reached.
+    #[must_use]
+    pub fn timeout() -> Self {
+        Self::new(Code::Timeout, "The request took longer than it may.")
+    }
+
+    /// Something that the server needs is away.
+    pub fn unavailable(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self {
+            cause: Some(cause.into()),
+            ..Self::new(Code::ServiceUnavailable, "The server cannot do this at the moment. Try again later.")
+        }
+    }
+
+    /// A fault of the server.
+    pub fn internal(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self { cause: Some(cause.into()), ..Self::new(Code::Internal, "Something went wrong on the server.") }
+    }
+
+    /// The code.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// What the caller is told.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Which fields are wrong.
+    #[must_use]
+    pub fn fields(&self) -> &[FieldError] {
+        &self.fields
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.cause.as_ref().map(|cause| &**cause as &(dyn StdError + 'static))
+    }
+}
+
+impl From<NoPermit> for Error {
+    fn from(reason: NoPermit) -> Self {
+        match reason {
+            NoPermit::Anonymous => Self::unauthenticated(),
+            NoPermit::Denied(denied) => {
+                Self::new(Code::Forbidden, format!("Your role does not have the permission {}.", denied.0.as_str()))
+            }
+        }
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::Stale => Self::conflict("It was changed by somebody else in the meantime. Read it again."),
+            store::Error::ForeignCursor => Self::bad_input(vec![FieldError {
+                path: vec!["after"],
+                message: "is not a cursor of this list in this order".into(),
+            }]),
+            store::Error::Unavailable(_) => Self::unavailable(error),
+            store::Error::Duplicate | store::Error::Query(_) => Self::internal(error),
+        }
+    }
+}
+
+impl From<Unavailable> for Error {
+    fn from(error: Unavailable) -> Self {
+        Self::unavailable(error)
+    }
+}

@@ -1,0 +1,18 @@
+//! The deeds, one file a noun: what may be done, by whom, under which rules. Knows neither GraphQL nor HTTP nor SQL.
+
+mod context;
+mod deed;
+mod error;
+mod validation;
+
+pub mod audit_log;
+pub mod claude_account;
+pub mod demonstration;
+pub mod organization;
+pub mod session;
+pub mod user;
+
+pub use context::{Cx, Record, Services};
+pub use deed::{audited, record_failure};
+pub use error::{Code, Error, FieldError, Result};
+pub use validation::Patch;

@@ -1,0 +1,119 @@
+//! The organization, and the first start that makes it.
+
+use serde_json::json;
+
+use super::context::Cx;
+use super::error::{Error, Result};
+use crate::audit::{Changes, Entry, Field, Origin, Recorded};
+use crate::crypto::{Random, SecretText};
+use crate::identity::password::{self, Hasher};
+use crate::model::{
+    AuditAction, Clock, Email, Id, JsonObject, OrganizationId, Plan, Read, ResourceType, Role, UserStatus,
+};
+use crate::store::organization::{self as organizations, Organization};
+use crate::store::user::{self as users, User};
+use crate::store::{Db, Tx};
+
+impl Recorded for Organization {
+    fn fields(&self) -> Vec<(&'static str, Field)> {
+        vec![
+            ("name", Field::plain(self.name.as_str())),
+            ("plan", Field::plain(self.plan.as_str())),
+            ("settings", Field::plain(self.settings.to_value())),
+        ]
+    }
+}
+
+/// The caller's organization.
+///
+/// # Errors
+/// Where nobody is signed in.
+pub async fn find(cx: Cx<'_>) -> Result<Option<Organization>> {
+    let permit = cx.actor.require::<Read>()?;
+    Ok(organizations::find(&mut cx.services.db.read().await?, &permit).await?)
+}
+
+/// What the first start needs.
+pub struct FirstStart<'a> {
+    /// The database, with its tables.
+    pub db: &'a Db,
+    /// The time.
+    pub clock: &'a Clock,
+    /// Randomness.
+    pub random: &'a Random,
+    /// Hashes the password.
+    pub passwords: &'a Hasher,
+    /// The administrator's address.
+    pub admin_email: &'a Email,
+    /// The administrator's password; none: one is generated.
+    pub admin_password: Option<SecretText>,
+}
+
+/// Who can sign in after a first start.
+#[derive(Debug)]
+pub struct FirstAdmin {
+    /// The address.
+    pub email: Email,
+    /// The password, where it was generated: it is told once.
+    pub generated_password: Option<SecretText>,
+}
+
+/// The operator's organization. Where there is none, it is made with its first ADMIN; of several servers that start at
+/// once, one makes it.
+///
+/// # Errors
+/// Where the password that was set is not accepted, or the database fails.
+pub async fn ensure(start: FirstStart<'_>) -> Result<(OrganizationId, Option<FirstAdmin>)> {
+    if let Some(id) = organizations::first(&mut start.db.read().await?).await? {
+        return Ok((id, None));
+    }
+    let (password, is_generated) = match start.admin_password {
+        Some(password) => (password, false),
+        None => (start.random.password(), true),
+    };
+    if let Some(objection) = password::objection(&password, start.admin_email) {
+        return Err(Error::bad_input(vec![super::FieldError { path: vec!["ADMIN_PASSWORD"], message: objection.into() }]));
+    }
+    let hash = start.passwords.hash(&password).await?;
+
+    let mut tx = Tx::new(start.db.clone());
+    organizations::lock_making(&mut tx).await?;
+    if let Some(id) = organizations::first(tx.conn().await?).await? {
+        tx.rollback().await?;
+        return Ok((id, None));
+    }
+    let now = start.clock.now();
+    let organization = Organization {
+        id: Id::new(now, &start.random.bytes()),
+        name: "My organization".to_owned(),
+        plan: Plan::Free,
+        settings: JsonObject::default(),
+        created_at: now,
+        updated_at: now,
+    };
+    let admin = User {
+        id: Id::new(now, &start.random.bytes()),
+        organization_id: organization.id,
+        email: start.admin_email.clone(),
+        full_name: "Administrator".to_owned(),
+        role: Role::Admin,
+        status: UserStatus::Active,
+        email_verified_at: None,
+        last_sign_in_at: None,
+        created_at: now,
+        updated_at: now,
+        version: 1,
+    };
+    organizations::insert(&mut tx, &organization).await?;
+    users::insert(&mut tx, &admin).await?;
+    users::set_password_hash(&mut tx, admin.id, hash.as_str(), now).await?;
+    let entry = Entry::new(AuditAction::Create, ResourceType::Organization)
+        .on(organization.id)
+        .with(Changes::created(&organization))
+        .noting(json!({ "admin": admin.id.to_string() }));
+    let origin = Origin { request_id: "first-start".to_owned(), ..Origin::default() };
+    let entry_id = Id::new(now, &start.random.bytes());
+    tx.commit(&entry.complete(entry_id, now, organization.id, None, "serve", &origin)).await?;
+    let generated_password = is_generated.then_some(password);
+    Ok((organization.id, Some(FirstAdmin { email: admin.email, generated_password })))
+}

@@ -1,0 +1,218 @@
+//! Signing in, staying signed in, signing out.
+
+use chrono::TimeDelta;
+use serde_json::json;
+
+use super::context::Cx;
+use super::deed::audited;
+use super::error::{Error, Result};
+use crate::audit::Entry;
+use crate::crypto::{Purpose, SecretText};
+use crate::identity::password::{PasswordHash, Verdict};
+use crate::identity::{Actor, Claims, SignedIn};
+use crate::model::{
+    Access, AuditAction, AuditOutcome, Email, ResourceType, SessionId, Timestamp, UserStatus,
+};
+use crate::store::session::{self as sessions, RefreshToken, Session};
+use crate::store::user::{self as users, User};
+
+/// How long a session lives that is not refreshed.
+const SESSION_LIFETIME: TimeDelta = TimeDelta::days(30);
+/// How long the token before the current one is answered with the current one again: the first answer may have been lost.
+const RETRY_WINDOW: TimeDelta = TimeDelta::seconds(10);
+/// One text for an unknown address, a wrong password and a user who may not sign in.
+const WRONG_SIGN_IN: &str = "The email address or the password is wrong.";
+const WRONG_REFRESH_TOKEN: &str = "The refresh token is not valid. Sign in again.";
+
+/// What a signed-in client holds.
+#[derive(Debug)]
+pub struct Tokens {
+    /// The token to send with each request.
+    pub access: SecretText,
+    /// When it expires.
+    pub access_expires_at: Timestamp,
+    /// The token to get the next ones with. It serves once.
+    pub refresh: SecretText,
+    /// When it expires.
+    pub refresh_expires_at: Timestamp,
+    /// Who is signed in.
+    pub actor: Actor,
+}
+
+/// Signs a user in.
+///
+/// # Errors
+/// `UNAUTHENTICATED`, with one text and after the same work, for every reason that lies in the input.
+pub async fn sign_in(cx: Cx<'_>, email: &str, password: &SecretText) -> Result<Tokens> {
+    let known = match email.parse::<Email>() {
+        Ok(email) => users::find_by_email(&mut cx.services.db.read().await?, &email).await?,
+        Err(_) => None,
+    };
+    let hash = known.as_ref().and_then(|(_, hash)| hash.clone()).map(PasswordHash::from);
+    let verdict = cx.services.passwords.verify(password, hash).await?;
+    let Some((user, _)) = known else { return Err(Error::refused(WRONG_SIGN_IN)) };
+    cx.record.concerns(user.organization_id, user.id);
+    if verdict == Verdict::NoMatch || user.status != UserStatus::Active {
+        return Err(Error::refused(WRONG_SIGN_IN));
+    }
+    let upgraded = match verdict {
+        Verdict::MatchNeedsUpgrade => Some(cx.services.passwords.hash(password).await?),
+        Verdict::Match | Verdict::NoMatch => None,
+    };
+
+    let now = cx.services.clock.now();
+    let refresh = cx.services.random.token();
+    let session = Session {
+        id: cx.services.new_id(),
+        organization_id: user.organization_id,
+        user_id: user.id,
+        generation: 1,
+        ip_address: cx.origin.ip_address.map(|address| address.to_string()),
+        user_agent: cx.origin.user_agent.clone(),
+        created_at: now,
+        last_used_at: now,
+        expires_at: now + SESSION_LIFETIME,
+        revoked_at: None,
+    };
+    audited(cx, async |tx| {
+        // Again, under lock: whoever suspended the user meanwhile has ended all sessions but this one.
+        let user = users::lock(tx, user.id).await?.filter(|user| user.status == UserStatus::Active);
+        let user = user.ok_or_else(|| Error::refused(WRONG_SIGN_IN))?;
+        if let Some(hash) = upgraded {
+            users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
+        }
+        users::set_last_sign_in(tx, user.id, now).await?;
+        sessions::insert(tx, &session, &token_row(cx, &session, &refresh)).await?;
+        let entry = Entry::new(AuditAction::SignIn, ResourceType::Session).on(session.id);
+        Ok((tokens(cx, &session, &user, refresh), entry.by(user.organization_id, user.id)))
+    })
+    .await
+}
+
+/// Rotates a refresh token. A token that was used before ends its session, unless it is the one before the current one and
+/// comes back within seconds: then it gets the current one again.
+///
+/// # Errors
+/// `UNAUTHENTICATED` for every reason that lies in the token.
+pub async fn refresh(cx: Cx<'_>, presented: &SecretText) -> Result<Tokens> {
+    let token = find_token(cx, presented).await?.ok_or_else(|| Error::refused(WRONG_REFRESH_TOKEN))?;
+    let refreshed = audited(cx, async |tx| {
+        let now = cx.services.clock.now();
+        let session = sessions::lock(tx, token.session_id).await?;
+        let session = session.ok_or_else(|| Error::refused(WRONG_REFRESH_TOKEN))?;
+        cx.record.concerns(session.organization_id, session.id);
+        let user = users::lock(tx, session.user_id).await?.filter(|user| user.status == UserStatus::Active);
+        let user = user.ok_or_else(|| Error::refused(WRONG_REFRESH_TOKEN))?;
+        if session.revoked_at.is_some() || session.expires_at <= now {
+            return Err(Error::refused(WRONG_REFRESH_TOKEN));
+        }
+        let entry = Entry::new(AuditAction::Refresh, ResourceType::Session)
+            .on(session.id)
+            .by(session.organization_id, session.user_id);
+        let successor = cx.services.keys.refresh_successor(presented);
+        if token.generation == session.generation {
+            let session = Session {
+                generation: session.generation + 1,
+                ip_address: cx.origin.ip_address.map(|address| address.to_string()),
+                user_agent: cx.origin.user_agent.clone(),
+                last_used_at: now,
+                expires_at: now + SESSION_LIFETIME,
+                ..session
+            };
+            sessions::rotate(tx, &session, &token_row(cx, &session, &successor)).await?;
+            return Ok((Ok(tokens(cx, &session, &user, successor)), entry));
+        }
+        if token.generation == session.generation - 1 {
+            let issued_at = sessions::issued_at(tx, session.id, session.generation).await?;
+            if issued_at.is_some_and(|issued_at| now - issued_at <= RETRY_WINDOW) {
+                return Ok((Ok(tokens(cx, &session, &user, successor)), entry.noting(json!({ "retry": true }))));
+            }
+        }
+        sessions::revoke(tx, session.id, now).await?;
+        let code = super::Code::Unauthenticated.as_str();
+        let entry = entry.ended(AuditOutcome::Denied, code).noting(json!({ "reuse": true, "sessionsEnded": 1 }));
+        // An error that lasts: the session is ended by it.
+        Ok((Err(Error::refused(WRONG_REFRESH_TOKEN)), entry))
+    })
+    .await?;
+    if refreshed.is_err() {
+        cx.services.authenticator.forget();
+    }
+    refreshed
+}
+
+/// Signs out: the session of the refresh token where one is given, else the caller's; with `everywhere` all of that user's.
+/// Returns whether a session was ended.
+///
+/// # Errors
+/// Where there is neither a token nor a signed-in caller.
+pub async fn sign_out(cx: Cx<'_>, presented: Option<&SecretText>, everywhere: bool) -> Result<bool> {
+    let session = match presented {
+        Some(presented) => find_token(cx, presented).await?.map(|token| token.session_id),
+        None => Some(cx.actor.signed_in().ok_or_else(Error::unauthenticated)?.session),
+    };
+    let ended = audited(cx, async |tx| {
+        let entry = Entry::new(AuditAction::SignOut, ResourceType::Session);
+        let Some(session) = session else { return Ok((0, entry)) };
+        let Some(session) = sessions::lock(tx, session).await? else { return Ok((0, entry)) };
+        let now = cx.services.clock.now();
+        let ended = if everywhere {
+            sessions::revoke_all(tx, session.user_id, now).await?
+        } else {
+            usize::from(sessions::revoke(tx, session.id, now).await?)
+        };
+        let entry = entry.on(session.id).by(session.organization_id, session.user_id);
+        Ok((ended, entry.noting(json!({ "everywhere": everywhere, "sessionsEnded": ended }))))
+    })
+    .await?;
+    cx.services.authenticator.forget();
+    Ok(ended > 0)
+}
+
+/// Where the caller is signed in, newest first.
+///
+/// # Errors
+/// Where nobody is signed in.
+pub async fn of_viewer(cx: Cx<'_>) -> Result<Vec<Session>> {
+    let signed_in = cx.actor.signed_in().ok_or_else(Error::unauthenticated)?;
+    let now = cx.services.clock.now();
+    Ok(sessions::find_alive(&mut cx.services.db.read().await?, signed_in.user, now).await?)
+}
+
+/// One of the caller's own sessions that is alive.
+///
+/// # Errors
+/// Where nobody is signed in.
+pub async fn find(cx: Cx<'_>, id: SessionId) -> Result<Option<Session>> {
+    Ok(of_viewer(cx).await?.into_iter().find(|session| session.id == id))
+}
+
+async fn find_token(cx: Cx<'_>, presented: &SecretText) -> Result<Option<RefreshToken>> {
+    let digests = cx.services.keys.digests(Purpose::RefreshToken, presented.expose().as_bytes());
+    let digests: Vec<_> = digests.iter().map(|digest| digest.as_bytes().to_vec()).collect();
+    Ok(sessions::find_token(&mut cx.services.db.read().await?, &digests).await?)
+}
+
+fn token_row(cx: Cx<'_>, session: &Session, token: &SecretText) -> RefreshToken {
+    let digest = cx.services.keys.digest(Purpose::RefreshToken, token.expose().as_bytes());
+    RefreshToken {
+        id: cx.services.new_id(),
+        session_id: session.id,
+        digest: digest.as_bytes().to_vec(),
+        generation: session.generation,
+        created_at: session.last_used_at,
+    }
+}
+
+fn tokens(cx: Cx<'_>, session: &Session, user: &User, refresh: SecretText) -> Tokens {
+    let claims = Claims { user: user.id, session: session.id };
+    let (access, access_expires_at) = cx.services.authenticator.tokens().issue(claims, cx.services.clock.now());
+    let access_rights = Access::new(user.organization_id, user.role);
+    Tokens {
+        access,
+        access_expires_at,
+        refresh,
+        refresh_expires_at: session.expires_at,
+        actor: Actor::User(SignedIn { user: user.id, session: session.id, access: access_rights }),
+    }
+}

@@ -1,0 +1,163 @@
+//! Passwords: Argon2id, as many at once as there are cores, the same work for every answer.
+
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc};
+use argon2::{Algorithm, Argon2, Params, Version};
+use tokio::sync::Semaphore;
+use unicode_normalization::UnicodeNormalization;
+
+use crate::crypto::{Random, SecretText};
+use crate::model::Email;
+
+/// OWASP's first recommendation for Argon2id: 19 MiB, two passes, one lane.
+const MEMORY_KIB: u32 = 19 * 1024;
+const PASSES: u32 = 2;
+const LANES: u32 = 1;
+/// A refused password need not be common to be guessed first: 8 characters at least, by NIST SP 800-63B.
+const LENGTH: std::ops::RangeInclusive<usize> = 8..=256;
+
+/// The commonest passwords, a line each, sorted; see docs/decisions/common-passwords.md.
+static COMMON: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
+    include_str!("common_passwords.txt").lines().filter(|line| !line.starts_with('#')).collect()
+});
+
+/// A stored hash, in the PHC or the bcrypt format.
+#[derive(Clone)]
+pub struct PasswordHash(String);
+
+impl PasswordHash {
+    /// The text to store.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for PasswordHash {
+    fn from(hash: String) -> Self {
+        Self(hash)
+    }
+}
+
+impl fmt::Debug for PasswordHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+/// What comparing came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is the password.
+    Match,
+    /// It is the password, and its hash is of an older kind.
+    MatchNeedsUpgrade,
+    /// It is not, or there is none.
+    NoMatch,
+}
+
+/// Hashing was given up because the server stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("passwords cannot be hashed at the moment")]
+pub struct Unavailable;
+
+/// What is wrong with a new password, if anything; the message follows "the password" in a sentence.
+#[must_use]
+pub fn objection(password: &SecretText, email: &Email) -> Option<&'static str> {
+    let text = password.expose();
+    if !LENGTH.contains(&text.chars().count()) {
+        return Some("must have 8 to 256 characters");
+    }
+    let folded = text.to_lowercase();
+    if COMMON.binary_search(&folded.as_str()).is_ok() {
+        return Some("is one of the commonest passwords");
+    }
+    (folded == email.as_str()).then_some("must not be the email address")
+}
+
+/// Hashes and verifies.
+#[derive(Clone)]
+pub struct Hasher {
+    random: Random,
+    places: Arc<Semaphore>,
+    /// What a password is compared with where there is none to compare it with.
+    dummy: Arc<str>,
+}
+
+impl Hasher {
+    /// Hashes as many passwords at once as there are cores: each takes all of one and 19 MiB.
+    #[must_use]
+    pub fn new(random: Random) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // Never equal to a hash: it has the parameters of one, and a digest that nobody computed.
+        let dummy = format!("$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p={LANES}${}${}", "A".repeat(22), "A".repeat(43));
+        Self { random, places: Arc::new(Semaphore::new(cores)), dummy: dummy.into() }
+    }
+
+    /// The hash of a new password.
+    ///
+    /// # Errors
+    /// Where the server stops.
+    pub async fn hash(&self, password: &SecretText) -> Result<PasswordHash, Unavailable> {
+        let password = normalized(password);
+        let salt = self.random.bytes::<16>();
+        self.run(move || {
+            let hash: phc::PasswordHash = argon2id()
+                .hash_password_with_salt(password.expose().as_bytes(), &salt)
+                .expect("16 bytes are a salt and 256 characters are not too long");
+            PasswordHash(hash.to_string())
+        })
+        .await
+    }
+
+    /// Compares a password with the stored hash. Without one it does the same work for nothing.
+    ///
+    /// # Errors
+    /// Where the server stops.
+    pub async fn verify(&self, password: &SecretText, hash: Option<PasswordHash>) -> Result<Verdict, Unavailable> {
+        let exists = hash.is_some();
+        let hash = hash.map_or_else(|| self.dummy.to_string(), |hash| hash.0);
+        // A longer one was never accepted; hashing it would cost what the caller likes.
+        let is_possible = password.expose().chars().count() <= *LENGTH.end();
+        let password = if is_possible { normalized(password) } else { SecretText::from(String::new()) };
+        let verdict = self.run(move || verify(password.expose(), &hash)).await?;
+        Ok(if exists && is_possible { verdict } else { Verdict::NoMatch })
+    }
+
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Unavailable> {
+        let place = self.places.clone().acquire_owned().await.map_err(|_| Unavailable)?;
+        tokio::task::spawn_blocking(move || {
+            let _place = place;
+            work()
+        })
+        .await
+        .map_err(|_| Unavailable)
+    }
+}
+
+fn argon2id() -> Argon2<'static> {
+    let params = Params::new(MEMORY_KIB, PASSES, LANES, None).expect("the parameters are within Argon2's limits");
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+}
+
+fn verify(password: &str, hash: &str) -> Verdict {
+    if hash.starts_with("$2") {
+        return match bcrypt::verify(password, hash) {
+            Ok(true) => Verdict::MatchNeedsUpgrade,
+            _ => Verdict::NoMatch,
+        };
+    }
+    let Ok(parsed) = phc::PasswordHash::new(hash) else { return Verdict::NoMatch };
+    if argon2id().verify_password(password.as_bytes(), &parsed).is_err() {
+        return Verdict::NoMatch;
+    }
+    let current = format!("$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p={LANES}$");
+    if hash.starts_with(&current) { Verdict::Match } else { Verdict::MatchNeedsUpgrade }
+}
+
+/// NFC, so that one password typed on two systems is one password.
+fn normalized(password: &SecretText) -> SecretText {
+    SecretText::from(password.expose().nfc().collect::<String>())
+}

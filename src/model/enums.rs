@@ -1,0 +1,108 @@
+//! Closed sets of names, written the same in the database, in the audit log and in GraphQL.
+
+use std::str::FromStr;
+
+/// A name outside its set: the database holds what this version does not know.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown {set}: {name}")]
+pub struct UnknownName {
+    /// Which set.
+    pub set: &'static str,
+    /// The name that is not in it.
+    pub name: String,
+}
+
+macro_rules! names {
+    ($($(#[$meta:meta])* $set:ident { $($(#[$variant_meta:meta])* $variant:ident = $name:literal),+ $(,)? })+) => {$(
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $set { $($(#[$variant_meta])* $variant),+ }
+
+        impl $set {
+            /// Every member, in the order of declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The name in the database, in the audit log and in GraphQL.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+        }
+
+        impl FromStr for $set {
+            type Err = $crate::model::UnknownName;
+
+            fn from_str(name: &str) -> Result<Self, Self::Err> {
+                match name {
+                    $($name => Ok(Self::$variant),)+
+                    other => Err($crate::model::UnknownName { set: stringify!($set), name: other.to_owned() }),
+                }
+            }
+        }
+    )+};
+}
+pub(super) use names;
+
+names! {
+    /// What an organization has booked.
+    Plan { Free = "FREE", Pro = "PRO", Enterprise = "ENTERPRISE" }
+
+    /// Whether a user may sign in.
+    UserStatus { Invited = "INVITED", Active = "ACTIVE", Suspended = "SUSPENDED" }
+
+    /// Whether the relay may use an account.
+    ClaudeAccountStatus { Active = "ACTIVE", Suspended = "SUSPENDED", Expired = "EXPIRED", Pending = "PENDING" }
+
+    /// An account's plan at the upstream.
+    ClaudeTier { Free = "FREE", Pro = "PRO", Enterprise = "ENTERPRISE" }
+
+    /// How an account's last requests went.
+    ClaudeAccountHealthState {
+        Unknown = "UNKNOWN",
+        Healthy = "HEALTHY",
+        RateLimited = "RATE_LIMITED",
+        Overloaded = "OVERLOADED",
+        Unauthorized = "UNAUTHORIZED",
+        Failing = "FAILING",
+        Exhausted = "EXHAUSTED",
+    }
+
+    /// The kind of deed that an audit entry records.
+    AuditAction {
+        Create = "CREATE",
+        Update = "UPDATE",
+        Delete = "DELETE",
+        View = "VIEW",
+        Reveal = "REVEAL",
+        Archive = "ARCHIVE",
+        Restore = "RESTORE",
+        Revoke = "REVOKE",
+        Regenerate = "REGENERATE",
+        SignIn = "SIGN_IN",
+        SignOut = "SIGN_OUT",
+        Refresh = "REFRESH",
+        Register = "REGISTER",
+        Invite = "INVITE",
+        Verify = "VERIFY",
+        Test = "TEST",
+        Other = "OTHER",
+    }
+
+    /// How a deed ended.
+    AuditOutcome { Success = "SUCCESS", Denied = "DENIED", Failed = "FAILED" }
+
+    /// What a deed was done to.
+    ResourceType {
+        Organization = "ORGANIZATION",
+        User = "USER",
+        Session = "SESSION",
+        ClaudeAccount = "CLAUDE_ACCOUNT",
+        Client = "CLIENT",
+        Task = "TASK",
+        Credential = "CREDENTIAL",
+        ApiKey = "API_KEY",
+        Conversation = "CONVERSATION",
+        Notification = "NOTIFICATION",
+        System = "SYSTEM",
+    }
+}

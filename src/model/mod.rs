@@ -1,0 +1,24 @@
+//! Plain values that every layer uses: ids, roles and permissions, enums, time, pages. No SQL, HTTP or GraphQL.
+
+mod clock;
+mod email;
+mod enums;
+mod id;
+mod json_object;
+mod page;
+mod permission;
+mod timestamp;
+
+pub use clock::Clock;
+pub use email::{Email, InvalidEmail};
+pub use enums::{
+    AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus, ClaudeTier, Plan, ResourceType, UnknownName,
+    UserStatus,
+};
+pub use id::{
+    AuditLogId, ClaudeAccountId, Id, InvalidId, Kind, OrganizationId, RefreshTokenId, SessionId, UserId, kind,
+};
+pub use json_object::{InvalidJsonObject, JsonObject};
+pub use page::{Cursor, Direction, MAX_PAGE_SIZE, Page, PageSlice, Position, SortKey, Window};
+pub use permission::{Access, Denied, Grant, ManageClaudeAccounts, Permission, Permit, Read, Role, ViewAuditLogs};
+pub use timestamp::Timestamp;

@@ -1,0 +1,149 @@
+//! Who may do what: the one table of roles and permissions, and the permits that prove a look into it.
+
+use std::marker::PhantomData;
+
+use super::OrganizationId;
+use super::enums::names;
+use std::str::FromStr;
+
+names! {
+    /// What a user is in the organization.
+    Role { Admin = "ADMIN", Manager = "MANAGER", Member = "MEMBER", ReadOnly = "READ_ONLY" }
+
+    /// What a role may do beyond reading what every member may read.
+    Permission {
+        ManageClaudeAccounts = "MANAGE_CLAUDE_ACCOUNTS",
+        ManageUsers = "MANAGE_USERS",
+        ViewUsers = "VIEW_USERS",
+        ManageOrganization = "MANAGE_ORGANIZATION",
+        ViewAuditLogs = "VIEW_AUDIT_LOGS",
+        ViewUsage = "VIEW_USAGE",
+        ViewSystem = "VIEW_SYSTEM",
+        WriteClients = "WRITE_CLIENTS",
+        ArchiveClients = "ARCHIVE_CLIENTS",
+        WriteTasks = "WRITE_TASKS",
+        DeleteTasks = "DELETE_TASKS",
+        WriteCredentials = "WRITE_CREDENTIALS",
+        RevealCredentials = "REVEAL_CREDENTIALS",
+        DeleteCredentials = "DELETE_CREDENTIALS",
+        ManageApiKeys = "MANAGE_API_KEYS",
+        ManageOwnApiKeys = "MANAGE_OWN_API_KEYS",
+        UseConversations = "USE_CONVERSATIONS",
+    }
+}
+
+impl Role {
+    /// The table. Reading needs no permission of its own: every role may.
+    #[must_use]
+    pub fn permissions(self) -> &'static [Permission] {
+        use Permission::{
+            DeleteTasks, ManageApiKeys, ManageOwnApiKeys, RevealCredentials, UseConversations, ViewSystem, ViewUsage,
+            ViewUsers, WriteClients, WriteCredentials, WriteTasks,
+        };
+        match self {
+            Self::Admin => Permission::ALL,
+            Self::Manager => &[
+                ViewUsers,
+                ViewUsage,
+                ViewSystem,
+                WriteClients,
+                WriteTasks,
+                DeleteTasks,
+                WriteCredentials,
+                RevealCredentials,
+                ManageApiKeys,
+                ManageOwnApiKeys,
+                UseConversations,
+            ],
+            Self::Member => &[WriteTasks, WriteCredentials, ManageOwnApiKeys, UseConversations],
+            Self::ReadOnly => &[],
+        }
+    }
+
+    /// Whether the table gives this role the permission.
+    #[must_use]
+    pub fn may(self, permission: Permission) -> bool {
+        self.permissions().contains(&permission)
+    }
+}
+
+/// A right that a [`Permit`] can prove, named by a type so that permits do not mix.
+pub trait Grant: Send + Sync + 'static {
+    /// What the role needs; `None`: any role has it.
+    const NEEDS: Option<Permission>;
+}
+
+macro_rules! grants {
+    ($($(#[$meta:meta])* $name:ident => $needs:expr),+ $(,)?) => {$(
+        $(#[$meta])*
+        #[derive(Debug)]
+        pub enum $name {}
+        impl Grant for $name {
+            const NEEDS: Option<Permission> = $needs;
+        }
+    )+};
+}
+
+grants! {
+    /// To read what every member of the organization may read.
+    Read => None,
+    /// To see and manage Claude accounts.
+    ManageClaudeAccounts => Some(Permission::ManageClaudeAccounts),
+    /// To read the audit log.
+    ViewAuditLogs => Some(Permission::ViewAuditLogs),
+}
+
+/// The role lacks the permission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Denied(pub Permission);
+
+/// A role in an organization: what permits are asked of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    organization: OrganizationId,
+    role: Role,
+}
+
+impl Access {
+    /// Whoever makes this says who is asking: only `identity`, from a checked session, and the command line, as the system.
+    #[must_use]
+    pub fn new(organization: OrganizationId, role: Role) -> Self {
+        Self { organization, role }
+    }
+
+    /// The organization.
+    #[must_use]
+    pub fn organization(self) -> OrganizationId {
+        self.organization
+    }
+
+    /// The role.
+    #[must_use]
+    pub fn role(self) -> Role {
+        self.role
+    }
+
+    /// The only way to a permit.
+    pub fn require<G: Grant>(self) -> Result<Permit<G>, Denied> {
+        match G::NEEDS {
+            Some(permission) if !self.role.may(permission) => Err(Denied(permission)),
+            _ => Ok(Permit { organization: self.organization, grant: PhantomData }),
+        }
+    }
+}
+
+/// Proof that the caller may do `G` in the organization. The store asks for it and takes the organization from it,
+/// so that neither a forgotten check nor another tenant's row gets past.
+#[derive(Debug)]
+pub struct Permit<G> {
+    organization: OrganizationId,
+    grant: PhantomData<fn() -> G>,
+}
+
+impl<G> Permit<G> {
+    /// The organization that the permit holds in.
+    #[must_use]
+    pub fn organization(&self) -> OrganizationId {
+        self.organization
+    }
+}

@@ -1,0 +1,51 @@
+//! An instant as it is kept: UTC, to the microsecond, the finest that every database holds.
+
+use std::ops::{Add, Sub};
+
+use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+
+/// An instant, UTC, cut to the microsecond, so that what was written compares equal to what is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(DateTime<Utc>);
+
+impl Timestamp {
+    /// Microseconds since 1970.
+    #[must_use]
+    pub fn micros(self) -> i64 {
+        self.0.timestamp_micros()
+    }
+
+    /// The instant so many microseconds after 1970; `None` outside of what a calendar holds.
+    #[must_use]
+    pub fn from_micros(micros: i64) -> Option<Self> {
+        DateTime::from_timestamp_micros(micros).map(Self)
+    }
+
+    /// As chrono's type.
+    #[must_use]
+    pub fn to_utc(self) -> DateTime<Utc> {
+        self.0
+    }
+}
+
+impl From<DateTime<Utc>> for Timestamp {
+    fn from(time: DateTime<Utc>) -> Self {
+        Self(time.trunc_subsecs(6))
+    }
+}
+
+impl Add<TimeDelta> for Timestamp {
+    type Output = Self;
+
+    fn add(self, delta: TimeDelta) -> Self {
+        Self::from(self.0 + delta)
+    }
+}
+
+impl Sub for Timestamp {
+    type Output = TimeDelta;
+
+    fn sub(self, earlier: Self) -> TimeDelta {
+        self.0 - earlier.0
+    }
+}

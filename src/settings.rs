@@ -1,0 +1,2 @@
+//! stub
+pub enum DatabaseUrl { Sqlite(std::path::PathBuf), Postgres(secrecy::SecretString) }

@@ -1,0 +1,251 @@
+//! The audit log: appended to under the organization's lock, each entry hashed together with the hash before it.
+
+use diesel::prelude::*;
+use diesel_async::RunQueryDsl;
+use serde_json::json;
+
+use super::backend::{Conn, first_locked, on_conn};
+use super::error::Result;
+use super::page::keyset;
+use super::tables::{audit_heads, audit_logs};
+use super::tx::Tx;
+use crate::crypto::sha256;
+use crate::model::{
+    AuditAction, AuditLogId, AuditOutcome, Direction, OrganizationId, Page, PageSlice, Permit, ResourceType, Timestamp,
+    UserId, ViewAuditLogs,
+};
+
+/// The hash before the first entry.
+const GENESIS: [u8; 32] = [0; 32];
+
+/// An entry that is about to be appended.
+#[derive(Debug, Clone)]
+pub struct NewAuditLog {
+    /// The id.
+    pub id: AuditLogId,
+    /// Whose log.
+    pub organization_id: OrganizationId,
+    /// When the deed was done.
+    pub occurred_at: Timestamp,
+    /// The kind of deed.
+    pub action: AuditAction,
+    /// The GraphQL field or the command.
+    pub operation: String,
+    /// How it ended.
+    pub outcome: AuditOutcome,
+    /// Why it did not succeed.
+    pub error_code: Option<&'static str>,
+    /// What kind of thing it was done to.
+    pub resource_type: ResourceType,
+    /// To which one.
+    pub resource_id: Option<String>,
+    /// What changed, as JSON; secrets are redacted by whoever made it.
+    pub changes: Option<String>,
+    /// What else is worth knowing, as JSON.
+    pub metadata: Option<String>,
+    /// Who did it; none: anonymous, or the system.
+    pub user_id: Option<UserId>,
+    /// From where.
+    pub ip_address: Option<String>,
+    /// With which program.
+    pub user_agent: Option<String>,
+    /// In which request.
+    pub request_id: String,
+}
+
+/// An entry of the log.
+#[derive(Debug, Clone, Queryable, Selectable, Insertable)]
+#[diesel(table_name = audit_logs, check_for_backend(diesel::pg::Pg, diesel::sqlite::Sqlite))]
+#[allow(missing_docs, reason = "the same fields as in NewAuditLog")]
+pub struct AuditLog {
+    pub id: AuditLogId,
+    pub organization_id: OrganizationId,
+    /// Its place in the organization's log, from 1, without gaps.
+    pub sequence: i64,
+    pub occurred_at: Timestamp,
+    pub action: AuditAction,
+    pub operation: String,
+    pub outcome: AuditOutcome,
+    pub error_code: Option<String>,
+    pub resource_type: ResourceType,
+    pub resource_id: Option<String>,
+    pub changes: Option<String>,
+    pub metadata: Option<String>,
+    pub user_id: Option<UserId>,
+    pub ip_address: Option<String>,
+    pub user_agent: Option<String>,
+    pub request_id: String,
+    /// SHA-256 over the hash before and the canonical form of this entry.
+    pub hash: Vec<u8>,
+}
+
+impl AuditLog {
+    /// SHA-256 over the hash before and the entry's canonical form: a JSON array of its fields in the order of the table,
+    /// times as microseconds since 1970, absent ones as null.
+    #[must_use]
+    pub fn hash_after(&self, previous: &[u8]) -> [u8; 32] {
+        let canonical = json!([
+            self.id.to_string(),
+            self.organization_id.to_string(),
+            self.sequence,
+            self.occurred_at.micros(),
+            self.action.as_str(),
+            self.operation,
+            self.outcome.as_str(),
+            self.error_code,
+            self.resource_type.as_str(),
+            self.resource_id,
+            self.changes,
+            self.metadata,
+            self.user_id.map(|id| id.to_string()),
+            self.ip_address,
+            self.user_agent,
+            self.request_id,
+        ]);
+        let mut bytes = previous.to_vec();
+        bytes.extend_from_slice(canonical.to_string().as_bytes());
+        sha256(&bytes)
+    }
+}
+
+/// Which entries.
+#[derive(Debug, Clone, Default)]
+pub struct AuditLogFilter {
+    /// Of this user.
+    pub user_id: Option<UserId>,
+    /// On this thing.
+    pub resource_id: Option<String>,
+    /// On things of these kinds.
+    pub resource_type: Option<Vec<ResourceType>>,
+    /// Of these kinds of deed.
+    pub action: Option<Vec<AuditAction>>,
+    /// That ended so.
+    pub outcome: Option<Vec<AuditOutcome>>,
+    /// Not before.
+    pub from: Option<Timestamp>,
+    /// Before.
+    pub to: Option<Timestamp>,
+    /// In this request.
+    pub request_id: Option<String>,
+}
+
+/// Starts an organization's log.
+pub(super) async fn begin_chain(tx: &mut Tx, organization: OrganizationId) -> Result<()> {
+    let conn = tx.conn().await?;
+    on_conn!(conn, |c| diesel::insert_into(audit_heads::table)
+        .values((
+            audit_heads::organization_id.eq(organization),
+            audit_heads::sequence.eq(0_i64),
+            audit_heads::hash.eq(&GENESIS[..]),
+        ))
+        .execute(c)
+        .await?);
+    Ok(())
+}
+
+/// Appends an entry. The lock on the log's end holds to the commit, so that the chain has one order.
+pub(super) async fn append(tx: &mut Tx, new: &NewAuditLog) -> Result<()> {
+    let conn = tx.conn().await?;
+    let head = audit_heads::table.find(new.organization_id).select((audit_heads::sequence, audit_heads::hash));
+    let (sequence, previous): (i64, Vec<u8>) = first_locked!(conn, head)?;
+    let mut entry = AuditLog {
+        id: new.id,
+        organization_id: new.organization_id,
+        sequence: sequence + 1,
+        occurred_at: new.occurred_at,
+        action: new.action,
+        operation: new.operation.clone(),
+        outcome: new.outcome,
+        error_code: new.error_code.map(str::to_owned),
+        resource_type: new.resource_type,
+        resource_id: new.resource_id.clone(),
+        changes: new.changes.clone(),
+        metadata: new.metadata.clone(),
+        user_id: new.user_id,
+        ip_address: new.ip_address.clone(),
+        user_agent: new.user_agent.clone(),
+        request_id: new.request_id.clone(),
+        hash: Vec::new(),
+    };
+    entry.hash = entry.hash_after(&previous).to_vec();
+    on_conn!(conn, |c| {
+        diesel::insert_into(audit_logs::table).values(&entry).execute(c).await?;
+        diesel::update(audit_heads::table.find(new.organization_id))
+            .set((audit_heads::sequence.eq(entry.sequence), audit_heads::hash.eq(&entry.hash)))
+            .execute(c)
+            .await?;
+    });
+    Ok(())
+}
+
+macro_rules! filtered {
+    ($backend:ident, $permit:expr, $filter:expr) => {{
+        let filter: &AuditLogFilter = $filter;
+        let mut query =
+            audit_logs::table.filter(audit_logs::organization_id.eq($permit.organization())).into_boxed::<$backend>();
+        if let Some(user) = filter.user_id {
+            query = query.filter(audit_logs::user_id.eq(user));
+        }
+        if let Some(resource) = &filter.resource_id {
+            query = query.filter(audit_logs::resource_id.eq(resource));
+        }
+        if let Some(types) = &filter.resource_type {
+            query = query.filter(audit_logs::resource_type.eq_any(types));
+        }
+        if let Some(actions) = &filter.action {
+            query = query.filter(audit_logs::action.eq_any(actions));
+        }
+        if let Some(outcomes) = &filter.outcome {
+            query = query.filter(audit_logs::outcome.eq_any(outcomes));
+        }
+        if let Some(from) = filter.from {
+            query = query.filter(audit_logs::occurred_at.ge(from));
+        }
+        if let Some(to) = filter.to {
+            query = query.filter(audit_logs::occurred_at.lt(to));
+        }
+        if let Some(request) = &filter.request_id {
+            query = query.filter(audit_logs::request_id.eq(request));
+        }
+        query
+    }};
+}
+
+/// A page of the log, newest first.
+///
+/// # Errors
+/// Where the database fails, or a cursor is not one of this list.
+pub async fn page(
+    conn: &mut Conn,
+    permit: &Permit<ViewAuditLogs>,
+    filter: &AuditLogFilter,
+    page: &Page,
+) -> Result<PageSlice<AuditLog>> {
+    let rows = on_conn!(conn, |c: Backend| {
+        let mut query = filtered!(Backend, permit, filter).select(AuditLog::as_select());
+        keyset!(query, page, Direction::Descending, audit_logs::sequence, audit_logs::id, i64);
+        query.load(c).await?
+    });
+    Ok(page.slice(rows))
+}
+
+/// How many entries there are.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn count(conn: &mut Conn, permit: &Permit<ViewAuditLogs>, filter: &AuditLogFilter) -> Result<i64> {
+    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, permit, filter).count().get_result(c).await?))
+}
+
+/// One entry.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn find(conn: &mut Conn, permit: &Permit<ViewAuditLogs>, id: AuditLogId) -> Result<Option<AuditLog>> {
+    Ok(on_conn!(conn, |c| audit_logs::table
+        .filter(audit_logs::organization_id.eq(permit.organization()).and(audit_logs::id.eq(id)))
+        .select(AuditLog::as_select())
+        .first(c)
+        .await
+        .optional()?))
+}

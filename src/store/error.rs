@@ -1,0 +1,65 @@
+//! What can go wrong in the store, sorted by what the caller can do about it.
+
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+
+/// The result of a query.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A query that did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another row has the value that must be unique.
+    #[error("a row with the same unique value exists")]
+    Duplicate,
+    /// The row was changed by another transaction in the meantime.
+    #[error("the row has changed since it was read")]
+    Stale,
+    /// A cursor holds a value that its ordering does not sort by.
+    #[error("the cursor does not belong to this ordering")]
+    ForeignCursor,
+    /// No connection, or it broke: the same request may succeed later.
+    #[error("the database is unavailable")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Anything else: a fault of the program or of the stored data.
+    #[error("the database refused the query")]
+    Query(#[source] DieselError),
+}
+
+impl From<DieselError> for Error {
+    fn from(error: DieselError) -> Self {
+        match &error {
+            DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, _) => Self::Duplicate,
+            DieselError::DatabaseError(
+                DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand,
+                _,
+            )
+            | DieselError::BrokenTransactionManager => Self::Unavailable(error.into()),
+            DieselError::DatabaseError(_, information) if is_passing(information.message()) => {
+                Self::Unavailable(error.into())
+            }
+            _ => Self::Query(error),
+        }
+    }
+}
+
+/// Conditions that diesel has no kind for: the disk is full, the lock was not to be had in time, the server stops.
+/// The texts are those of `SQLite`'s `sqlite3ErrStr` and of PostgreSQL's message catalogue in English.
+fn is_passing(message: &str) -> bool {
+    const PASSING: [&str; 8] = [
+        "database or disk is full",
+        "database is locked",
+        "disk I/O error",
+        "unable to open database file",
+        "canceling statement due to",
+        "terminating connection",
+        "could not extend file",
+        "No space left on device",
+    ];
+    PASSING.iter().any(|text| message.contains(text))
+}
+
+impl From<bb8::RunError<diesel_async::pooled_connection::PoolError>> for Error {
+    fn from(error: bb8::RunError<diesel_async::pooled_connection::PoolError>) -> Self {
+        Self::Unavailable(error.into())
+    }
+}

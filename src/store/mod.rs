@@ -1,0 +1,27 @@
+//! The only place with SQL. One query code for every database; each file holds the queries of one noun.
+//!
+//! Functions take a connection, not a pool, so that they compose in one transaction: reads take a [`Conn`], writes a
+//! [`Tx`], which can only be committed together with its audit entry. Organization data is reached with a
+//! [`Permit`](crate::model::Permit), which also says whose rows they are.
+//!
+//! To add a noun: a migration under the same name for each database, its table in `tables.rs`, a file here.
+
+mod backend;
+mod error;
+mod fields;
+mod migrations;
+mod page;
+mod tables;
+mod tx;
+
+pub mod audit_log;
+pub mod claude_account;
+pub mod organization;
+pub mod session;
+pub mod user;
+
+pub use backend::{Conn, Db, PoolState};
+pub use error::{Error, Result};
+pub use fields::fold;
+pub use migrations::{Migration, MigrationError};
+pub use tx::Tx;

@@ -1,0 +1,142 @@
+//! The tables, declared once for every database. A test holds that both databases have them so.
+
+diesel::table! {
+    use diesel::sql_types::*;
+    use crate::store::fields::UtcTimestamp;
+
+    organizations (id) {
+        id -> Text,
+        name -> Text,
+        plan -> Text,
+        settings -> Text,
+        created_at -> UtcTimestamp,
+        updated_at -> UtcTimestamp,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::*;
+    use crate::store::fields::UtcTimestamp;
+
+    users (id) {
+        id -> Text,
+        organization_id -> Text,
+        email -> Text,
+        full_name -> Text,
+        role -> Text,
+        status -> Text,
+        password_hash -> Nullable<Text>,
+        email_verified_at -> Nullable<UtcTimestamp>,
+        last_sign_in_at -> Nullable<UtcTimestamp>,
+        created_at -> UtcTimestamp,
+        updated_at -> UtcTimestamp,
+        version -> Integer,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::*;
+    use crate::store::fields::UtcTimestamp;
+
+    sessions (id) {
+        id -> Text,
+        organization_id -> Text,
+        user_id -> Text,
+        generation -> Integer,
+        ip_address -> Nullable<Text>,
+        user_agent -> Nullable<Text>,
+        created_at -> UtcTimestamp,
+        last_used_at -> UtcTimestamp,
+        expires_at -> UtcTimestamp,
+        revoked_at -> Nullable<UtcTimestamp>,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::*;
+    use crate::store::fields::UtcTimestamp;
+
+    refresh_tokens (id) {
+        id -> Text,
+        session_id -> Text,
+        digest -> Binary,
+        generation -> Integer,
+        created_at -> UtcTimestamp,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::*;
+    use crate::store::fields::UtcTimestamp;
+
+    claude_accounts (id) {
+        id -> Text,
+        organization_id -> Text,
+        account_name -> Text,
+        account_name_folded -> Text,
+        search_text -> Text,
+        email -> Nullable<Text>,
+        organization -> Nullable<Text>,
+        status -> Text,
+        tier -> Text,
+        api_key_sealed -> Binary,
+        api_key_key_version -> Text,
+        api_key_version -> Integer,
+        api_key_fingerprint -> Binary,
+        api_key_hint -> Text,
+        usage_limit -> Nullable<BigInt>,
+        current_usage -> BigInt,
+        usage_resets_at -> UtcTimestamp,
+        base_url -> Nullable<Text>,
+        priority -> Integer,
+        health_state -> Text,
+        health_until -> Nullable<UtcTimestamp>,
+        health_last_error -> Nullable<Text>,
+        last_used_at -> Nullable<UtcTimestamp>,
+        features -> Nullable<Text>,
+        metadata -> Nullable<Text>,
+        created_at -> UtcTimestamp,
+        updated_at -> UtcTimestamp,
+        version -> Integer,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::*;
+    use crate::store::fields::UtcTimestamp;
+
+    audit_logs (id) {
+        id -> Text,
+        organization_id -> Text,
+        sequence -> BigInt,
+        occurred_at -> UtcTimestamp,
+        action -> Text,
+        operation -> Text,
+        outcome -> Text,
+        error_code -> Nullable<Text>,
+        resource_type -> Text,
+        resource_id -> Nullable<Text>,
+        changes -> Nullable<Text>,
+        metadata -> Nullable<Text>,
+        user_id -> Nullable<Text>,
+        ip_address -> Nullable<Text>,
+        user_agent -> Nullable<Text>,
+        request_id -> Text,
+        hash -> Binary,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::*;
+    use crate::store::fields::UtcTimestamp;
+
+    audit_heads (organization_id) {
+        organization_id -> Text,
+        sequence -> BigInt,
+        hash -> Binary,
+    }
+}
+
+diesel::joinable!(sessions -> users (user_id));
+diesel::joinable!(refresh_tokens -> sessions (session_id));
+diesel::allow_tables_to_appear_in_same_query!(organizations, users, sessions, refresh_tokens);

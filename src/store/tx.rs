@@ -1,0 +1,57 @@
+//! The transaction that every write needs, and that can only be committed together with its audit entry.
+
+use super::audit_log::{self, NewAuditLog};
+use super::backend::{Conn, Db};
+use super::error::Result;
+
+/// A transaction for writing. It begins with its first statement, so that what is refused before costs no connection.
+///
+/// [`Tx::commit`] is the only way to make its writes last, and takes the audit entry. Dropped instead, for instance because
+/// the request was given up, it is rolled back: the pool closes a connection whose transaction is still open.
+pub struct Tx {
+    db: Db,
+    conn: Option<Conn>,
+}
+
+impl Tx {
+    /// A transaction that has not begun yet.
+    #[must_use]
+    pub fn new(db: Db) -> Self {
+        Self { db, conn: None }
+    }
+
+    /// The connection, on which the transaction has begun by then. It also serves reads that must see the writes.
+    ///
+    /// # Errors
+    /// Where no connection is to be had.
+    pub async fn conn(&mut self) -> Result<&mut Conn> {
+        let conn = match self.conn.take() {
+            Some(conn) => conn,
+            None => self.db.begin().await?,
+        };
+        Ok(self.conn.insert(conn))
+    }
+
+    /// Appends the entry and commits it with all that was written.
+    ///
+    /// # Errors
+    /// Then nothing lasts: neither the writes nor the entry.
+    pub async fn commit(mut self, entry: &NewAuditLog) -> Result<()> {
+        if let Err(error) = audit_log::append(&mut self, entry).await {
+            self.rollback().await?;
+            return Err(error);
+        }
+        self.conn().await?.commit().await
+    }
+
+    /// Undoes all that was written.
+    ///
+    /// # Errors
+    /// Where the connection broke; the database undoes it then by itself.
+    pub async fn rollback(mut self) -> Result<()> {
+        match &mut self.conn {
+            Some(conn) => conn.rollback().await,
+            None => Ok(()),
+        }
+    }
+}
