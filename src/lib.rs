@@ -1,6 +1,15 @@
 //! Claviger: a self-hosted control plane for an organization's Claude access.
 //!
-//! The modules, from the outermost to the innermost; each may use those below it, never one above or beside it.
+//! The modules, from the outermost to the innermost. Each may use those of the groups below it, never one above, nor one
+//! beside it; `tests/it/architecture.rs` holds that, and docs/architecture.md tells the way of a request through them.
+
+pub mod cli;
+
+pub mod app;
+
+pub mod http;
+
+pub mod graphql;
 
 pub mod domain;
 
@@ -12,5 +21,8 @@ pub mod store;
 pub mod crypto;
 pub mod upstream;
 
-pub mod model;
+pub mod logs;
+
 pub mod settings;
+
+pub mod model;

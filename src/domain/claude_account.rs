@@ -109,6 +109,15 @@ pub async fn view(cx: Cx<'_>, id: ClaudeAccountId) -> Result<Option<ClaudeAccoun
     Ok(Some(account))
 }
 
+/// The accounts among `ids` that belong to the caller's organization, in no order: what other records refer to.
+///
+/// # Errors
+/// Without permission.
+pub async fn find_many(cx: Cx<'_>, ids: &[ClaudeAccountId]) -> Result<Vec<ClaudeAccount>> {
+    let permit = cx.actor.require()?;
+    Ok(accounts::find_many(&mut cx.services.db.read().await?, &permit, ids).await?)
+}
+
 async fn find(cx: Cx<'_>, id: ClaudeAccountId) -> Result<Option<ClaudeAccount>> {
     let permit = cx.actor.require()?;
     Ok(accounts::find(&mut cx.services.db.read().await?, &permit, id).await?)

@@ -40,6 +40,7 @@ enum Kind {
 }
 
 /// A connection taken from the pool. It can only read until a transaction has begun on it.
+#[allow(private_interfaces, reason = "an enum's fields are as public as it is; nobody outside can name them")]
 pub enum Conn {
     #[doc(hidden)]
     Sqlite(Pooled<SqliteConn>),
@@ -160,6 +161,16 @@ impl Db {
         if let Conn::Postgres(conn) = conn {
             conn.batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})")).await?;
         }
+        Ok(())
+    }
+
+    /// Asks the database for an answer.
+    ///
+    /// # Errors
+    /// Where it gives none.
+    pub async fn ping(&self) -> Result<()> {
+        let mut conn = self.read().await?;
+        on_conn!(&mut conn, |c| c.batch_execute("SELECT 1").await?);
         Ok(())
     }
 

@@ -1,0 +1,162 @@
+//! Builds the application from its settings: the one place that knows every part.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::crypto::{KeyRing, KeyRingError, Random, SecretText};
+use crate::domain::organization::{FirstAdmin, FirstStart, ensure};
+use crate::domain::{self, Services};
+use crate::http::{Server, router};
+use crate::identity::password::Hasher;
+use crate::identity::{AccessTokens, Authenticator};
+use crate::model::{Clock, Email, InvalidEmail};
+use crate::settings::{DataDir, DataDirError, DatabaseUrl, Settings};
+use crate::store::{self, Db, MigrationError};
+use crate::upstream::{ClientError, Upstream};
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data folder cannot be used.
+    #[error("the data folder cannot be used")]
+    DataDir(#[from] DataDirError),
+    /// The keys are not keys.
+    #[error("CREDENTIAL_ENCRYPTION_KEYS {0}")]
+    Keys(#[from] KeyRingError),
+    /// The address is none.
+    #[error("ADMIN_EMAIL {0}")]
+    AdminEmail(#[from] InvalidEmail),
+    /// The database cannot be opened.
+    #[error("the database cannot be opened: {0}")]
+    Database(#[from] store::Error),
+    /// The tables cannot be brought up to date.
+    #[error("the database cannot be migrated: {0}")]
+    Migration(#[from] MigrationError),
+    /// The first organization cannot be made.
+    #[error("the first start did not succeed: {0}")]
+    FirstStart(#[from] domain::Error),
+    /// The HTTP client cannot be made.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {0}")]
+    Listen(SocketAddr, #[source] std::io::Error),
+}
+
+/// The parts, before they serve.
+pub struct App {
+    /// What deeds are done with.
+    pub services: Arc<Services>,
+    /// Who can sign in now that the first start has made the organization.
+    pub first_admin: Option<FirstAdmin>,
+    /// Whether a secret was generated because none is set.
+    pub has_generated_secrets: bool,
+}
+
+impl App {
+    /// Opens the database, brings its tables up to date and, on the first start, makes the organization and its ADMIN.
+    ///
+    /// # Errors
+    /// Says what could not be done.
+    pub async fn build(settings: &Settings, clock: Clock) -> Result<Self, StartError> {
+        let random = Random::system();
+        let data_dir = DataDir::open(&settings.data_dir)?;
+        let jwt_secret = match &settings.jwt_secret {
+            Some(secret) => secret.clone(),
+            None => data_dir.secret("jwt-secret", || random.token().expose().into())?.0,
+        };
+        let keys: SecretString = match &settings.encryption_keys {
+            Some(keys) => keys.clone(),
+            None => data_dir.secret("encryption-keys", || KeyRing::generate(&random).expose().into())?.0,
+        };
+        let keys = KeyRing::parse(&SecretText::from(keys.expose_secret().to_owned()))?;
+        let db = open_database(settings).await?;
+        let applied = db.migrate_up().await?;
+        if !applied.is_empty() {
+            tracing::info!(migrations = applied.len(), "the database was brought up to date");
+        }
+        let passwords = Hasher::new(random.clone());
+        let admin_email: Email = settings.admin_email.parse()?;
+        let first_start = FirstStart {
+            db: &db,
+            clock: &clock,
+            random: &random,
+            passwords: &passwords,
+            admin_email: &admin_email,
+            admin_password: settings.admin_password.as_ref().map(|text| text.expose_secret().to_owned().into()),
+        };
+        let (home, first_admin) = ensure(first_start).await?;
+        let tokens = AccessTokens::new(&jwt_secret);
+        let services = Services {
+            authenticator: Authenticator::new(db.clone(), clock.clone(), tokens),
+            upstream: Upstream::new(settings.anthropic_base_url.clone(), settings.upstream_allowed_hosts.clone())?,
+            db,
+            clock,
+            random,
+            keys,
+            passwords,
+            home,
+        };
+        let has_generated_secrets = settings.jwt_secret.is_none() || settings.encryption_keys.is_none();
+        Ok(Self { services: Arc::new(services), first_admin, has_generated_secrets })
+    }
+
+    /// Starts serving.
+    ///
+    /// # Errors
+    /// Where the address cannot be listened on.
+    pub async fn serve(self, settings: &Settings) -> Result<Running, StartError> {
+        let wrong = |error| StartError::Listen(settings.listen, error);
+        let listener = TcpListener::bind(settings.listen).await.map_err(wrong)?;
+        let address = listener.local_addr().map_err(wrong)?;
+        let server = Server::new(settings, self.services);
+        let (stop, mut stopping) = watch::channel(false);
+        let routes = router(server.clone()).into_make_service_with_connect_info::<SocketAddr>();
+        let task = tokio::spawn(async move {
+            let stopped = async move {
+                // An error means that the sender is gone, which is a stop as well.
+                let _ = stopping.wait_for(|stop| *stop).await;
+            };
+            axum::serve(listener, routes).with_graceful_shutdown(stopped).await
+        });
+        Ok(Running { address, stop, task, server })
+    }
+}
+
+/// Opens the database; a folder for an SQLite file is made.
+///
+/// # Errors
+/// Where it cannot be opened.
+pub async fn open_database(settings: &Settings) -> Result<Db, StartError> {
+    if let DatabaseUrl::Sqlite(path) = &settings.database_url
+        && let Some(folder) = path.parent().filter(|folder| *folder != settings.data_dir)
+    {
+        std::fs::create_dir_all(folder).map_err(|error| store::Error::Unavailable(error.into()))?;
+    }
+    Ok(Db::open(&settings.database_url, settings.database_pool_size, settings.request_timeout).await?)
+}
+
+/// A server that runs.
+pub struct Running {
+    /// Where it listens.
+    pub address: SocketAddr,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<std::io::Result<()>>,
+    server: Arc<Server>,
+}
+
+impl Running {
+    /// Takes no new connections, finishes what runs, and returns.
+    pub async fn shut_down(self) {
+        self.stop.send_replace(true);
+        if let Err(error) = self.task.await {
+            tracing::error!(error = &error as &dyn std::error::Error, "the listener did not end well");
+        }
+        self.server.finish().await;
+    }
+}

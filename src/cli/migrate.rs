@@ -1,0 +1,49 @@
+//! `claviger migrate`.
+
+use clap::Subcommand;
+
+use super::Failure;
+use crate::app::open_database;
+use crate::settings::{DataDir, Settings};
+use crate::store::Migration;
+
+/// What to do with the migrations.
+#[derive(Subcommand)]
+pub(super) enum Migrate {
+    /// Apply what is pending.
+    Up,
+    /// Revert the newest; their tables are lost with all that is in them.
+    Down {
+        /// How many.
+        #[arg(long, default_value_t = 1)]
+        steps: usize,
+    },
+    /// List them, and whether they are applied.
+    Status,
+    /// Revert the newest and apply it again.
+    Redo,
+}
+
+/// Migrates the database.
+pub(super) async fn run(settings: &Settings, migrate: Migrate) -> Result<(), Failure> {
+    DataDir::open(&settings.data_dir).map_err(crate::app::StartError::from)?;
+    let db = open_database(settings).await?;
+    let (migrations, word) = match migrate {
+        Migrate::Up => (db.migrate_up().await?, "applied"),
+        Migrate::Down { steps } => (db.migrate_down(steps).await?, "reverted"),
+        Migrate::Redo => (db.migrate_redo().await?, "applied again"),
+        Migrate::Status => {
+            for Migration { name, applied } in db.migrations().await? {
+                println!("{} {name}", if applied { "applied" } else { "pending" });
+            }
+            return Ok(());
+        }
+    };
+    if migrations.is_empty() {
+        println!("nothing to do");
+    }
+    for Migration { name, .. } in migrations {
+        println!("{word} {name}");
+    }
+    Ok(())
+}

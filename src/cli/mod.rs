@@ -1,0 +1,153 @@
+//! The command line: one file a command.
+
+mod admin;
+mod healthcheck;
+mod migrate;
+mod schema;
+mod seed;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::app::StartError;
+use crate::audit::Origin;
+use crate::domain::{self, Cx, Record, Services};
+use crate::identity::Actor;
+use crate::logs;
+use crate::settings::{Settings, SettingsError, Sources, TABLE};
+use crate::store::MigrationError;
+
+/// A self-hosted control plane for an organization's Claude access.
+#[derive(Parser)]
+#[command(version, about, long_about = None, after_long_help = settings_help())]
+pub struct Arguments {
+    /// The settings file; claviger.toml where it is there.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Sets DATA_DIR.
+    #[arg(long, global = true, value_name = "FOLDER")]
+    data_dir: Option<String>,
+    /// Sets DATABASE_URL.
+    #[arg(long, global = true, value_name = "URL")]
+    database_url: Option<String>,
+    /// Sets HOST.
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    host: Option<String>,
+    /// Sets PORT.
+    #[arg(long, global = true, value_name = "PORT")]
+    port: Option<String>,
+    /// Sets LOG_LEVEL.
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the API; what is done without a command.
+    Serve,
+    /// Bring the database's tables up to date, or back.
+    #[command(subcommand)]
+    Migrate(migrate::Migrate),
+    /// Make demonstration data, once; prints the sign-ins that were made.
+    Seed,
+    /// Print the GraphQL schema.
+    Schema,
+    /// Manage administrators.
+    #[command(subcommand)]
+    Admin(admin::Admin),
+    /// Ask a running server whether it is ready; for containers.
+    Healthcheck,
+}
+
+/// Why a command ended without success.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error(transparent)]
+    Migration(#[from] MigrationError),
+    #[error(transparent)]
+    Deed(#[from] domain::Error),
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Runs the command. 0: it succeeded; 1: it did not; 2: the arguments or the settings are wrong.
+pub async fn run(arguments: Arguments) -> ExitCode {
+    match dispatch(arguments).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("claviger: {}", with_causes(&failure));
+            if matches!(failure, Failure::Settings(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
+    let command = arguments.command.unwrap_or(Command::Serve);
+    if matches!(command, Command::Schema) {
+        schema::run();
+        return Ok(());
+    }
+    let flags = [
+        ("DATA_DIR", arguments.data_dir),
+        ("DATABASE_URL", arguments.database_url),
+        ("HOST", arguments.host),
+        ("PORT", arguments.port),
+        ("LOG_LEVEL", arguments.log_level),
+    ];
+    let flags = flags.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    let settings = Settings::load(&Sources::from_environment(flags, arguments.config.as_deref())?)?;
+    logs::init(&settings);
+    match command {
+        Command::Serve => serve::run(&settings).await,
+        Command::Migrate(migrate) => migrate::run(&settings, migrate).await,
+        Command::Seed => seed::run(&settings).await,
+        Command::Admin(admin) => admin::run(&settings, admin).await,
+        Command::Healthcheck => healthcheck::run(&settings).await,
+        Command::Schema => Ok(()),
+    }
+}
+
+/// Does a deed as the operator, under the command's name.
+async fn as_operator<T>(
+    services: &Services,
+    operation: &str,
+    deed: impl AsyncFnOnce(Cx<'_>) -> domain::Result<T>,
+) -> Result<T, Failure> {
+    let actor = Actor::system(services.home);
+    let request_id = format!("cli-{}", hex::encode(services.random.bytes::<8>()));
+    let origin = Origin { request_id, ..Origin::default() };
+    let record = Record::default();
+    let cx = Cx { services, actor: &actor, origin: &origin, operation, record: &record, deadline: None };
+    Ok(deed(cx).await?)
+}
+
+fn with_causes(failure: &Failure) -> String {
+    let mut text = failure.to_string();
+    let mut cause = std::error::Error::source(failure);
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn settings_help() -> String {
+    use std::fmt::Write as _;
+    let mut text = String::from("Settings, by environment variables or in lower case in claviger.toml:\n");
+    for setting in TABLE {
+        let _ = write!(text, "\n  {}\n      {} [default: {}]", setting.name, setting.about.replace('`', ""), setting.default);
+    }
+    text
+}

@@ -1,0 +1,59 @@
+//! `claviger serve`.
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Failure;
+use crate::app::App;
+use crate::domain::organization::FirstAdmin;
+use crate::model::Clock;
+use crate::settings::Settings;
+
+/// Serves until it is told to stop.
+pub(super) async fn run(settings: &Settings) -> Result<(), Failure> {
+    let app = App::build(settings, Clock::system()).await?;
+    let first_admin = app.first_admin.as_ref().map(welcome);
+    let has_generated_secrets = app.has_generated_secrets;
+    let running = app.serve(settings).await?;
+    let address = running.address;
+    // On the standard output: the log goes to the standard error, and a password has no place there.
+    println!("Claviger listens on http://{address}");
+    if settings.playground {
+        println!("  playground  http://{address}/");
+    }
+    if let Some(text) = first_admin {
+        println!("{text}");
+    }
+    if !address.ip().is_loopback() && has_generated_secrets {
+        tracing::warn!(
+            "the server listens beyond this machine with generated secrets: set JWT_SECRET and \
+             CREDENTIAL_ENCRYPTION_KEYS, and keep a copy of them elsewhere"
+        );
+    }
+    if !address.ip().is_loopback() && settings.public_url.scheme() != "https" {
+        tracing::warn!("the server listens beyond this machine without TLS: put a proxy with TLS before it, and set PUBLIC_URL");
+    }
+    tracing::info!(%address, "serving");
+
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| Failure::Other(error.to_string()))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| Failure::Other(error.to_string()))?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: what runs is finished first");
+    if tokio::time::timeout(settings.shutdown_timeout, running.shut_down()).await.is_err() {
+        tracing::warn!("stopped with requests still running");
+    }
+    Ok(())
+}
+
+fn welcome(admin: &FirstAdmin) -> String {
+    match &admin.generated_password {
+        Some(password) => format!(
+            "\nSign in as\n  email       {}\n  password    {}\nThe password is shown this once.\n",
+            admin.email,
+            password.expose()
+        ),
+        None => format!("\nSign in as {} with the password from ADMIN_PASSWORD.\n", admin.email),
+    }
+}

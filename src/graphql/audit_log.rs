@@ -1,0 +1,246 @@
+//! The audit log in the API.
+
+use async_graphql::{Context, Enum, ID, InputObject, InputType, Name, Object, Value};
+
+use super::connection::{Connection, DateTimeRange, Listed, PageArguments};
+use super::context::ContextExt;
+use super::declarations::{AuditAction, Declared, Permission, ResourceType, requires};
+use super::error::Result;
+use super::loaders::Loaders;
+use super::node::Node;
+use super::scalars::{DateTime, Json};
+use super::user::User;
+use crate::domain::{self, Cx};
+use crate::model::{self, Position, SortKey};
+use crate::store::audit_log::{AuditLog as Row, AuditLogFilter as Filter};
+
+/// The name of the one order that the log has.
+const ORDER: &str = "SEQUENCE";
+
+/// An entry of the audit log: one deed, whatever its outcome.
+pub(super) struct AuditLog(pub(super) Row);
+
+/// How a deed ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[graphql(remote = "crate::model::AuditOutcome")]
+pub(super) enum AuditOutcome {
+    /// It was done.
+    Success,
+    /// The caller was turned away.
+    Denied,
+    /// It could not be done.
+    Failed,
+}
+
+/// The values of `extensions.code` of an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+pub(super) enum ErrorCode {
+    /// Nobody is signed in, or the sign-in is not good.
+    Unauthenticated,
+    /// The caller lacks the permission.
+    Forbidden,
+    /// The input is wrong; `extensions.fields` names every field that is.
+    BadUserInput,
+    /// There is no such thing in the caller's organization.
+    NotFound,
+    /// It collides with what is there.
+    Conflict,
+    /// Too many requests; `extensions.retryAfter` says how many seconds to wait.
+    RateLimited,
+    /// The query costs more than one request may.
+    QueryTooComplex,
+    /// The hash of a persisted query is not known: send the query with it.
+    PersistedQueryNotFound,
+    /// The query is not GraphQL.
+    GraphqlParseFailed,
+    /// The query does not fit the schema.
+    GraphqlValidationFailed,
+    /// The request took longer than it may.
+    Timeout,
+    /// Something that the server needs is away: try again.
+    ServiceUnavailable,
+    /// A fault of the server; its log has the cause under the request's id.
+    InternalServerError,
+}
+
+/// An entry of the audit log: one deed, whatever its outcome.
+#[Object]
+impl AuditLog {
+    /// Its id.
+    pub(super) async fn id(&self) -> ID {
+        self.0.id.to_string().into()
+    }
+
+    /// When the deed was done.
+    async fn occurred_at(&self) -> DateTime {
+        self.0.occurred_at.into()
+    }
+
+    /// The kind of deed.
+    async fn action(&self) -> AuditAction {
+        self.0.action.into()
+    }
+
+    /// The GraphQL field or the command that did it.
+    async fn operation(&self) -> &str {
+        &self.0.operation
+    }
+
+    /// How it ended.
+    async fn outcome(&self) -> AuditOutcome {
+        self.0.outcome.into()
+    }
+
+    /// Why it did not succeed; null where it did.
+    async fn error_code(&self) -> Option<ErrorCode> {
+        let code = self.0.error_code.clone()?;
+        ErrorCode::parse(Some(Value::Enum(Name::new(code)))).ok()
+    }
+
+    /// What kind of thing it was done to.
+    async fn resource_type(&self) -> ResourceType {
+        self.0.resource_type.into()
+    }
+
+    /// To which one.
+    async fn resource_id(&self) -> Option<ID> {
+        self.0.resource_id.clone().map(ID)
+    }
+
+    /// The thing itself, where it still exists.
+    async fn resource(&self, ctx: &Context<'_>) -> Result<Option<Node>> {
+        match &self.0.resource_id {
+            Some(id) => Node::load(ctx, id).await,
+            None => Ok(None),
+        }
+    }
+
+    /// What changed: `{ field: { from, to } }`; of something new only `to`, of something deleted only `from`. A secret shows
+    /// as `[redacted]` on both sides.
+    async fn changes(&self) -> Option<Json> {
+        json(self.0.changes.as_deref())
+    }
+
+    /// What else is worth knowing.
+    async fn metadata(&self) -> Option<Json> {
+        json(self.0.metadata.as_deref())
+    }
+
+    /// Who did it; null: nobody was signed in, or it was the system.
+    async fn user(&self, ctx: &Context<'_>) -> Result<Option<User>> {
+        match self.0.user_id {
+            Some(id) => Ok(Loaders::of(ctx).user(id).await?.map(User)),
+            None => Ok(None),
+        }
+    }
+
+    /// From which address.
+    async fn ip_address(&self) -> Option<&str> {
+        self.0.ip_address.as_deref()
+    }
+
+    /// With which program.
+    async fn user_agent(&self) -> Option<&str> {
+        self.0.user_agent.as_deref()
+    }
+
+    /// In which request; the server's log names it too.
+    async fn request_id(&self) -> &str {
+        &self.0.request_id
+    }
+
+    /// SHA-256 over this entry and the hash before it, in hexadecimal.
+    async fn hash(&self) -> String {
+        hex::encode(&self.0.hash)
+    }
+}
+
+fn json(text: Option<&str>) -> Option<Json> {
+    serde_json::from_str(text?).ok().map(Json)
+}
+
+impl Listed for AuditLog {
+    type Filter = Filter;
+
+    async fn count(cx: Cx<'_>, filter: &Filter) -> domain::Result<i64> {
+        domain::audit_log::count(cx, filter).await
+    }
+}
+
+/// Which entries; all of what is named must hold.
+#[derive(Default, InputObject)]
+pub(super) struct AuditLogFilter {
+    /// By this user.
+    user_id: Option<ID>,
+    /// On this thing.
+    resource_id: Option<ID>,
+    /// On things of one of these kinds.
+    resource_type: Option<Vec<ResourceType>>,
+    /// Of one of these kinds of deed.
+    action: Option<Vec<AuditAction>>,
+    /// That ended in one of these ways.
+    outcome: Option<Vec<AuditOutcome>>,
+    /// In this span of time.
+    occurred_at: Option<DateTimeRange>,
+    /// In this request.
+    request_id: Option<String>,
+}
+
+impl AuditLogFilter {
+    /// The filter, or `None` where it names an id that nothing can have: then nothing passes.
+    fn read(self) -> Option<Filter> {
+        let user_id = match self.user_id {
+            Some(id) => Some(id.parse().ok()?),
+            None => None,
+        };
+        let span = self.occurred_at;
+        Some(Filter {
+            user_id,
+            resource_id: self.resource_id.map(|id| id.0),
+            resource_type: self.resource_type.map(|types| types.into_iter().map(model::ResourceType::from).collect()),
+            action: self.action.map(|actions| actions.into_iter().map(model::AuditAction::from).collect()),
+            outcome: self.outcome.map(|outcomes| outcomes.into_iter().map(model::AuditOutcome::from).collect()),
+            from: span.as_ref().and_then(|span| span.from).map(|time| time.0),
+            to: span.and_then(|span| span.to).map(|time| time.0),
+            request_id: self.request_id,
+        })
+    }
+}
+
+/// A page of the log.
+pub(super) async fn page(cx: Cx<'_>, filter: Filter, arguments: PageArguments) -> Result<Connection<AuditLog>> {
+    let page = arguments.page(ORDER)?;
+    let slice = domain::audit_log::page(cx, &filter, &page).await?;
+    let position = |row: &Row| Position { key: SortKey::Number(row.sequence), id: row.id.to_string() };
+    Ok(Connection::new(slice, ORDER, filter, position, AuditLog))
+}
+
+#[derive(Default)]
+pub(super) struct AuditLogQuery;
+
+#[Object(guard = "Declared")]
+impl AuditLogQuery {
+    /// The organization's audit log, newest first.
+    #[graphql(directive = requires::apply(Permission::ViewAuditLogs))]
+    #[allow(clippy::too_many_arguments, reason = "the arguments of the field")]
+    async fn audit_logs(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "How many rows, 1 to 100; 20 where left out.")] first: Option<i32>,
+        #[graphql(desc = "Start after this cursor.")] after: Option<String>,
+        #[graphql(desc = "How many rows from the end, 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "End before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Skip so many rows.")] offset: Option<i32>,
+        #[graphql(desc = "Which entries.")] filter: Option<AuditLogFilter>,
+    ) -> Result<Option<Connection<AuditLog>>> {
+        let arguments = PageArguments { first, after, last, before, offset };
+        let Some(filter) = filter.unwrap_or_default().read() else {
+            return Err(domain::Error::bad_input(vec![domain::FieldError {
+                path: vec!["filter", "userId"],
+                message: "is not the id of a user".into(),
+            }])
+            .into());
+        };
+        page(ctx.cx(), filter, arguments).await.map(Some)
+    }
+}

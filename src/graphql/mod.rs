@@ -1,0 +1,26 @@
+//! The API's face: one file a noun, with its type, queries, mutations and inputs; around them the walls, the guard, the
+//! audit middleware and the one translation of errors.
+
+mod connection;
+mod context;
+mod declarations;
+mod error;
+mod loaders;
+mod middleware;
+mod node;
+mod scalars;
+mod schema;
+
+pub mod response;
+pub mod walls;
+
+mod audit_log;
+mod claude_account;
+mod organization;
+mod session;
+mod user;
+mod viewer;
+
+pub use context::Caller;
+pub use error::finish_errors;
+pub use schema::{Api, sdl};

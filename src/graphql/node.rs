@@ -1,0 +1,84 @@
+//! Any record by its id.
+
+use async_graphql::{Context, ID, Interface, Object};
+
+use super::audit_log::AuditLog;
+use super::claude_account::ClaudeAccount;
+use super::context::ContextExt;
+use super::declarations::Declared;
+use super::error::Result;
+use super::loaders::Loaders;
+use super::organization::Organization;
+use super::session::Session;
+use super::user::User;
+use crate::domain;
+use crate::model::{AuditLogId, ClaudeAccountId, OrganizationId, SessionId, UserId};
+
+/// The most ids that `nodes` takes.
+const MAX_IDS: usize = 100;
+
+/// A record that has an id, unique over all types.
+#[derive(Interface)]
+#[graphql(field(name = "id", ty = "ID", desc = "The id, unique over all types."))]
+pub(super) enum Node {
+    /// An organization.
+    Organization(Organization),
+    /// A user.
+    User(User),
+    /// A session of one's own.
+    Session(Session),
+    /// A Claude account.
+    ClaudeAccount(ClaudeAccount),
+    /// An entry of the audit log.
+    AuditLog(AuditLog),
+}
+
+impl Node {
+    /// The record with the id, if the caller may see it and it exists: the id's prefix says of which type it is.
+    pub(super) async fn load(ctx: &Context<'_>, id: &str) -> Result<Option<Self>> {
+        let cx = ctx.cx();
+        if let Ok(id) = id.parse::<OrganizationId>() {
+            let found = domain::organization::find(cx).await?.filter(|organization| organization.id == id);
+            return Ok(found.map(|row| Self::Organization(Organization(row))));
+        }
+        if let Ok(id) = id.parse::<UserId>() {
+            return Ok(Loaders::of(ctx).user(id).await?.map(|row| Self::User(User(row))));
+        }
+        if let Ok(id) = id.parse::<SessionId>() {
+            let current = cx.actor.signed_in().map(|user| user.session);
+            let found = domain::session::find(cx, id).await?;
+            return Ok(found.map(|row| Self::Session(Session { row, current })));
+        }
+        if let Ok(id) = id.parse::<ClaudeAccountId>() {
+            return Ok(Loaders::of(ctx).claude_account(id).await?.map(|row| Self::ClaudeAccount(ClaudeAccount(row))));
+        }
+        if let Ok(id) = id.parse::<AuditLogId>() {
+            return Ok(domain::audit_log::find(cx, id).await?.map(|row| Self::AuditLog(AuditLog(row))));
+        }
+        Ok(None)
+    }
+}
+
+#[derive(Default)]
+pub(super) struct NodeQuery;
+
+#[Object(guard = "Declared")]
+impl NodeQuery {
+    /// The record with an id, of whatever type; null where the caller's organization has none.
+    async fn node(&self, ctx: &Context<'_>, #[graphql(desc = "The id.")] id: ID) -> Result<Option<Node>> {
+        Node::load(ctx, &id).await
+    }
+
+    /// The records with the ids, at most 100, in the order of the ids.
+    async fn nodes(&self, ctx: &Context<'_>, #[graphql(desc = "The ids.")] ids: Vec<ID>) -> Result<Vec<Option<Node>>> {
+        if ids.len() > MAX_IDS {
+            return Err(domain::Error::bad_input(vec![domain::FieldError {
+                path: vec!["ids"],
+                message: "must not have more than 100 members".into(),
+            }])
+            .into());
+        }
+        // Together, so that the loaders see all of them at once.
+        futures_util::future::try_join_all(ids.iter().map(|id| Node::load(ctx, id))).await
+    }
+}

@@ -1,0 +1,101 @@
+//! The roots, and the two schemas made of them: one for queries, one for mutations, which alone has the audit middleware.
+
+use std::sync::Arc;
+
+use async_graphql::parser::types::{ExecutableDocument, OperationType};
+use async_graphql::{EmptySubscription, MergedObject, Request, Response, Schema, SchemaBuilder, Variables};
+
+use super::audit_log::AuditLogQuery;
+use super::audit_log::ErrorCode;
+use super::claude_account::{ClaudeAccountMutation, ClaudeAccountQuery};
+use super::context::Caller;
+use super::declarations::Declarations;
+use super::loaders::Loaders;
+use super::middleware::AuditMutations;
+use super::node::{Node, NodeQuery};
+use super::organization::OrganizationQuery;
+use super::response::SchemaTypes;
+use super::session::SessionMutation;
+use super::user::UserQuery;
+use super::viewer::ViewerQuery;
+
+/// What can be read.
+#[derive(MergedObject, Default)]
+#[graphql(name = "Query")]
+struct Query(ViewerQuery, NodeQuery, OrganizationQuery, UserQuery, ClaudeAccountQuery, AuditLogQuery);
+
+/// What can be done. Each field leaves exactly one entry in the audit log, whatever its outcome.
+#[derive(MergedObject, Default)]
+#[graphql(name = "Mutation")]
+struct Mutation(SessionMutation, ClaudeAccountMutation);
+
+type Roots = Schema<Query, Mutation, EmptySubscription>;
+
+fn roots() -> SchemaBuilder<Query, Mutation, EmptySubscription> {
+    // The limits stand in `walls`, before validation; those of the library would come after it.
+    Schema::build(Query::default(), Mutation::default(), EmptySubscription)
+        .register_output_type::<Node>()
+        .register_input_type::<ErrorCode>()
+}
+
+/// The schema as text.
+#[must_use]
+pub fn sdl() -> String {
+    let mut text = roots().finish().sdl();
+    text.truncate(text.trim_end().len());
+    text.push('\n');
+    text
+}
+
+/// The API: executes documents.
+pub struct Api {
+    queries: Roots,
+    mutations: Roots,
+    sdl: String,
+    types: SchemaTypes,
+}
+
+impl Api {
+    /// Builds the schemas; without introspection its fields are unknown.
+    #[must_use]
+    pub fn new(introspection: bool) -> Self {
+        let sdl = sdl();
+        let declarations = Declarations::read(&sdl);
+        let types = SchemaTypes::read(&sdl);
+        let build = || {
+            let builder = roots().data(declarations.clone());
+            if introspection { builder } else { builder.disable_introspection() }
+        };
+        Self { queries: build().finish(), mutations: build().extension(AuditMutations).finish(), sdl, types }
+    }
+
+    /// The schema as text.
+    #[must_use]
+    pub fn sdl(&self) -> &str {
+        &self.sdl
+    }
+
+    /// What the schema says of its types.
+    #[must_use]
+    pub fn types(&self) -> &SchemaTypes {
+        &self.types
+    }
+
+    /// Executes an operation of a document.
+    pub async fn execute(
+        &self,
+        document: ExecutableDocument,
+        operation_name: Option<String>,
+        variables: Variables,
+        kind: OperationType,
+        caller: Arc<Caller>,
+    ) -> Response {
+        let mut request = Request::new("").variables(variables).data(Loaders::new(&caller)).data(caller);
+        request.operation_name = operation_name;
+        request.set_parsed_query(document);
+        match kind {
+            OperationType::Mutation => self.mutations.execute(request).await,
+            OperationType::Query | OperationType::Subscription => self.queries.execute(request).await,
+        }
+    }
+}

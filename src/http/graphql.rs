@@ -1,0 +1,288 @@
+//! GraphQL over HTTP: from a request to an answer, by the working group's specification.
+//!
+//! GET runs queries only and POST takes JSON only, so that no form or image of another site can do a deed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_graphql::parser::types::OperationType;
+use async_graphql::{Response as Answer, ServerError, Value};
+use axum::body::{Body, Bytes};
+use axum::extract::{Extension, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use tokio::time::Instant;
+
+use super::documents::Document;
+use super::media_type::{AnswerType, is_json, wants_page};
+use super::observe::RequestContext;
+use super::playground;
+use super::request::GraphqlRequest;
+use super::router::Server;
+use crate::audit::Origin;
+use crate::crypto::sha256;
+use crate::graphql::walls::Refusal;
+use crate::graphql::{Caller, finish_errors, response};
+use crate::identity::{Actor, Refused};
+
+/// The largest body that is read.
+pub(super) const MAX_BODY: usize = 256 * 1024;
+/// How much longer than a deed its answer may take: the deed itself is given up at the limit, and says so.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// An answer to a request that was not executed.
+struct Unexecuted {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+impl Unexecuted {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into() }
+    }
+
+    fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "BAD_USER_INPUT", message)
+    }
+}
+
+impl From<Refusal> for Unexecuted {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, refusal.code, refusal.message)
+    }
+}
+
+/// `/graphql`, by GET and POST.
+pub(super) async fn handle(
+    State(server): State<Arc<Server>>,
+    Extension(context): Extension<RequestContext>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    if method == Method::GET && server.playground && uri.query().is_none() && wants_page(&headers) {
+        return playground::page().await.into_response();
+    }
+    let Some(answer_type) = AnswerType::negotiate(&headers) else {
+        let message = "The answer can be application/graphql-response+json or application/json.";
+        let refused = Unexecuted::new(StatusCode::NOT_ACCEPTABLE, "BAD_USER_INPUT", message);
+        return unexecuted(&refused, AnswerType::Json, &context);
+    };
+    match execute(&server, &context, &method, &uri, &headers, body, answer_type).await {
+        Ok(response) => response,
+        Err(refused) => {
+            server.metrics.graphql_request("none", refused.code);
+            let mut response = unexecuted(&refused, answer_type, &context);
+            if refused.status == StatusCode::METHOD_NOT_ALLOWED {
+                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+            }
+            response
+        }
+    }
+}
+
+async fn execute(
+    server: &Arc<Server>,
+    context: &RequestContext,
+    method: &Method,
+    uri: &Uri,
+    headers: &HeaderMap,
+    body: Body,
+    answer_type: AnswerType,
+) -> Result<Response, Unexecuted> {
+    let started = Instant::now();
+    let deadline = started + server.request_timeout;
+    let request = read(method, uri, headers, body, deadline).await?;
+    let document = document(server, &request)?;
+    let (operation, kind) = document.measured.operation(request.operation_name.as_deref())?;
+    match kind {
+        OperationType::Mutation if method == Method::GET => {
+            let message = "A mutation can only be sent by POST.";
+            return Err(Unexecuted::new(StatusCode::METHOD_NOT_ALLOWED, "BAD_USER_INPUT", message));
+        }
+        OperationType::Subscription => {
+            return Err(Unexecuted::bad_request("Subscriptions are not supported over this transport."));
+        }
+        OperationType::Query | OperationType::Mutation => {}
+    }
+    let walls = server.documents.walls();
+    walls.check(&document.measured, &document.parsed, server.api.types(), operation, &request.variables)?;
+
+    let (actor, token_refused) = authenticate(server, headers).await?;
+    let caller = Arc::new(Caller {
+        services: server.services.clone(),
+        actor,
+        origin: origin(context, headers),
+        deadline,
+        record: crate::domain::Record::default(),
+    });
+    let field = document.measured.first_field(operation).to_owned();
+    let mut answer = run(server, document.clone(), request, kind, caller, deadline).await;
+
+    let is_request_error = answer.data == Value::Null
+        && !answer.errors.is_empty()
+        && answer.errors.iter().all(|error| error.path.is_empty() && error.source.is_none());
+    finish_errors(&mut answer.errors, &context.request_id);
+    let outcome = answer.errors.first().map_or("OK", code_of).to_owned();
+    server.metrics.graphql_request(&field, &outcome);
+    server.metrics.graphql_duration(&field, started.elapsed());
+    let status = match answer_type {
+        AnswerType::GraphqlResponse if is_request_error => StatusCode::BAD_REQUEST,
+        _ => StatusCode::OK,
+    };
+    let body = if is_request_error {
+        serde_json::to_vec(&serde_json::json!({ "errors": answer.errors }))
+    } else {
+        serde_json::to_vec(&answer)
+    };
+    let mut response = respond(status, answer_type, body.unwrap_or_default());
+    if token_refused {
+        let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    }
+    Ok(response)
+}
+
+async fn read(
+    method: &Method,
+    uri: &Uri,
+    headers: &HeaderMap,
+    body: Body,
+    deadline: Instant,
+) -> Result<GraphqlRequest, Unexecuted> {
+    if *method == Method::GET {
+        return GraphqlRequest::from_query_string(uri).map_err(Unexecuted::bad_request);
+    }
+    if !is_json(headers) {
+        let message = "The body must be application/json in UTF-8.";
+        return Err(Unexecuted::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "BAD_USER_INPUT", message));
+    }
+    let body = http_body_util::Limited::new(body, MAX_BODY);
+    let collected = tokio::time::timeout_at(deadline, http_body_util::BodyExt::collect(body))
+        .await
+        .map_err(|_| Unexecuted::new(StatusCode::REQUEST_TIMEOUT, "TIMEOUT", "The body did not come in time."))?;
+    let bytes: Bytes = match collected {
+        Ok(collected) => collected.to_bytes(),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            let message = "The body is larger than 256 KiB.";
+            return Err(Unexecuted::new(StatusCode::PAYLOAD_TOO_LARGE, "QUERY_TOO_COMPLEX", message));
+        }
+        Err(_) => return Err(Unexecuted::bad_request("The body broke off.")),
+    };
+    GraphqlRequest::from_body(&bytes).map_err(Unexecuted::bad_request)
+}
+
+fn document(server: &Server, request: &GraphqlRequest) -> Result<Arc<Document>, Unexecuted> {
+    match (&request.query, request.persisted_hash) {
+        (Some(query), Some(hash)) if sha256(query.as_bytes()) != hash => {
+            Err(Unexecuted::bad_request("The sha256Hash is not that of the query."))
+        }
+        (Some(query), hash) => Ok(server.documents.parse(query, hash, &server.api)?),
+        (None, Some(hash)) => server.documents.find(&hash).ok_or_else(|| {
+            // The text that Apollo's clients look for, and the status: they send the query after it.
+            Unexecuted::new(StatusCode::OK, "PERSISTED_QUERY_NOT_FOUND", "PersistedQueryNotFound")
+        }),
+        (None, None) => Err(Unexecuted::bad_request("The parameter query is missing.")),
+    }
+}
+
+/// Who asks, and whether a token was sent that opens nothing. Such a caller is nobody: the fields say what needs a sign-in.
+async fn authenticate(server: &Server, headers: &HeaderMap) -> Result<(Actor, bool), Unexecuted> {
+    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok((Actor::Anonymous, false)) };
+    let token = value.to_str().ok().and_then(|value| value.split_once(' '));
+    let Some((_, token)) = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) else {
+        return Ok((Actor::Anonymous, true));
+    };
+    match server.services.authenticator.authenticate(token.trim()).await {
+        Ok(actor) => Ok((actor, false)),
+        Err(Refused::Invalid) => Ok((Actor::Anonymous, true)),
+        Err(Refused::Store(error)) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a token could not be looked up");
+            let message = "The server cannot do this at the moment. Try again later.";
+            Err(Unexecuted::new(StatusCode::SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", message))
+        }
+    }
+}
+
+fn origin(context: &RequestContext, headers: &HeaderMap) -> Origin {
+    const MAX_USER_AGENT: usize = 256;
+    let user_agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
+    Origin {
+        ip_address: Some(context.client_address),
+        user_agent: user_agent.map(|text| text.chars().take(MAX_USER_AGENT).collect()),
+        request_id: context.request_id.clone(),
+    }
+}
+
+/// Runs the operation. A mutation is finished though the caller leaves: what it did is on record.
+async fn run(
+    server: &Arc<Server>,
+    document: Arc<Document>,
+    request: GraphqlRequest,
+    kind: OperationType,
+    caller: Arc<Caller>,
+    deadline: Instant,
+) -> Answer {
+    let work = {
+        let server = server.clone();
+        async move {
+            let GraphqlRequest { operation_name, variables, .. } = request;
+            let parsed = document.parsed.clone();
+            let mut answer =
+                server.api.execute(parsed, operation_name.clone(), variables.clone(), kind, caller).await;
+            response::complete(server.api.types(), &document.parsed, operation_name.as_deref(), &variables, &mut answer);
+            answer
+        }
+    };
+    let timed = match kind {
+        OperationType::Mutation => {
+            let task = server.tasks.spawn(tracing::Instrument::in_current_span(work));
+            tokio::time::timeout_at(deadline + GRACE, task).await.map(|done| {
+                done.unwrap_or_else(|error| failed(&crate::domain::Error::internal(error)))
+            })
+        }
+        OperationType::Query | OperationType::Subscription => tokio::time::timeout_at(deadline, work).await,
+    };
+    timed.unwrap_or_else(|_| failed(&crate::domain::Error::timeout()))
+}
+
+fn failed(error: &crate::domain::Error) -> Answer {
+    if error.code() == crate::domain::Code::Internal {
+        tracing::error!(error = std::error::Error::source(error), "executing a request failed");
+    }
+    let mut server_error = ServerError::new(error.message().to_owned(), None);
+    server_error.extensions.get_or_insert_default().set("code", error.code().as_str());
+    server_error.source = Some(Arc::new(()));
+    Answer::from_errors(vec![server_error])
+}
+
+fn code_of(error: &ServerError) -> &str {
+    match error.extensions.as_ref().and_then(|extensions| extensions.get("code")) {
+        Some(Value::String(code)) => code,
+        _ => "INTERNAL_SERVER_ERROR",
+    }
+}
+
+fn unexecuted(refused: &Unexecuted, answer_type: AnswerType, context: &RequestContext) -> Response {
+    // By the specification: as JSON, a request that is well formed but whose document is not good is answered with 200.
+    let is_document = matches!(refused.code, "GRAPHQL_PARSE_FAILED" | "GRAPHQL_VALIDATION_FAILED" | "QUERY_TOO_COMPLEX");
+    let status = match answer_type {
+        AnswerType::Json if is_document && refused.status == StatusCode::BAD_REQUEST => StatusCode::OK,
+        _ => refused.status,
+    };
+    let extensions = serde_json::json!({ "code": refused.code, "requestId": context.request_id });
+    let body = serde_json::json!({ "errors": [{ "message": refused.message, "extensions": extensions }] });
+    respond(status, answer_type, body.to_string().into_bytes())
+}
+
+fn respond(status: StatusCode, answer_type: AnswerType, body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(answer_type.content_type()));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::VARY, HeaderValue::from_static("accept, authorization"));
+    response
+}

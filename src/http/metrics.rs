@@ -1,0 +1,106 @@
+//! Metrics in Prometheus' text format.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::router::Server;
+use crate::store::PoolState;
+
+/// What is measured. Labels are names of the schema, of routes and of codes: nothing that a caller can invent.
+pub struct Metrics {
+    registry: Registry,
+    graphql_requests: Family<Operation, Counter>,
+    graphql_duration: Family<Field, Histogram, fn() -> Histogram>,
+    http_requests: Family<HttpRequest, Counter>,
+    pool_open: Gauge,
+    pool_idle: Gauge,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Operation {
+    field: String,
+    outcome: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Field {
+    field: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HttpRequest {
+    route: String,
+    status: u16,
+}
+
+/// From half a millisecond to the longest time that a request may take by default.
+const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+
+impl Metrics {
+    /// Nothing measured yet.
+    #[must_use]
+    pub fn new(database: &'static str) -> Self {
+        let mut registry = Registry::with_prefix("claviger");
+        let graphql_requests = Family::default();
+        let graphql_duration: Family<Field, Histogram, fn() -> Histogram> =
+            Family::new_with_constructor(|| Histogram::new(BUCKETS));
+        let http_requests = Family::default();
+        let (pool_open, pool_idle) = (Gauge::default(), Gauge::default());
+        let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("database", database)]);
+        registry.register("build", "What runs", build);
+        registry.register(
+            "graphql_requests",
+            "GraphQL requests by the first root field and by outcome: OK, or the first error's code",
+            graphql_requests.clone(),
+        );
+        registry.register_with_unit(
+            "graphql_duration",
+            "How long GraphQL requests took, by the first root field",
+            Unit::Seconds,
+            graphql_duration.clone(),
+        );
+        registry.register("http_requests", "HTTP requests by route and status", http_requests.clone());
+        registry.register("database_connections_open", "Open database connections", pool_open.clone());
+        registry.register("database_connections_idle", "Database connections that nobody uses", pool_idle.clone());
+        Self { registry, graphql_requests, graphql_duration, http_requests, pool_open, pool_idle }
+    }
+
+    pub(super) fn graphql_request(&self, field: &str, outcome: &str) {
+        let labels = Operation { field: field.to_owned(), outcome: outcome.to_owned() };
+        self.graphql_requests.get_or_create(&labels).inc();
+    }
+
+    pub(super) fn graphql_duration(&self, field: &str, duration: Duration) {
+        self.graphql_duration.get_or_create(&Field { field: field.to_owned() }).observe(duration.as_secs_f64());
+    }
+
+    pub(super) fn http_request(&self, route: &str, status: u16) {
+        self.http_requests.get_or_create(&HttpRequest { route: route.to_owned(), status }).inc();
+    }
+
+    fn text(&self, pool: PoolState) -> String {
+        self.pool_open.set(pool.open.into());
+        self.pool_idle.set(pool.idle.into());
+        let mut text = String::new();
+        encode(&mut text, &self.registry).expect("writing to a text does not fail");
+        text
+    }
+}
+
+/// `/metrics`.
+pub(super) async fn handle(State(server): State<Arc<Server>>) -> impl IntoResponse {
+    let text = server.metrics.text(server.services.db.pool_state());
+    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+}

@@ -1,0 +1,15 @@
+//! The HTTP surface: every route, the GraphQL handler, probes, metrics, the playground.
+
+mod client_address;
+mod documents;
+mod graphql;
+mod health;
+mod media_type;
+mod metrics;
+mod observe;
+mod playground;
+mod request;
+mod router;
+
+pub use metrics::Metrics;
+pub use router::{Server, router};

@@ -1,0 +1,103 @@
+//! Every route of the server, and what they share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::middleware;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use ipnet::IpNet;
+use tokio_util::task::TaskTracker;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::compression::CompressionLayer;
+use tower_http::cors::CorsLayer;
+
+use super::documents::Documents;
+use super::metrics::Metrics;
+use super::{graphql, health, metrics, observe, playground};
+use crate::domain::Services;
+use crate::graphql::Api;
+use crate::model::Timestamp;
+use crate::settings::Settings;
+
+/// What the handlers share.
+pub struct Server {
+    pub(super) services: Arc<Services>,
+    pub(super) api: Api,
+    pub(super) documents: Documents,
+    pub(super) metrics: Metrics,
+    /// Deeds that run on though their callers may have left.
+    pub(super) tasks: TaskTracker,
+    pub(super) trusted_proxies: Vec<IpNet>,
+    pub(super) frontend_urls: Vec<HeaderValue>,
+    pub(super) request_timeout: Duration,
+    pub(super) playground: bool,
+    pub(super) is_public_https: bool,
+    pub(super) started_at: Timestamp,
+}
+
+impl Server {
+    /// A server by these settings.
+    #[must_use]
+    pub fn new(settings: &Settings, services: Arc<Services>) -> Arc<Self> {
+        Arc::new(Self {
+            api: Api::new(settings.introspection),
+            documents: Documents::new(),
+            metrics: Metrics::new(services.db.kind()),
+            tasks: TaskTracker::new(),
+            trusted_proxies: settings.trusted_proxies.clone(),
+            frontend_urls: settings.frontend_urls.iter().filter_map(|url| HeaderValue::from_str(url).ok()).collect(),
+            request_timeout: settings.request_timeout,
+            playground: settings.playground,
+            is_public_https: settings.public_url.scheme() == "https",
+            started_at: services.clock.now(),
+            services,
+        })
+    }
+
+    /// Waits until the deeds that run are done. None may begin after.
+    pub async fn finish(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// The routes. What needs a sign-in checks it by itself: the GraphQL fields by what they declare, and `/health/detailed`.
+pub fn router(server: Arc<Server>) -> Router {
+    let mut router = Router::new()
+        .route("/graphql", get(graphql::handle).post(graphql::handle))
+        .route("/schema.graphql", get(schema))
+        .route("/health", get(health::ready))
+        .route("/health/alive", get(health::alive))
+        .route("/health/ready", get(health::ready))
+        .route("/health/detailed", get(health::detailed))
+        .route("/health/metrics", get(metrics::handle))
+        .route("/metrics", get(metrics::handle));
+    if server.playground {
+        router = router.merge(playground::routes());
+    }
+    router
+        .layer(CompressionLayer::new())
+        .layer(cors(&server))
+        .layer(CatchPanicLayer::new())
+        .layer(middleware::from_fn_with_state(server.clone(), observe::observe))
+        .with_state(server)
+}
+
+/// Browsers may call from the frontends that the settings name. Tokens travel in a header, so no cookie is ever needed.
+fn cors(server: &Server) -> CorsLayer {
+    CorsLayer::new()
+        .allow_origin(server.frontend_urls.clone())
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static("x-request-id")])
+        .expose_headers([HeaderName::from_static("x-request-id"), header::RETRY_AFTER])
+        .max_age(Duration::from_secs(3600))
+}
+
+/// `/schema.graphql`.
+async fn schema(State(server): State<Arc<Server>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/graphql; charset=utf-8")], server.api.sdl().to_owned())
+}

@@ -1,2 +1,0 @@
-//! stub
-pub enum DatabaseUrl { Sqlite(std::path::PathBuf), Postgres(secrecy::SecretString) }

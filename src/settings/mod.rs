@@ -1,0 +1,219 @@
+//! The settings: read once, typed, and every wrong one named with where it came from.
+
+mod data_dir;
+mod sources;
+mod table;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use secrecy::SecretString;
+use url::Url;
+
+pub use data_dir::{DataDir, DataDirError};
+pub use sources::{Problem, SettingsError, Sources};
+pub use table::{Setting, TABLE, markdown};
+
+use sources::Reader;
+
+/// Everything that can be set.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Which database.
+    pub database_url: DatabaseUrl,
+    /// How many connections to it at most.
+    pub database_pool_size: u32,
+    /// Where the server keeps files.
+    pub data_dir: PathBuf,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// What signs access tokens; none: generated into the data folder.
+    pub jwt_secret: Option<SecretString>,
+    /// What seals secrets; none: generated into the data folder.
+    pub encryption_keys: Option<SecretString>,
+    /// The first administrator's address.
+    pub admin_email: String,
+    /// The first administrator's password; none: generated and printed once.
+    pub admin_password: Option<SecretString>,
+    /// Origins of frontends that browsers may call from.
+    pub frontend_urls: Vec<String>,
+    /// Where the server is reached from outside.
+    pub public_url: Url,
+    /// Proxies whose X-Forwarded-For is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The default upstream.
+    pub anthropic_base_url: Url,
+    /// Hosts that accounts may name over plain HTTP or at private addresses.
+    pub upstream_allowed_hosts: Vec<String>,
+    /// What is logged.
+    pub log_level: String,
+    /// How it is logged.
+    pub log_format: LogFormat,
+    /// Whether the schema may be asked for.
+    pub introspection: bool,
+    /// Whether the playground is served.
+    pub playground: bool,
+    /// How long a request may take.
+    pub request_timeout: Duration,
+    /// How long requests may still run when the server is told to stop.
+    pub shutdown_timeout: Duration,
+}
+
+/// A database's URL.
+#[derive(Clone)]
+pub enum DatabaseUrl {
+    /// An SQLite file.
+    Sqlite(PathBuf),
+    /// A PostgreSQL server; the URL may hold a password.
+    Postgres(SecretString),
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite://{}", path.display()),
+            Self::Postgres(_) => f.write_str("postgres://[redacted]"),
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Pretty,
+    /// For machines, a JSON object a line.
+    Json,
+}
+
+impl Settings {
+    /// Reads the settings.
+    ///
+    /// # Errors
+    /// Names every setting that is wrong.
+    pub fn load(sources: &Sources) -> Result<Self, SettingsError> {
+        let mut reader = Reader::new(sources);
+        let data_dir = reader.or("DATA_DIR", PathBuf::from("./data"), |text| Ok(PathBuf::from(text)));
+        let default_database = DatabaseUrl::Sqlite(data_dir.join("claviger.db"));
+        let host = reader.or("HOST", IpAddr::from([127, 0, 0, 1]), |text| {
+            text.parse().map_err(|_| "is not an IP address".to_owned())
+        });
+        let port = reader.or("PORT", 3001_u16, |text| {
+            text.parse().map_err(|_| "is not a port number (0 to 65535)".to_owned())
+        });
+        let listen = SocketAddr::new(host, port);
+        let settings = Self {
+            database_url: reader.or("DATABASE_URL", default_database, database_url),
+            database_pool_size: reader.or("DATABASE_POOL_SIZE", 10, |text| number(text, 1, 500)),
+            data_dir,
+            listen,
+            jwt_secret: reader.secret("JWT_SECRET", |text| {
+                if text.len() < 32 { Err("must have at least 32 bytes".to_owned()) } else { Ok(()) }
+            }),
+            encryption_keys: reader.secret("CREDENTIAL_ENCRYPTION_KEYS", |_| Ok(())),
+            admin_email: reader.or("ADMIN_EMAIL", "admin@localhost".to_owned(), |text| {
+                text.parse::<crate::model::Email>().map(|email| email.to_string()).map_err(|error| error.to_string())
+            }),
+            admin_password: reader.secret("ADMIN_PASSWORD", |_| Ok(())),
+            frontend_urls: reader.or("FRONTEND_URL", Vec::new(), |text| list(text, origin)),
+            public_url: reader.or("PUBLIC_URL", default_public_url(listen), web_url),
+            trusted_proxies: reader.or("TRUSTED_PROXIES", Vec::new(), |text| list(text, network)),
+            anthropic_base_url: reader.or("ANTHROPIC_BASE_URL", public_api(), web_url),
+            upstream_allowed_hosts: reader.or("UPSTREAM_ALLOWED_HOSTS", Vec::new(), |text| list(text, host_name)),
+            log_level: reader.or("LOG_LEVEL", "info".to_owned(), |text| match tracing_subscriber::EnvFilter::builder().parse(text) {
+                Ok(_) => Ok(text.to_owned()),
+                Err(_) => Err("is not a log level, nor a filter like \"info,claviger=debug\"".to_owned()),
+            }),
+            log_format: reader.or("LOG_FORMAT", default_log_format(), |text| match text {
+                "pretty" => Ok(LogFormat::Pretty),
+                "json" => Ok(LogFormat::Json),
+                _ => Err("is neither \"pretty\" nor \"json\"".to_owned()),
+            }),
+            introspection: reader.or("INTROSPECTION", true, switch),
+            playground: reader.or("PLAYGROUND", true, switch),
+            request_timeout: reader.or("REQUEST_TIMEOUT", Duration::from_secs(30), |text| seconds(text, 1, 600)),
+            shutdown_timeout: reader.or("SHUTDOWN_TIMEOUT", Duration::from_secs(30), |text| seconds(text, 0, 600)),
+        };
+        reader.finish()?;
+        Ok(settings)
+    }
+}
+
+fn database_url(text: &str) -> Result<DatabaseUrl, String> {
+    match text.split_once("://") {
+        Some(("sqlite", "" | ":memory:")) => Err("must name a file, like sqlite:///var/lib/claviger/claviger.db".into()),
+        Some(("sqlite", path)) => Ok(DatabaseUrl::Sqlite(PathBuf::from(path))),
+        Some(("postgres" | "postgresql", _)) if Url::parse(text).is_ok() => Ok(DatabaseUrl::Postgres(text.into())),
+        Some(("postgres" | "postgresql", _)) => Err("is not a valid PostgreSQL URL".into()),
+        Some((scheme, _)) if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
+            Err(format!("has the scheme {scheme}://, but sqlite:// and postgres:// are known"))
+        }
+        _ => Err("is not a URL that starts with sqlite:// or postgres://".into()),
+    }
+}
+
+fn number(text: &str, least: u32, most: u32) -> Result<u32, String> {
+    text.parse()
+        .ok()
+        .filter(|number| (least..=most).contains(number))
+        .ok_or_else(|| format!("is not a number from {least} to {most}"))
+}
+
+fn seconds(text: &str, least: u32, most: u32) -> Result<Duration, String> {
+    number(text, least, most).map(|seconds| Duration::from_secs(seconds.into()))
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err("is neither \"on\" nor \"off\"".into()),
+    }
+}
+
+fn list<T>(text: &str, one: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, String> {
+    text.split(',').map(str::trim).filter(|entry| !entry.is_empty()).map(one).collect()
+}
+
+fn web_url(text: &str) -> Result<Url, String> {
+    Url::parse(text)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+        .ok_or_else(|| "is not an http or https URL".into())
+}
+
+fn origin(text: &str) -> Result<String, String> {
+    let url = web_url(text)?;
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
+        return Err("has an entry with more than scheme, host and port, like https://app.example.com".into());
+    }
+    Ok(url.origin().ascii_serialization())
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    text.parse()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| "has an entry that is neither an address nor a network like 10.0.0.0/8".into())
+}
+
+fn host_name(text: &str) -> Result<String, String> {
+    let is_host = Url::parse(&format!("http://{text}/"))
+        .is_ok_and(|url| url.path() == "/" && url.username().is_empty() && url.host().is_some());
+    if is_host { Ok(text.to_lowercase()) } else { Err("has an entry that is not a host, like models.internal:8443".into()) }
+}
+
+fn default_public_url(listen: SocketAddr) -> Url {
+    Url::parse(&format!("http://{listen}/")).expect("a socket address makes a URL")
+}
+
+fn public_api() -> Url {
+    Url::parse("https://api.anthropic.com").expect("the text is a URL")
+}
+
+fn default_log_format() -> LogFormat {
+    use std::io::IsTerminal as _;
+    if std::io::stderr().is_terminal() { LogFormat::Pretty } else { LogFormat::Json }
+}
