@@ -1,1 +1,20 @@
-//! tests
+//! All tests in one binary: one module a noun or behaviour, each behaviour on both databases.
+
+// A test's failure is its answer: what cannot be had is unwrapped.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod architecture;
+mod audit;
+mod claude_account;
+mod command_line;
+mod crypto;
+mod durability;
+mod http;
+mod null_propagation;
+mod paging;
+mod password;
+mod schema;
+mod session;
+mod settings;
+mod support;
+mod walls;

@@ -1,0 +1,238 @@
+//! The audit log: one entry a mutation whatever its outcome, a chain that shows tampering, no secrets.
+
+use std::collections::BTreeSet;
+
+use async_graphql_parser::parse_schema;
+use async_graphql_parser::types::{TypeKind, TypeSystemDefinition};
+use serde_json::{Value, json};
+
+use crate::claude_account::create;
+use crate::support::{Client, GOOD_KEY, MockUpstream, PASSWORD, TestApp, both_databases};
+
+/// Every mutation of the schema, with a call that succeeds and one that fails. `ID` is an account's id, `TOKEN` a refresh
+/// token; both are fresh for each call.
+const CALLS: &[(&str, &str, &str)] = &[
+    (
+        "signIn",
+        r#"signIn(input: { email: "admin@localhost", password: { plain: "PASSWORD" } }) { accessToken }"#,
+        r#"signIn(input: { email: "admin@localhost", password: { plain: "wrong" } }) { accessToken }"#,
+    ),
+    (
+        "refreshSession",
+        r#"refreshSession(input: { refreshToken: "TOKEN" }) { accessToken }"#,
+        r#"refreshSession(input: { refreshToken: "wrong" }) { accessToken }"#,
+    ),
+    ("signOut", r#"signOut(input: { refreshToken: "TOKEN" }) { signedOut }"#, "signOut { signedOut }"),
+    (
+        "createClaudeAccount",
+        r#"createClaudeAccount(input: { apiKey: "sk-ant-new", accountName: "N" }) { claudeAccount { id } }"#,
+        r#"createClaudeAccount(input: { apiKey: "", accountName: "N" }) { claudeAccount { id } }"#,
+    ),
+    (
+        "updateClaudeAccount",
+        r#"updateClaudeAccount(input: { id: "ID", priority: 7 }) { claudeAccount { id } }"#,
+        r#"updateClaudeAccount(input: { id: "ID", priority: null }) { claudeAccount { id } }"#,
+    ),
+    (
+        "replaceClaudeAccountKey",
+        r#"replaceClaudeAccountKey(input: { id: "ID", apiKey: "sk-ant-newer" }) { claudeAccount { id } }"#,
+        r#"replaceClaudeAccountKey(input: { id: "ID", apiKey: "" }) { claudeAccount { id } }"#,
+    ),
+    (
+        "testClaudeAccount",
+        r#"testClaudeAccount(input: { id: "ID" }) { ok }"#,
+        r#"testClaudeAccount(input: { id: "acct_00000000000000000000000000" }) { ok }"#,
+    ),
+    (
+        "resetClaudeAccountUsage",
+        r#"resetClaudeAccountUsage(input: { id: "ID" }) { claudeAccount { id } }"#,
+        r#"resetClaudeAccountUsage(input: { id: "no id" }) { claudeAccount { id } }"#,
+    ),
+    (
+        "deleteClaudeAccount",
+        r#"deleteClaudeAccount(input: { id: "ID" }) { deletedId }"#,
+        r#"deleteClaudeAccount(input: { id: "acct_00000000000000000000000000" }) { deletedId }"#,
+    ),
+];
+
+fn mutations_of_the_schema() -> BTreeSet<String> {
+    let schema = parse_schema(claviger::graphql::sdl()).unwrap();
+    let roots = schema.definitions.into_iter().filter_map(|definition| match definition {
+        TypeSystemDefinition::Type(definition) if definition.node.name.node == "Mutation" => Some(definition.node.kind),
+        _ => None,
+    });
+    roots
+        .flat_map(|kind| match kind {
+            TypeKind::Object(object) => object.fields,
+            _ => Vec::new(),
+        })
+        .map(|field| field.node.name.node.to_string())
+        .collect()
+}
+
+const ENTRIES: &str = "{ auditLogs(first: 100) { totalCount nodes { operation action outcome errorCode resourceType
+    resourceId user { email } ipAddress userAgent requestId hash } } }";
+
+async fn entries(admin: &Client) -> Vec<Value> {
+    admin.run(ENTRIES).await.data()["auditLogs"]["nodes"].as_array().unwrap().clone()
+}
+
+/// Runs one mutation and returns the entries that it left.
+async fn entries_of(admin: &Client, client: &Client, mutation: &str) -> Vec<Value> {
+    let before = entries(admin).await.len();
+    client.run(&format!("mutation {{ {mutation} }}")).await;
+    let after = entries(admin).await;
+    after[..after.len() - before].to_vec()
+}
+
+async fn filled_in(app: &TestApp, admin: &Client, mutation: &str, key: &str) -> String {
+    let mut text = mutation.replace("PASSWORD", PASSWORD);
+    if text.contains("TOKEN") {
+        text = text.replace("TOKEN", &app.admin().await.refresh_token.unwrap());
+    }
+    if text.contains("\"ID\"") {
+        let account = create(admin, json!({ "apiKey": key, "accountName": "A" })).await;
+        text = text.replace("\"ID\"", &account["id"].to_string());
+    }
+    text
+}
+
+#[test]
+fn every_mutation_of_the_schema_has_a_case() {
+    let cases: BTreeSet<String> = CALLS.iter().map(|(name, ..)| (*name).to_owned()).collect();
+    assert_eq!(cases, mutations_of_the_schema());
+}
+
+both_databases! {
+    async fn every_mutation_leaves_exactly_one_entry_for_each_outcome(app: TestApp) {
+        let admin = app.admin().await;
+        let reader = app.user("READ_ONLY").await;
+        for (name, succeeds, fails) in CALLS {
+            let is_public = matches!(*name, "signIn" | "refreshSession" | "signOut");
+            let anonymous = app.anonymous();
+
+            let caller = if is_public { &anonymous } else { &admin };
+            let mutation = filled_in(&app, &admin, succeeds, &format!("sk-ant-{name}-1")).await;
+            let left = entries_of(&admin, caller, &mutation).await;
+            assert_eq!(left.len(), 1, "{name} succeeds: {left:?}");
+            assert_eq!((&left[0]["operation"], &left[0]["outcome"]), (&json!(name), &json!("SUCCESS")));
+            assert_eq!(left[0]["user"]["email"], "admin@localhost", "{name}");
+            assert_eq!(left[0]["ipAddress"], "127.0.0.1");
+
+            let mutation = filled_in(&app, &admin, fails, &format!("sk-ant-{name}-2")).await;
+            let left = entries_of(&admin, caller, &mutation).await;
+            assert_eq!(left.len(), 1, "{name} fails: {left:?}");
+            let outcome = if is_public { "DENIED" } else { "FAILED" };
+            assert_eq!((&left[0]["operation"], &left[0]["outcome"]), (&json!(name), &json!(outcome)), "{left:?}");
+            assert!(left[0]["errorCode"].is_string());
+
+            if !is_public {
+                for (client, code) in [(&anonymous, "UNAUTHENTICATED"), (&reader, "FORBIDDEN")] {
+                    let mutation = filled_in(&app, &admin, succeeds, &format!("sk-ant-{name}-{code}")).await;
+                    let left = entries_of(&admin, client, &mutation).await;
+                    assert_eq!(left.len(), 1, "{name} denied: {left:?}");
+                    assert_eq!((&left[0]["outcome"], &left[0]["errorCode"]), (&json!("DENIED"), &json!(code)));
+                    assert_eq!(left[0]["resourceId"].is_string(), mutation.contains("acct_"));
+                }
+            }
+        }
+    }
+
+    async fn each_root_field_of_a_request_is_its_own_entry(app: TestApp) {
+        let admin = app.admin().await;
+        let left = entries_of(&admin, &admin, r#"
+            a: createClaudeAccount(input: { apiKey: "sk-ant-1", accountName: "A" }) { claudeAccount { id } }
+            b: createClaudeAccount(input: { apiKey: "sk-ant-1", accountName: "B" }) { claudeAccount { id } }
+            c: createClaudeAccount(input: { apiKey: "sk-ant-2", accountName: "C" }) { claudeAccount { id } }"#).await;
+        let outcomes: Vec<_> = left.iter().map(|entry| entry["outcome"].as_str().unwrap()).collect();
+        assert_eq!(outcomes, ["SUCCESS", "FAILED", "SUCCESS"]);
+        assert!(left.iter().all(|entry| entry["requestId"] == left[0]["requestId"]));
+    }
+
+    async fn a_look_at_an_account_is_recorded(app: TestApp) {
+        let admin = app.admin().await;
+        let account = create(&admin, json!({ "apiKey": "sk-ant-1", "accountName": "A" })).await;
+        admin.with("query($id: ID!) { claudeAccount(id: $id) { id } }", json!({ "id": account["id"] })).await.data();
+        let newest = &entries(&admin).await[0];
+        assert_eq!((&newest["action"], &newest["resourceId"]), (&json!("VIEW"), &account["id"]));
+    }
+
+    async fn entries_are_filtered_by_each_of_their_marks(app: TestApp) {
+        let admin = app.admin().await;
+        let account = create(&admin, json!({ "apiKey": "sk-ant-1", "accountName": "A" })).await;
+        let viewer = admin.run("{ viewer { user { id } } }").await.data()["viewer"]["user"]["id"].clone();
+        let count = async |filter: Value| {
+            let query = "query($f: AuditLogFilter) { auditLogs(filter: $f) { totalCount } }";
+            admin.with(query, json!({ "f": filter })).await.data()["auditLogs"]["totalCount"].clone()
+        };
+        assert_eq!(count(json!({})).await, 3);
+        assert_eq!(count(json!({ "resourceId": account["id"] })).await, 1);
+        assert_eq!(count(json!({ "userId": viewer })).await, 2);
+        assert_eq!(count(json!({ "action": ["CREATE"] })).await, 2);
+        assert_eq!(count(json!({ "resourceType": ["SESSION", "CLAUDE_ACCOUNT"] })).await, 2);
+        assert_eq!(count(json!({ "outcome": ["DENIED"] })).await, 0);
+        assert_eq!(count(json!({ "requestId": "first-start" })).await, 1);
+        assert_eq!(count(json!({ "occurredAt": { "from": "2020-01-01T00:00:00Z" } })).await, 3);
+        assert_eq!(count(json!({ "occurredAt": { "to": "2020-01-01T00:00:00Z" } })).await, 0);
+    }
+
+    async fn the_database_refuses_to_change_the_log(app: TestApp) {
+        app.admin().await;
+        for statement in ["UPDATE audit_logs SET operation = 'x'", "DELETE FROM audit_logs"] {
+            let refused = app.database.execute(statement).await.unwrap_err();
+            assert!(refused.contains("append-only"), "{statement}: {refused}");
+        }
+        if app.database.url.starts_with("postgres") {
+            assert!(app.database.execute("TRUNCATE audit_logs").await.unwrap_err().contains("append-only"));
+        }
+    }
+
+    async fn deeds_at_once_make_one_chain(app: TestApp) {
+        let admin = app.admin().await;
+        let deeds = (0..20).map(|n| {
+            let admin = admin.clone();
+            async move { create(&admin, json!({ "apiKey": format!("sk-ant-{n}"), "accountName": "A" })).await }
+        });
+        futures_util::future::join_all(deeds).await;
+        let hashes: BTreeSet<_> = entries(&admin).await.iter().map(|entry| entry["hash"].to_string()).collect();
+        assert_eq!(hashes.len(), 22);
+    }
+
+    async fn where_the_entry_cannot_be_written_the_deed_is_not_done(app: TestApp) {
+        let admin = app.admin().await;
+        app.database.execute("UPDATE audit_heads SET sequence = 0").await.unwrap();
+        let mutation = r#"mutation { createClaudeAccount(input: { apiKey: "sk-ant-1", accountName: "A" }) { claudeAccount { id } } }"#;
+        assert_eq!(admin.run(mutation).await.code(), "INTERNAL_SERVER_ERROR");
+        assert_eq!(admin.run("{ claudeAccounts { totalCount } }").await.data()["claudeAccounts"]["totalCount"], 0);
+    }
+
+    async fn no_secret_stands_in_the_log_the_errors_the_metrics_or_the_database(app: TestApp) {
+        let admin = app.admin().await;
+        let upstream = MockUpstream::start().await;
+        let canaries = ["sk-ant-canary-one-1111", "sk-ant-canary-two-2222", "canary-password-3333"];
+        let account = create(&admin, json!({
+            "apiKey": canaries[0], "accountName": "A", "baseUrl": upstream.base_url("echo"),
+        })).await;
+        let id = json!({ "id": account["id"] });
+        let mut seen = String::new();
+        for mutation in [
+            format!("replaceClaudeAccountKey(input: {{ id: $id, apiKey: \"{}\" }}) {{ claudeAccount {{ id }} }}", canaries[1]),
+            "testClaudeAccount(input: { id: $id }) { message }".to_owned(),
+            format!("createClaudeAccount(input: {{ apiKey: \"{}\", accountName: \"\" }}) {{ claudeAccount {{ id }} }}", canaries[1]),
+            format!("signIn(input: {{ email: \"admin@localhost\", password: {{ plain: \"{}\" }} }}) {{ accessToken }}", canaries[2]),
+            "deleteClaudeAccount(input: { id: $id }) { deletedId }".to_owned(),
+        ] {
+            seen += &admin.with(&format!("mutation($id: ID) {{ {} }}", mutation.replace("$id", &id["id"].to_string())), id.clone()).await.body.to_string();
+        }
+        seen += &admin.run("{ auditLogs(first: 100) { nodes { operation changes metadata user { email } } } }").await.body.to_string();
+        seen += &reqwest::get(format!("{}/metrics", app.url)).await.unwrap().text().await.unwrap();
+        if let Some(path) = app.database.url.strip_prefix("sqlite://") {
+            for suffix in ["", "-wal"] {
+                seen += &String::from_utf8_lossy(&std::fs::read(format!("{path}{suffix}")).unwrap());
+            }
+        }
+        for secret in canaries.into_iter().chain([PASSWORD, admin.access_token.as_deref().unwrap(), admin.refresh_token.as_deref().unwrap(), GOOD_KEY]) {
+            assert!(!seen.contains(secret), "{secret}");
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The schema as a whole: what it declares, describes and shows.
+
+use async_graphql_parser::parse_schema;
+use async_graphql_parser::types::{FieldDefinition, TypeDefinition, TypeKind, TypeSystemDefinition};
+use claviger::graphql::sdl;
+
+use crate::support::{TestApp, both_databases};
+
+/// The fields that need no sign-in.
+const PUBLIC: [&str; 4] = ["refreshSession", "signIn", "signOut", "viewer"];
+/// The queries that every signed-in member of the organization may ask.
+const FOR_MEMBERS: [&str; 4] = ["node", "nodes", "organization", "user"];
+
+fn types() -> Vec<TypeDefinition> {
+    let definitions = parse_schema(sdl()).unwrap().definitions.into_iter();
+    definitions
+        .filter_map(|definition| match definition {
+            TypeSystemDefinition::Type(definition) => Some(definition.node),
+            _ => None,
+        })
+        .collect()
+}
+
+fn root_fields() -> Vec<(String, FieldDefinition)> {
+    let roots = types().into_iter().filter(|of| matches!(of.name.node.as_str(), "Query" | "Mutation"));
+    roots
+        .flat_map(|root| {
+            let name = root.name.node.to_string();
+            let TypeKind::Object(object) = root.kind else { panic!("a root is an object") };
+            object.fields.into_iter().map(move |field| (name.clone(), field.node))
+        })
+        .collect()
+}
+
+#[test]
+fn the_committed_schema_is_the_servers_own() {
+    assert_eq!(std::fs::read_to_string("schema.graphql").unwrap(), sdl(), "cargo run -- schema > schema.graphql");
+}
+
+#[test]
+fn every_root_field_declares_what_it_needs() {
+    for (root, field) in root_fields() {
+        let name = field.name.node.as_str();
+        let has = |directive: &str| field.directives.iter().any(|d| d.node.name.node == directive);
+        let is_listed = PUBLIC.contains(&name) || FOR_MEMBERS.contains(&name);
+        assert_eq!(has("public"), PUBLIC.contains(&name), "{root}.{name}");
+        assert_eq!(has("requires"), !is_listed, "{root}.{name}");
+        assert_eq!(has("audits"), root == "Mutation", "{root}.{name}");
+        assert_ne!(field.ty.node.nullable, matches!(name, "nodes"), "{root}.{name}: one refusal must not null the others");
+    }
+}
+
+#[test]
+fn everything_has_a_description() {
+    let mut bare = Vec::new();
+    for of in types() {
+        let type_name = of.name.node.to_string();
+        let mut note = |name: String, description: bool| {
+            if !description { bare.push(name); }
+        };
+        note(type_name.clone(), of.description.is_some());
+        let fields = match of.kind {
+            TypeKind::Object(object) => object.fields,
+            TypeKind::Interface(interface) => interface.fields,
+            TypeKind::InputObject(input) => {
+                for field in input.fields {
+                    note(format!("{type_name}.{}", field.node.name.node), field.node.description.is_some());
+                }
+                Vec::new()
+            }
+            TypeKind::Enum(of) => {
+                for value in of.values {
+                    note(format!("{type_name}.{}", value.node.value.node), value.node.description.is_some());
+                }
+                Vec::new()
+            }
+            TypeKind::Scalar | TypeKind::Union(_) => Vec::new(),
+        };
+        for field in fields {
+            let field_name = format!("{type_name}.{}", field.node.name.node);
+            note(field_name.clone(), field.node.description.is_some());
+            for argument in field.node.arguments {
+                note(format!("{field_name}({})", argument.node.name.node), argument.node.description.is_some());
+            }
+        }
+    }
+    assert_eq!(bare, Vec::<String>::new());
+}
+
+both_databases! {
+    async fn nobody_gets_past_a_field_that_is_not_public(app: TestApp) {
+        let anonymous = app.anonymous();
+        for query in [
+            "{ node(id: \"user_00000000000000000000000000\") { id } }", "{ nodes(ids: []) { id } }", "{ organization { id } }",
+            "{ user(id: \"user_00000000000000000000000000\") { id } }", "{ claudeAccounts { totalCount } }",
+            "{ claudeAccount(id: \"acct_00000000000000000000000000\") { id } }", "{ auditLogs { totalCount } }",
+        ] {
+            assert_eq!(anonymous.run(query).await.code(), "UNAUTHENTICATED", "{query}");
+        }
+    }
+
+    async fn a_role_gets_what_the_table_gives_it(app: TestApp) {
+        for role in ["ADMIN", "MANAGER", "MEMBER", "READ_ONLY"] {
+            let user = app.user(role).await;
+            assert_eq!(user.run("{ organization { name } }").await.data()["organization"]["name"], "My organization");
+            for query in [
+                "{ claudeAccounts { totalCount } }", "{ claudeAccount(id: \"acct_00000000000000000000000000\") { id } }",
+                "{ auditLogs { totalCount } }",
+            ] {
+                let answer = user.run(query).await;
+                if role == "ADMIN" { answer.data(); } else { assert_eq!(answer.code(), "FORBIDDEN", "{role} {query}"); }
+            }
+        }
+    }
+}

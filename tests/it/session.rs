@@ -1,0 +1,182 @@
+//! Signing in, refreshing, signing out.
+
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Client, PASSWORD, TestApp, both_databases};
+
+const SIGN_IN: &str = "mutation($email: String!, $password: String!) {
+  signIn(input: { email: $email, password: { plain: $password } }) { accessToken refreshToken viewer { user { email } } }
+}";
+const REFRESH: &str = "mutation($token: String!) {
+  refreshSession(input: { refreshToken: $token }) { accessToken refreshToken refreshTokenExpiresAt viewer { role } }
+}";
+
+async fn refresh(client: &Client, token: &str) -> Answer {
+    client.with(REFRESH, json!({ "token": token })).await
+}
+
+fn refreshed(answer: &Answer) -> String {
+    answer.data()["refreshSession"]["refreshToken"].as_str().unwrap().to_owned()
+}
+
+both_databases! {
+    async fn the_viewer_knows_role_permissions_and_sessions(app: TestApp) {
+        let answer = app.admin().await.run(
+            "{ viewer { role permissions user { email fullName status lastSignInAt } organization { name plan settings }
+                        sessions { current ipAddress } } }",
+        ).await;
+        let viewer = &answer.data()["viewer"];
+        assert_eq!(viewer["role"], "ADMIN");
+        assert_eq!(viewer["permissions"].as_array().unwrap().len(), 17);
+        assert_eq!(viewer["user"]["email"], "admin@localhost");
+        assert!(viewer["user"]["lastSignInAt"].is_string());
+        assert_eq!(viewer["sessions"], json!([{ "current": true, "ipAddress": "127.0.0.1" }]));
+        assert_eq!(app.anonymous().run("{ viewer { role } }").await.data()["viewer"], Value::Null);
+    }
+
+    async fn spellings_of_an_address_are_one_address(app: TestApp) {
+        let client = app.anonymous();
+        for email in ["ADMIN@LOCALHOST", "  admin@localhost "] {
+            client.with(SIGN_IN, json!({ "email": email, "password": PASSWORD })).await.data();
+        }
+    }
+
+    async fn unknown_addresses_and_wrong_passwords_are_answered_alike(app: TestApp) {
+        let client = app.anonymous();
+        let mut errors = Vec::new();
+        for (email, password) in [
+            ("admin@localhost", "wrong password"), ("nobody@localhost", "wrong password"), ("not an address", "x"),
+            ("admin@localhost", ""), ("admin@localhost", &"x".repeat(10_000)),
+        ] {
+            let answer = client.with(SIGN_IN, json!({ "email": email, "password": password })).await;
+            assert_eq!(answer.code(), "UNAUTHENTICATED");
+            errors.push(answer.body["errors"][0]["message"].clone());
+        }
+        errors.dedup();
+        assert_eq!(errors.len(), 1);
+    }
+
+    async fn a_refresh_rotates_the_token(app: TestApp) {
+        let client = app.admin().await;
+        let first = client.refresh_token.clone().unwrap();
+        let second = refreshed(&refresh(&app.anonymous(), &first).await);
+        assert_ne!(first, second);
+        refresh(&app.anonymous(), &second).await.data();
+    }
+
+    async fn a_retry_within_ten_seconds_gets_the_same_successor(app: TestApp) {
+        let first = app.admin().await.refresh_token.unwrap();
+        let second = refreshed(&refresh(&app.anonymous(), &first).await);
+        app.advance(9);
+        assert_eq!(refreshed(&refresh(&app.anonymous(), &first).await), second);
+        refresh(&app.anonymous(), &second).await.data();
+    }
+
+    async fn a_token_used_twice_ends_its_session(app: TestApp) {
+        let client = app.admin().await;
+        let first = client.refresh_token.clone().unwrap();
+        let second = refreshed(&refresh(&app.anonymous(), &first).await);
+        app.advance(11);
+        assert_eq!(refresh(&app.anonymous(), &first).await.code(), "UNAUTHENTICATED");
+        assert_eq!(refresh(&app.anonymous(), &second).await.code(), "UNAUTHENTICATED");
+        assert_eq!(client.run("{ viewer { role } }").await.data()["viewer"], Value::Null);
+    }
+
+    async fn an_older_ancestor_ends_the_session_even_within_ten_seconds(app: TestApp) {
+        let first = app.admin().await.refresh_token.unwrap();
+        let second = refreshed(&refresh(&app.anonymous(), &first).await);
+        let third = refreshed(&refresh(&app.anonymous(), &second).await);
+        assert_eq!(refresh(&app.anonymous(), &first).await.code(), "UNAUTHENTICATED");
+        assert_eq!(refresh(&app.anonymous(), &third).await.code(), "UNAUTHENTICATED");
+    }
+
+    async fn parallel_refreshes_of_one_token_get_one_successor(app: TestApp) {
+        let first = app.admin().await.refresh_token.unwrap();
+        let client = app.anonymous();
+        let answers = futures_util::future::join_all((0..10).map(|_| refresh(&client, &first))).await;
+        let mut successors: Vec<_> = answers.iter().map(refreshed).collect();
+        successors.dedup();
+        assert_eq!(successors.len(), 1);
+    }
+
+    async fn tokens_that_were_never_issued_open_nothing(app: TestApp) {
+        assert_eq!(refresh(&app.anonymous(), "made up").await.code(), "UNAUTHENTICATED");
+        let mut client = app.admin().await;
+        let good = client.access_token.clone().unwrap();
+        let (head, tail) = good.rsplit_once('.').unwrap();
+        let none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0";
+        let body = good.split('.').nth(1).unwrap();
+        for bad in [format!("{head}.AAAA{}", &tail[4..]), format!("{none}.{body}."), "x".to_owned(), String::new()] {
+            client.access_token = Some(bad);
+            let answer = client.run("{ viewer { role } claudeAccounts { totalCount } }").await;
+            assert_eq!(answer.code(), "UNAUTHENTICATED");
+            assert_eq!(answer.body["data"], json!({ "viewer": null, "claudeAccounts": null }));
+            assert!(answer.headers.contains_key("www-authenticate"));
+        }
+    }
+
+    async fn an_access_token_expires_after_fifteen_minutes(app: TestApp) {
+        let client = app.admin().await;
+        app.advance(14 * 60);
+        assert_eq!(client.run("{ viewer { role } }").await.data()["viewer"]["role"], "ADMIN");
+        app.advance(2 * 60);
+        assert_eq!(client.run("{ viewer { role } }").await.data()["viewer"], Value::Null);
+    }
+
+    async fn a_session_that_is_not_refreshed_expires(app: TestApp) {
+        let token = app.admin().await.refresh_token.unwrap();
+        app.advance(31 * 24 * 3600);
+        assert_eq!(refresh(&app.anonymous(), &token).await.code(), "UNAUTHENTICATED");
+    }
+
+    async fn signing_out_ends_the_session_at_once(app: TestApp) {
+        let client = app.admin().await;
+        assert_eq!(client.run("mutation { signOut { signedOut } }").await.data()["signOut"]["signedOut"], true);
+        assert_eq!(client.run("{ viewer { role } }").await.data()["viewer"], Value::Null);
+        assert_eq!(refresh(&app.anonymous(), &client.refresh_token.unwrap()).await.code(), "UNAUTHENTICATED");
+        assert_eq!(app.anonymous().run("mutation { signOut { signedOut } }").await.code(), "UNAUTHENTICATED");
+    }
+
+    async fn signing_out_everywhere_ends_all_sessions(app: TestApp) {
+        let (here, there) = (app.admin().await, app.admin().await);
+        let query = "mutation($t: String) { signOut(input: { refreshToken: $t, everywhere: true }) { signedOut } }";
+        let answer = app.anonymous().with(query, json!({ "t": here.refresh_token })).await;
+        assert_eq!(answer.data()["signOut"]["signedOut"], true);
+        for client in [here, there] {
+            assert_eq!(client.run("{ viewer { role } }").await.data()["viewer"], Value::Null);
+        }
+    }
+
+    async fn a_demoted_or_suspended_user_loses_the_right_soon(app: TestApp) {
+        let admin = app.admin().await;
+        app.database.execute("UPDATE users SET role = 'READ_ONLY'").await.unwrap();
+        // Somebody else changed it, past this server: it is believed for five seconds.
+        app.advance(6);
+        assert_eq!(admin.run("{ claudeAccounts { totalCount } }").await.code(), "FORBIDDEN");
+        app.database.execute("UPDATE users SET status = 'SUSPENDED'").await.unwrap();
+        app.advance(6);
+        assert_eq!(admin.run("{ viewer { role } }").await.data()["viewer"], Value::Null);
+        assert_eq!(refresh(&app.anonymous(), &admin.refresh_token.unwrap()).await.code(), "UNAUTHENTICATED");
+        let answer = app.anonymous().with(SIGN_IN, json!({ "email": "admin@localhost", "password": PASSWORD })).await;
+        assert_eq!(answer.code(), "UNAUTHENTICATED");
+    }
+
+    async fn a_session_outlives_a_restart(app: TestApp) {
+        let mut app = app;
+        let client = app.admin().await;
+        app.restart().await;
+        let again = Client { url: app.url.clone(), ..client };
+        assert_eq!(again.run("{ viewer { role } }").await.data()["viewer"]["role"], "ADMIN");
+    }
+
+    async fn a_bcrypt_hash_is_accepted_and_upgraded(app: TestApp) {
+        let hash = bcrypt::hash("imported password", 4).unwrap();
+        app.database.execute(&format!("UPDATE users SET password_hash = '{hash}'")).await.unwrap();
+        app.anonymous().signed_in("admin@localhost", "imported password").await;
+        let unchanged = format!("UPDATE users SET full_name = 'not upgraded' WHERE password_hash = '{hash}'");
+        app.database.execute(&unchanged).await.unwrap();
+        let client = app.anonymous().signed_in("admin@localhost", "imported password").await;
+        let answer = client.run("{ viewer { user { fullName } } }").await;
+        assert_eq!(answer.data()["viewer"]["user"]["fullName"], "Administrator");
+    }
+}

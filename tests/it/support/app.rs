@@ -1,0 +1,117 @@
+//! The server, in this process.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use chrono::TimeDelta;
+use claviger::app::{App, Running};
+use claviger::model::Clock;
+use claviger::settings::{Settings, Sources};
+
+use super::graphql::Client;
+use super::postgres::TestDatabase;
+
+/// The first administrator's password.
+pub(crate) const PASSWORD: &str = "correct horse battery staple";
+
+pub(crate) struct TestApp {
+    pub(crate) database: TestDatabase,
+    pub(crate) data_dir: tempfile::TempDir,
+    pub(crate) url: String,
+    /// Seconds that the server's clock is ahead.
+    ahead: Arc<AtomicI64>,
+    settings: Vec<(&'static str, String)>,
+    running: Option<Running>,
+}
+
+/// The settings that a test server has.
+pub(crate) fn settings<'a>(pairs: impl IntoIterator<Item = (&'a str, String)>) -> Settings {
+    Settings::load(&Sources::from_pairs(pairs)).unwrap()
+}
+
+impl TestApp {
+    pub(crate) async fn sqlite() -> Self {
+        Self::start(TestDatabase::sqlite(), []).await
+    }
+
+    pub(crate) async fn postgres() -> Self {
+        Self::start(TestDatabase::postgres().await, []).await
+    }
+
+    pub(crate) async fn start(
+        database: TestDatabase,
+        more: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Self {
+        let data_dir = tempfile::tempdir().unwrap();
+        let mut settings = vec![
+            ("DATABASE_URL", database.url.clone()),
+            ("DATA_DIR", data_dir.path().display().to_string()),
+            ("PORT", "0".to_owned()),
+            ("ADMIN_PASSWORD", PASSWORD.to_owned()),
+            ("UPSTREAM_ALLOWED_HOSTS", "127.0.0.1".to_owned()),
+            ("FRONTEND_URL", "https://app.example.com".to_owned()),
+        ];
+        settings.extend(more);
+        let mut app = Self {
+            database,
+            data_dir,
+            url: String::new(),
+            ahead: Arc::default(),
+            settings,
+            running: None,
+        };
+        app.run().await;
+        app
+    }
+
+    async fn run(&mut self) {
+        let settings = settings(self.settings.iter().map(|(name, value)| (*name, value.clone())));
+        let ahead = self.ahead.clone();
+        #[expect(clippy::disallowed_methods, reason = "the clock that the tests set is the machine's, moved")]
+        let clock = Clock::from_fn(move || chrono::Utc::now() + TimeDelta::seconds(ahead.load(Ordering::Relaxed)));
+        let running = App::build(&settings, clock).await.unwrap().serve(&settings).await.unwrap();
+        self.url = format!("http://{}", running.address);
+        self.running = Some(running);
+    }
+
+    /// Stops the server and starts it again on the same data.
+    pub(crate) async fn restart(&mut self) {
+        self.running.take().unwrap().shut_down().await;
+        self.run().await;
+    }
+
+    /// Moves the server's clock.
+    pub(crate) fn advance(&self, seconds: i64) {
+        self.ahead.fetch_add(seconds, Ordering::Relaxed);
+    }
+
+    /// A client that has not signed in.
+    pub(crate) fn anonymous(&self) -> Client {
+        Client::new(&self.url)
+    }
+
+    /// A client that is signed in as the first administrator.
+    pub(crate) async fn admin(&self) -> Client {
+        self.anonymous().signed_in("admin@localhost", PASSWORD).await
+    }
+
+    /// A client that is signed in as another user of the organization with a role.
+    pub(crate) async fn user(&self, role: &str) -> Client {
+        let email = format!("{}@example.com", role.to_lowercase());
+        self.database
+            .execute(&format!(
+                "INSERT INTO users SELECT '{}', organization_id, '{email}', 'Somebody', '{role}', 'ACTIVE', password_hash, \
+                 NULL, NULL, created_at, updated_at, 1 FROM users WHERE email = 'admin@localhost'",
+                user_id(role)
+            ))
+            .await
+            .unwrap();
+        self.anonymous().signed_in(&email, PASSWORD).await
+    }
+}
+
+/// An id of the right form.
+fn user_id(role: &str) -> String {
+    let digit = role.len() % 10;
+    format!("user_{}", digit.to_string().repeat(26).replace(['8', '9'], "7"))
+}

@@ -1,0 +1,125 @@
+//! A PostgreSQL server of the tests' own: started once, on a free port, gone with the process.
+
+use std::io::Read as _;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A shell that starts PostgreSQL and ends it when its standard input is closed, which happens however this process ends.
+/// PostgreSQL refuses to run as root, so root runs it as the user that its package makes, or as nobody.
+const WATCHDOG: &str = r#"
+set -eu
+folder=$1 port=$2
+as() { "$@"; }
+if [ "$(id -u)" = 0 ]; then
+  user=postgres; id "$user" >/dev/null 2>&1 || user=nobody
+  chown "$user" "$folder"
+  as() { su -s /bin/sh "$user" -c 'exec "$0" "$@"' -- "$@"; }
+fi
+trap 'rm -rf "$folder"' EXIT
+cd "$folder"
+as "$INITDB" -D "$folder/data" -U claviger -A trust -E UTF8 --locale=C --no-sync >"$folder/initdb.log" 2>&1
+cat >>"$folder/data/postgresql.conf" <<CONF
+listen_addresses = '127.0.0.1'
+port = $port
+unix_socket_directories = ''
+max_connections = 300
+shared_buffers = 64MB
+fsync = off
+synchronous_commit = off
+full_page_writes = off
+CONF
+as "$PG_CTL" -D "$folder/data" -l "$folder/server.log" -w start >/dev/null
+echo ready
+cat >/dev/null
+as "$PG_CTL" -D "$folder/data" -m immediate stop >/dev/null 2>&1 || true
+"#;
+
+struct Cluster {
+    port: u16,
+    // Its standard input must stay open for as long as the process lives.
+    _watchdog: Child,
+}
+
+static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+static DATABASES: AtomicU32 = AtomicU32::new(0);
+
+fn program(name: &str) -> PathBuf {
+    let on_path = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect::<Vec<_>>();
+    let mut folders: Vec<PathBuf> = ["/usr/lib/postgresql", "/opt/homebrew/opt", "/usr/local/opt"]
+        .iter()
+        .filter_map(|folder| std::fs::read_dir(folder).ok())
+        .flat_map(|entries| entries.flatten().map(|entry| entry.path().join("bin")))
+        .collect();
+    folders.sort();
+    folders.reverse();
+    folders
+        .into_iter()
+        .chain(on_path)
+        .map(|folder| folder.join(name))
+        .find(|path| path.exists())
+        .unwrap_or_else(|| panic!("PostgreSQL's {name} is not installed: ./test installs it"))
+}
+
+fn cluster() -> &'static Cluster {
+    CLUSTER.get_or_init(|| {
+        let folder = tempfile::Builder::new().prefix("claviger-postgres-").tempdir().unwrap().keep();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut watchdog = Command::new("sh")
+            .args(["-c", WATCHDOG, "watchdog"])
+            .arg(&folder)
+            .arg(port.to_string())
+            .env("INITDB", program("initdb"))
+            .env("PG_CTL", program("pg_ctl"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 5];
+        let outcome = watchdog.stdout.as_mut().unwrap().read_exact(&mut ready);
+        assert!(outcome.is_ok() && &ready == b"ready", "PostgreSQL did not start");
+        Cluster { port, _watchdog: watchdog }
+    })
+}
+
+/// A database that nothing else uses.
+pub(crate) struct TestDatabase {
+    pub(crate) url: String,
+    _folder: Option<tempfile::TempDir>,
+}
+
+impl TestDatabase {
+    pub(crate) fn sqlite() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self { url: format!("sqlite://{}", folder.path().join("test.db").display()), _folder: Some(folder) }
+    }
+
+    pub(crate) async fn postgres() -> Self {
+        let port = tokio::task::spawn_blocking(|| cluster().port).await.unwrap();
+        let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
+        let url = format!("postgres://claviger@127.0.0.1:{port}/postgres");
+        let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+        Self { url: format!("postgres://claviger@127.0.0.1:{port}/{name}"), _folder: None }
+    }
+
+    /// Runs a statement past the server, as somebody with access to the database would.
+    pub(crate) async fn execute(&self, sql: &str) -> Result<(), String> {
+        if self.url.starts_with("postgres") {
+            let (client, connection) = tokio_postgres::connect(&self.url, tokio_postgres::NoTls).await.unwrap();
+            tokio::spawn(connection);
+            return client.batch_execute(sql).await.map_err(|error| {
+                error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned())
+            });
+        }
+        use diesel::Connection as _;
+        use diesel::connection::SimpleConnection as _;
+        let path = self.url.trim_start_matches("sqlite://");
+        let mut connection = diesel::SqliteConnection::establish(path).unwrap();
+        connection.batch_execute("PRAGMA busy_timeout = 5000").unwrap();
+        connection.batch_execute(sql).map_err(|error| error.to_string())
+    }
+}
