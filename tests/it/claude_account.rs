@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, GOOD_KEY, MockUpstream, TestApp, both_databases};
+use crate::support::{Client, GOOD_KEY, MockUpstream, both_databases};
 
 const CREATE: &str = "mutation($input: CreateClaudeAccountInput!) {
   createClaudeAccount(input: $input) { claudeAccount {

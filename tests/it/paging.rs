@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::claude_account::create;
-use crate::support::{Client, TestApp, both_databases};
+use crate::support::{Client, both_databases};
 
 const LIST: &str = "query($first: Int, $after: String, $last: Int, $before: String, $offset: Int, $search: String,
       $filter: ClaudeAccountFilter, $orderBy: ClaudeAccountOrder) {

@@ -4,7 +4,7 @@ use async_graphql_parser::parse_schema;
 use async_graphql_parser::types::{FieldDefinition, TypeDefinition, TypeKind, TypeSystemDefinition};
 use claviger::graphql::sdl;
 
-use crate::support::{TestApp, both_databases};
+use crate::support::{both_databases};
 
 /// The fields that need no sign-in.
 const PUBLIC: [&str; 4] = ["refreshSession", "signIn", "signOut", "viewer"];

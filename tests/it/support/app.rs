@@ -25,7 +25,7 @@ pub(crate) struct TestApp {
 }
 
 /// The settings that a test server has.
-pub(crate) fn settings<'a>(pairs: impl IntoIterator<Item = (&'a str, String)>) -> Settings {
+fn settings<'a>(pairs: impl IntoIterator<Item = (&'a str, String)>) -> Settings {
     Settings::load(&Sources::from_pairs(pairs)).unwrap()
 }
 

@@ -5,7 +5,7 @@ mod graphql;
 mod postgres;
 mod upstream;
 
-pub(crate) use app::{PASSWORD, TestApp, settings};
+pub(crate) use app::{PASSWORD, TestApp};
 pub(crate) use graphql::{Answer, Client};
 pub(crate) use postgres::TestDatabase;
 pub(crate) use upstream::{GOOD_KEY, MockUpstream};

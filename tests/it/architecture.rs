@@ -1,0 +1,116 @@
+//! The layers: who may use whom, which one crate gets from no compiler.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// The layers from the outermost to the innermost: a module may use those of later lines, not of its own or an earlier one.
+const LAYERS: &[&[&str]] = &[
+    &["cli"],
+    &["app"],
+    &["http"],
+    &["graphql"],
+    &["domain"],
+    &["identity", "audit"],
+    &["store"],
+    &["crypto", "upstream"],
+    &["logs"],
+    &["settings"],
+    &["model"],
+];
+
+/// Crates that stand only in some modules.
+const CONFINED: &[(&str, &[&str])] = &[
+    ("diesel", &["store/"]),
+    ("diesel_async", &["store/"]),
+    ("async_graphql", &["graphql/", "http/graphql.rs", "http/request.rs", "http/documents.rs"]),
+    ("axum", &["http/", "app.rs"]),
+];
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|layer| layer.contains(&module))
+}
+
+/// What a line of a file breaks, if anything.
+fn violation(file: &str, line: &str) -> Option<String> {
+    let own = file.split(['/', '.']).next().unwrap_or_default();
+    for (start, _) in line.match_indices("crate::") {
+        if line[..start].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '$') {
+            continue;
+        }
+        let used: String = line[start + 7..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        if let (Some(from), Some(to)) = (layer(own), layer(&used))
+            && own != used
+            && to <= from
+        {
+            return Some(format!("{own} may not use {used}"));
+        }
+    }
+    CONFINED.iter().find_map(|(name, places)| {
+        let mentions = line.match_indices(&format!("{name}::")).any(|(start, _)| {
+            !line[..start].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':')
+        });
+        (mentions && !places.iter().any(|place| file.starts_with(place))).then(|| format!("{name} does not belong here"))
+    })
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn the_layers_hold() {
+    let mut broken = Vec::new();
+    for path in sources(Path::new("src")) {
+        let file = path.strip_prefix("src").unwrap().display().to_string();
+        if matches!(file.as_str(), "lib.rs" | "main.rs") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        if !text.starts_with("//! ") {
+            broken.push(format!("{file}: does not begin by saying what it is for"));
+        }
+        if text.lines().count() > 600 {
+            broken.push(format!("{file}: is longer than 600 lines"));
+        }
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            if let Some(rule) = violation(&file, line) {
+                broken.push(format!("{file}:{}: {rule}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn a_broken_rule_is_noticed() {
+    assert!(violation("store/user.rs", "use crate::domain::Error;").is_some());
+    assert!(violation("identity/actor.rs", "use crate::audit::Entry;").is_some());
+    assert!(violation("domain/user.rs", "use diesel::prelude::*;").is_some());
+    assert!(violation("domain/user.rs", "use crate::store::Tx;").is_none());
+    assert!(violation("graphql/user.rs", "use async_graphql::Object;").is_none());
+}
+
+#[test]
+fn both_databases_have_the_same_migrations() {
+    let names = |database: &str| -> BTreeSet<String> {
+        let folder = Path::new("migrations").join(database);
+        std::fs::read_dir(folder)
+            .unwrap()
+            .flatten()
+            .map(|entry| {
+                assert!(entry.path().join("up.sql").exists() && entry.path().join("down.sql").exists());
+                entry.file_name().into_string().unwrap()
+            })
+            .collect()
+    };
+    assert_eq!(names("sqlite"), names("postgres"));
+}

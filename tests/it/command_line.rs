@@ -1,0 +1,201 @@
+//! The program as it is run: commands, exit codes, start and stop.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, Command, Output, Stdio};
+
+use crate::support::{Client, TestDatabase};
+
+/// A folder with its own database, and the program run in it.
+pub(crate) struct Place {
+    folder: tempfile::TempDir,
+    database: TestDatabase,
+}
+
+impl Place {
+    pub(crate) fn new(database: TestDatabase) -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), database }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_claviger"));
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env_clear()
+            .env("DATABASE_URL", &self.database.url)
+            .env("PORT", "0")
+            .env("ADMIN_PASSWORD", crate::support::PASSWORD);
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn run_well(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Starts a server and waits until it says where it listens.
+    pub(crate) fn serve(&self) -> Served {
+        let mut child = self.command(&["serve"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let first = lines.next().expect("the server says where it listens").unwrap();
+        let url = first.rsplit(' ').next().unwrap().to_owned();
+        Served { child, url }
+    }
+}
+
+pub(crate) struct Served {
+    pub(crate) child: Child,
+    pub(crate) url: String,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+macro_rules! on_both {
+    ($(async fn $name:ident($place:ident: Place) $body:block)+) => {$(
+        mod $name {
+            use super::*;
+
+            async fn run($place: Place) $body
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() {
+                run(Place::new(TestDatabase::sqlite())).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres() {
+                run(Place::new(TestDatabase::postgres().await)).await;
+            }
+        }
+    )+};
+}
+
+on_both! {
+    async fn migrations_go_up_and_down(place: Place) {
+        assert!(place.run_well(&["migrate", "status"]).starts_with("pending "));
+        assert!(place.run_well(&["migrate", "up"]).starts_with("applied "));
+        assert_eq!(place.run_well(&["migrate", "up"]), "nothing to do\n");
+        assert!(place.run_well(&["migrate", "status"]).starts_with("applied "));
+        assert!(place.run_well(&["migrate", "redo"]).starts_with("applied again "));
+        assert!(place.run_well(&["migrate", "down"]).starts_with("reverted "));
+        assert_eq!(place.run(&["migrate", "down"]).status.code(), Some(1));
+        assert!(place.run_well(&["migrate", "up"]).starts_with("applied "));
+    }
+
+    async fn a_database_of_a_newer_program_is_left_alone(place: Place) {
+        place.run_well(&["migrate", "up"]);
+        place.database.execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('99990101000000')").await.unwrap();
+        let output = place.run(&["serve"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("99990101000000"));
+    }
+
+    async fn seeding_twice_makes_the_data_once(place: Place) {
+        let signs_in = place.run_well(&["seed"]);
+        assert_eq!(signs_in.lines().count(), 4, "{signs_in}");
+        let again = place.run_well(&["seed"]);
+        assert!(again.starts_with("The demonstration data is there already."), "{again}");
+        let server = place.serve();
+        for line in signs_in.lines() {
+            let [role, email, password] = line.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{line}") };
+            let client = Client::new(&server.url).signed_in(email, password).await;
+            assert_eq!(client.run("{ viewer { role } }").await.data()["viewer"]["role"], role);
+        }
+        let admin = Client::new(&server.url).signed_in("admin@localhost", crate::support::PASSWORD).await;
+        assert_eq!(admin.run("{ claudeAccounts { totalCount } }").await.data()["claudeAccounts"]["totalCount"], 6);
+    }
+
+    async fn an_administrator_is_made_and_gets_another_password(place: Place) {
+        let made = place.run_well(&["admin", "create", "--email", "Second@Example.com"]);
+        let password = made.lines().find_map(|line| line.strip_prefix("password")).unwrap().trim().to_owned();
+        assert_eq!(place.run(&["admin", "create", "--email", "second@example.com"]).status.code(), Some(1));
+        let server = place.serve();
+        let client = Client::new(&server.url).signed_in("second@example.com", &password).await;
+        let mut reset = place
+            .command(&["admin", "reset-password", "--email", "second@example.com", "--password-stdin"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        reset.stdin.take().unwrap().write_all(b"another password\n").unwrap();
+        assert!(reset.wait().unwrap().success());
+        Client::new(&server.url).signed_in("second@example.com", "another password").await;
+        let query = "mutation($t: String!) { refreshSession(input: { refreshToken: $t }) { accessToken } }";
+        let token = serde_json::json!({ "t": client.refresh_token });
+        assert_eq!(Client::new(&server.url).with(query, token).await.code(), "UNAUTHENTICATED");
+    }
+
+    async fn several_servers_that_start_at_once_make_one_organization(place: Place) {
+        let servers: Vec<_> = std::thread::scope(|scope| {
+            let starts: Vec<_> = (0..3).map(|_| scope.spawn(|| place.serve())).collect();
+            starts.into_iter().map(|start| start.join().unwrap()).collect()
+        });
+        let mut ids = std::collections::BTreeSet::new();
+        for server in &servers {
+            let admin = Client::new(&server.url).signed_in("admin@localhost", crate::support::PASSWORD).await;
+            ids.insert(admin.run("{ organization { id } }").await.data().to_string());
+        }
+        assert_eq!(ids.len(), 1);
+    }
+
+    async fn a_server_that_is_told_to_stop_ends_well(place: Place) {
+        let mut server = place.serve();
+        let id = server.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        assert_eq!(server.child.wait().unwrap().code(), Some(0));
+    }
+}
+
+#[test]
+fn the_schema_is_printed_without_any_setting() {
+    let output = Command::new(env!("CARGO_BIN_EXE_claviger")).arg("schema").env_clear().output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), claviger::graphql::sdl());
+}
+
+#[test]
+fn wrong_settings_and_arguments_end_with_2() {
+    let place = Place::new(TestDatabase::sqlite());
+    let output = place.command(&["serve"]).env("PORT", "many").env("HOST", "here").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    insta::assert_snapshot!(String::from_utf8(output.stderr).unwrap(), @r"
+    claviger: the settings are not valid:
+      HOST: is not an IP address [in the environment]
+      PORT: is not a port number (0 to 65535) [in the environment]
+    ");
+    assert_eq!(place.run(&["unknown"]).status.code(), Some(2));
+    std::fs::write(place.folder.path().join("claviger.toml"), "prot = 3001\n").unwrap();
+    let output = place.run(&["serve"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("prot: there is no such setting [in claviger.toml]"));
+}
+
+#[test]
+fn a_database_that_cannot_be_reached_is_named() {
+    let place = Place::new(TestDatabase::sqlite());
+    for (url, said) in [
+        ("postgres://nobody@127.0.0.1:1/none", "the database"),
+        ("sqlite:///proc/none/claviger.db", "the database cannot be opened"),
+    ] {
+        let output = place.command(&["serve"]).env("DATABASE_URL", url).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{url}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(said), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn the_health_of_no_server_is_no_health() {
+    let place = Place::new(TestDatabase::sqlite());
+    assert_eq!(place.command(&["healthcheck"]).env("PORT", "1").output().unwrap().status.code(), Some(1));
+    let server = place.serve();
+    let port = server.url.rsplit(':').next().unwrap();
+    assert!(place.command(&["healthcheck"]).env("PORT", port).output().unwrap().status.success());
+}
