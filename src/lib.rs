@@ -18,8 +18,9 @@ pub mod identity;
 
 pub mod store;
 
-pub mod crypto;
 pub mod upstream;
+
+pub mod crypto;
 
 pub mod logs;
 

@@ -61,7 +61,7 @@ impl Entry {
 
     /// Says to which thing it was done.
     #[must_use]
-    pub fn on(mut self, id: impl ToString) -> Self {
+    pub fn on(mut self, id: &impl ToString) -> Self {
         self.resource_id = Some(id.to_string());
         self
     }

@@ -147,7 +147,13 @@ fn settings_help() -> String {
     use std::fmt::Write as _;
     let mut text = String::from("Settings, by environment variables or in lower case in claviger.toml:\n");
     for setting in TABLE {
-        let _ = write!(text, "\n  {}\n      {} [default: {}]", setting.name, setting.about.replace('`', ""), setting.default);
+        let _ = write!(
+            text,
+            "\n  {}\n      {} [default: {}]",
+            setting.name,
+            setting.about.replace('`', ""),
+            setting.default
+        );
     }
     text
 }

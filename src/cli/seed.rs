@@ -19,7 +19,9 @@ pub(super) async fn run(settings: &Settings) -> Result<(), Failure> {
         println!("{:<10} {:<24} {}", sign_in.role.as_str(), sign_in.email, sign_in.password.expose());
     }
     if made.is_empty() {
-        println!("The demonstration data is there already. A new password: claviger admin reset-password --email <ADDRESS>");
+        println!(
+            "The demonstration data is there already. A new password: claviger admin reset-password --email <ADDRESS>"
+        );
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! `claviger serve`.
 
+use std::io::Write as _;
+
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
@@ -16,13 +18,13 @@ pub(super) async fn run(settings: &Settings) -> Result<(), Failure> {
     let running = app.serve(settings).await?;
     let address = running.address;
     // On the standard output: the log goes to the standard error, and a password has no place there.
-    println!("Claviger listens on http://{address}");
+    let mut text = format!("Claviger listens on http://{address}\n");
     if settings.playground {
-        println!("  playground  http://{address}/");
+        text += &playground_line(address);
     }
-    if let Some(text) = first_admin {
-        println!("{text}");
-    }
+    text += &first_admin.unwrap_or_default();
+    // A server serves on though nobody reads what it prints.
+    let _ = std::io::stdout().write_all(text.as_bytes());
     if !address.ip().is_loopback() && has_generated_secrets {
         tracing::warn!(
             "the server listens beyond this machine with generated secrets: set JWT_SECRET and \
@@ -30,7 +32,9 @@ pub(super) async fn run(settings: &Settings) -> Result<(), Failure> {
         );
     }
     if !address.ip().is_loopback() && settings.public_url.scheme() != "https" {
-        tracing::warn!("the server listens beyond this machine without TLS: put a proxy with TLS before it, and set PUBLIC_URL");
+        tracing::warn!(
+            "the server listens beyond this machine without TLS: put a proxy with TLS before it, and set PUBLIC_URL"
+        );
     }
     tracing::info!(%address, "serving");
 
@@ -50,10 +54,14 @@ pub(super) async fn run(settings: &Settings) -> Result<(), Failure> {
 fn welcome(admin: &FirstAdmin) -> String {
     match &admin.generated_password {
         Some(password) => format!(
-            "\nSign in as\n  email       {}\n  password    {}\nThe password is shown this once.\n",
+            "\nSign in as\n  email       {}\n  password    {}\nThe password is shown this once.\n\n",
             admin.email,
             password.expose()
         ),
-        None => format!("\nSign in as {} with the password from ADMIN_PASSWORD.\n", admin.email),
+        None => format!("\nSign in as {} with the password from ADMIN_PASSWORD.\n\n", admin.email),
     }
+}
+
+fn playground_line(address: std::net::SocketAddr) -> String {
+    format!("  playground  http://{address}/\n")
 }

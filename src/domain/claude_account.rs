@@ -57,7 +57,8 @@ pub struct Update {
 
 impl Recorded for ClaudeAccount {
     fn fields(&self) -> Vec<(&'static str, Field)> {
-        let object = |object: &Option<crate::model::JsonObject>| object.as_ref().map(crate::model::JsonObject::to_value);
+        let object =
+            |object: &Option<crate::model::JsonObject>| object.as_ref().map(crate::model::JsonObject::to_value);
         vec![
             ("accountName", Field::plain(self.account_name.as_str())),
             ("email", Field::plain(self.email.as_ref().map(Email::as_str))),
@@ -105,7 +106,7 @@ pub async fn count(cx: Cx<'_>, filter: &ClaudeAccountFilter) -> Result<i64> {
 /// Without permission, or where the entry cannot be written.
 pub async fn view(cx: Cx<'_>, id: ClaudeAccountId) -> Result<Option<ClaudeAccount>> {
     let Some(account) = find(cx, id).await? else { return Ok(None) };
-    audited(cx, async |_| Ok(((), Entry::new(AuditAction::View, ResourceType::ClaudeAccount).on(id)))).await?;
+    audited(cx, async |_| Ok(((), Entry::new(AuditAction::View, ResourceType::ClaudeAccount).on(&id)))).await?;
     Ok(Some(account))
 }
 
@@ -183,7 +184,7 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<ClaudeAccount> {
             return Err(Error::conflict(TAKEN));
         }
         accounts::insert(tx, &permit, &account).await.map_err(taken)?;
-        let entry = Entry::new(AuditAction::Create, ResourceType::ClaudeAccount).on(id);
+        let entry = Entry::new(AuditAction::Create, ResourceType::ClaudeAccount).on(&id);
         let changes = Changes::created(&account);
         Ok((account, entry.with(changes)))
     })
@@ -200,10 +201,12 @@ pub async fn update(cx: Cx<'_>, id: ClaudeAccountId, input: Update) -> Result<Cl
         if input.expected_version.is_some_and(|version| version != account.version) {
             return Err(Error::conflict("The account is not at the expected version. Read it again."));
         }
-        account.account_name =
-            checks.required("accountName", input.account_name, std::mem::take(&mut account.account_name), |checks, text| {
-                checks.line("accountName", &text, NAME_LENGTH)
-            });
+        account.account_name = checks.required(
+            "accountName",
+            input.account_name,
+            std::mem::take(&mut account.account_name),
+            |checks, text| checks.line("accountName", &text, NAME_LENGTH),
+        );
         account.status = checks.required("status", input.status, account.status, |_, status| Some(status));
         account.tier = checks.required("tier", input.tier, account.tier, |_, tier| Some(tier));
         account.priority = checks.required("priority", input.priority, account.priority, |_, priority| Some(priority));
@@ -247,7 +250,7 @@ pub async fn replace_key(cx: Cx<'_>, id: ClaudeAccountId, api_key: &SecretText) 
         bump(cx, &mut account);
         accounts::update(tx, &permit, &account).await.map_err(taken)?;
         let changes = Changes::between(&before, &account);
-        Ok((account, Entry::new(AuditAction::Update, ResourceType::ClaudeAccount).on(id).with(changes)))
+        Ok((account, Entry::new(AuditAction::Update, ResourceType::ClaudeAccount).on(&id).with(changes)))
     })
     .await
 }
@@ -287,7 +290,7 @@ pub async fn test(cx: Cx<'_>, id: ClaudeAccountId) -> Result<(ClaudeAccount, Pro
             accounts::update(tx, &permit, &account).await?;
         }
         let entry = Entry::new(AuditAction::Test, ResourceType::ClaudeAccount)
-            .on(id)
+            .on(&id)
             .with(Changes::between(&before, &account))
             .noting(json!({ "ok": probe.ok, "status": probe.status }));
         Ok(((account, probe), entry))
@@ -304,7 +307,7 @@ pub async fn delete(cx: Cx<'_>, id: ClaudeAccountId) -> Result<()> {
     audited(cx, async |tx| {
         let account = accounts::lock(tx, &permit, id).await?.ok_or_else(no_such_account)?;
         accounts::delete(tx, &permit, id).await?;
-        let entry = Entry::new(AuditAction::Delete, ResourceType::ClaudeAccount).on(id);
+        let entry = Entry::new(AuditAction::Delete, ResourceType::ClaudeAccount).on(&id);
         Ok(((), entry.with(Changes::deleted(&account))))
     })
     .await
@@ -313,11 +316,7 @@ pub async fn delete(cx: Cx<'_>, id: ClaudeAccountId) -> Result<()> {
 /// The account's usage now and when it starts again: nothing, once the month that was counted is over.
 #[must_use]
 pub fn usage_at(account: &ClaudeAccount, now: Timestamp) -> (i64, Timestamp) {
-    if account.usage_resets_at <= now {
-        (0, month_end(now))
-    } else {
-        (account.current_usage, account.usage_resets_at)
-    }
+    if account.usage_resets_at <= now { (0, month_end(now)) } else { (account.current_usage, account.usage_resets_at) }
 }
 
 /// Changes a locked account and writes it, unless nothing has changed.
@@ -337,7 +336,7 @@ async fn change(
             bump(cx, &mut account);
             accounts::update(tx, &permit, &account).await?;
         }
-        Ok((account, Entry::new(action, ResourceType::ClaudeAccount).on(id).with(changes)))
+        Ok((account, Entry::new(action, ResourceType::ClaudeAccount).on(&id).with(changes)))
     })
     .await
 }

@@ -67,7 +67,7 @@ pub struct Record {
 
 /// What a deed is about, in case it fails.
 #[derive(Debug, Default, Clone)]
-pub struct Subject {
+pub(super) struct Subject {
     /// In whose log the failure belongs, where that is not the actor's organization.
     pub organization: Option<OrganizationId>,
     /// What it was to be done to.
@@ -91,7 +91,7 @@ impl Record {
     }
 
     /// Says whom a deed of nobody concerns: a sign-in with a known address belongs in that user's organization.
-    pub(super) fn concerns(&self, organization: OrganizationId, resource_id: impl ToString) {
+    pub(super) fn concerns(&self, organization: OrganizationId, resource_id: &impl ToString) {
         *self.subject() = Subject { organization: Some(organization), resource_id: Some(resource_id.to_string()) };
     }
 

@@ -31,7 +31,10 @@ where
         }
         Ok(Err(error)) => {
             if let Err(rollback) = tx.rollback().await {
-                tracing::warn!(error = &rollback as &dyn std::error::Error, "rolling back failed; the connection is dropped");
+                tracing::warn!(
+                    error = &rollback as &dyn std::error::Error,
+                    "rolling back failed; the connection is dropped"
+                );
             }
             Err(error)
         }

@@ -72,7 +72,10 @@ pub async fn ensure(start: FirstStart<'_>) -> Result<(OrganizationId, Option<Fir
         None => (start.random.password(), true),
     };
     if let Some(objection) = password::objection(&password, start.admin_email) {
-        return Err(Error::bad_input(vec![super::FieldError { path: vec!["ADMIN_PASSWORD"], message: objection.into() }]));
+        return Err(Error::bad_input(vec![super::FieldError {
+            path: vec!["ADMIN_PASSWORD"],
+            message: objection.into(),
+        }]));
     }
     let hash = start.passwords.hash(&password).await?;
 
@@ -108,7 +111,7 @@ pub async fn ensure(start: FirstStart<'_>) -> Result<(OrganizationId, Option<Fir
     users::insert(&mut tx, &admin).await?;
     users::set_password_hash(&mut tx, admin.id, hash.as_str(), now).await?;
     let entry = Entry::new(AuditAction::Create, ResourceType::Organization)
-        .on(organization.id)
+        .on(&organization.id)
         .with(Changes::created(&organization))
         .noting(json!({ "admin": admin.id.to_string() }));
     let origin = Origin { request_id: "first-start".to_owned(), ..Origin::default() };

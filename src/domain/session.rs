@@ -10,9 +10,7 @@ use crate::audit::Entry;
 use crate::crypto::{Purpose, SecretText};
 use crate::identity::password::{PasswordHash, Verdict};
 use crate::identity::{Actor, Claims, SignedIn};
-use crate::model::{
-    Access, AuditAction, AuditOutcome, Email, ResourceType, SessionId, Timestamp, UserStatus,
-};
+use crate::model::{Access, AuditAction, AuditOutcome, Email, ResourceType, SessionId, Timestamp, UserStatus};
 use crate::store::session::{self as sessions, RefreshToken, Session};
 use crate::store::user::{self as users, User};
 
@@ -51,7 +49,7 @@ pub async fn sign_in(cx: Cx<'_>, email: &str, password: &SecretText) -> Result<T
     let hash = known.as_ref().and_then(|(_, hash)| hash.clone()).map(PasswordHash::from);
     let verdict = cx.services.passwords.verify(password, hash).await?;
     let Some((user, _)) = known else { return Err(Error::refused(WRONG_SIGN_IN)) };
-    cx.record.concerns(user.organization_id, user.id);
+    cx.record.concerns(user.organization_id, &user.id);
     if verdict == Verdict::NoMatch || user.status != UserStatus::Active {
         return Err(Error::refused(WRONG_SIGN_IN));
     }
@@ -83,7 +81,7 @@ pub async fn sign_in(cx: Cx<'_>, email: &str, password: &SecretText) -> Result<T
         }
         users::set_last_sign_in(tx, user.id, now).await?;
         sessions::insert(tx, &session, &token_row(cx, &session, &refresh)).await?;
-        let entry = Entry::new(AuditAction::SignIn, ResourceType::Session).on(session.id);
+        let entry = Entry::new(AuditAction::SignIn, ResourceType::Session).on(&session.id);
         Ok((tokens(cx, &session, &user, refresh), entry.by(user.organization_id, user.id)))
     })
     .await
@@ -100,14 +98,14 @@ pub async fn refresh(cx: Cx<'_>, presented: &SecretText) -> Result<Tokens> {
         let now = cx.services.clock.now();
         let session = sessions::lock(tx, token.session_id).await?;
         let session = session.ok_or_else(|| Error::refused(WRONG_REFRESH_TOKEN))?;
-        cx.record.concerns(session.organization_id, session.id);
+        cx.record.concerns(session.organization_id, &session.id);
         let user = users::lock(tx, session.user_id).await?.filter(|user| user.status == UserStatus::Active);
         let user = user.ok_or_else(|| Error::refused(WRONG_REFRESH_TOKEN))?;
         if session.revoked_at.is_some() || session.expires_at <= now {
             return Err(Error::refused(WRONG_REFRESH_TOKEN));
         }
         let entry = Entry::new(AuditAction::Refresh, ResourceType::Session)
-            .on(session.id)
+            .on(&session.id)
             .by(session.organization_id, session.user_id);
         let successor = cx.services.keys.refresh_successor(presented);
         if token.generation == session.generation {
@@ -161,7 +159,7 @@ pub async fn sign_out(cx: Cx<'_>, presented: Option<&SecretText>, everywhere: bo
         } else {
             usize::from(sessions::revoke(tx, session.id, now).await?)
         };
-        let entry = entry.on(session.id).by(session.organization_id, session.user_id);
+        let entry = entry.on(&session.id).by(session.organization_id, session.user_id);
         Ok((ended, entry.noting(json!({ "everywhere": everywhere, "sessionsEnded": ended }))))
     })
     .await?;

@@ -46,13 +46,7 @@ pub async fn find_many(cx: Cx<'_>, ids: &[UserId]) -> Result<Vec<User>> {
 ///
 /// # Errors
 /// Where the password is not accepted or the address is taken.
-pub async fn create(
-    cx: Cx<'_>,
-    email: &Email,
-    full_name: &str,
-    role: Role,
-    password: &SecretText,
-) -> Result<User> {
+pub async fn create(cx: Cx<'_>, email: &Email, full_name: &str, role: Role, password: &SecretText) -> Result<User> {
     let organization_id = system_organization(cx)?;
     let hash = accepted_hash(cx, password, email).await?;
     let now = cx.services.clock.now();
@@ -76,7 +70,7 @@ pub async fn create(
         })?;
         users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
         let changes = Changes::created(&user);
-        let entry = Entry::new(AuditAction::Create, ResourceType::User).on(user.id).with(changes);
+        let entry = Entry::new(AuditAction::Create, ResourceType::User).on(&user.id).with(changes);
         Ok((user, entry))
     })
     .await
@@ -97,7 +91,7 @@ pub async fn reset_password(cx: Cx<'_>, email: &Email, password: &SecretText) ->
         users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
         let ended = sessions::revoke_all(tx, user.id, now).await?;
         let entry = Entry::new(AuditAction::Update, ResourceType::User)
-            .on(user.id)
+            .on(&user.id)
             .noting(json!({ "password": "reset", "sessionsEnded": ended }));
         Ok((user, entry))
     })

@@ -53,7 +53,9 @@ impl Extension for Middleware {
             (answer, 1) => answer,
             (Ok(_), _) => {
                 let fault = Error::internal(format!("{operation} left {written} audit entries"));
-                record_failure(cx, action, resource_type, &fault).await.map_err(|error| server_error(error, position))?;
+                record_failure(cx, action, resource_type, &fault)
+                    .await
+                    .map_err(|error| server_error(error, position))?;
                 Err(server_error(fault, position))
             }
             (Err(error), _) => {

@@ -12,8 +12,8 @@ use std::collections::HashMap;
 use async_graphql::indexmap::IndexMap;
 use async_graphql::parser::parse_schema;
 use async_graphql::parser::types::{
-    BaseType, Directive, ExecutableDocument, Field, OperationDefinition, Selection, SelectionSet, Type,
-    TypeKind, TypeSystemDefinition,
+    BaseType, Directive, ExecutableDocument, Field, OperationDefinition, Selection, SelectionSet, Type, TypeKind,
+    TypeSystemDefinition,
 };
 use async_graphql::{Name, PathSegment, Positioned, Response, ServerError, Value, Variables};
 
@@ -106,9 +106,7 @@ impl<'a> Completer<'a> {
     fn is_in_order(&self, selections: &SelectionSet, value: &Value) -> bool {
         match value {
             Value::List(items) => items.iter().all(|item| self.is_in_order(selections, item)),
-            Value::Object(fields) if !selections.items.is_empty() => {
-                self.follows(selections, fields, &mut 0).is_some()
-            }
+            Value::Object(fields) if !selections.items.is_empty() => self.follows(selections, fields, &mut 0).is_some(),
             _ => true,
         }
     }
@@ -265,7 +263,8 @@ impl<'a> Completer<'a> {
     }
 
     fn variable(&self, name: &Name) -> Result<Value, ()> {
-        let definition = self.operation.variable_definitions.iter().find(|definition| definition.node.name.node == *name);
+        let definition =
+            self.operation.variable_definitions.iter().find(|definition| definition.node.name.node == *name);
         let default = || definition.and_then(|definition| definition.node.default_value()).cloned();
         self.variables.get(name).cloned().or_else(default).ok_or(())
     }

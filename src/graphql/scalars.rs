@@ -9,6 +9,7 @@ use crate::model::Timestamp;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DateTime(pub(super) Timestamp);
 
+/// An instant by RFC 3339, in UTC and with milliseconds, like `2026-11-21T09:30:00.000Z`.
 #[Scalar(specified_by_url = "https://scalars.graphql.org/andimarek/date-time")]
 impl ScalarType for DateTime {
     fn parse(value: Value) -> InputValueResult<Self> {
@@ -39,6 +40,7 @@ impl From<Timestamp> for DateTime {
 #[derive(Debug, Clone)]
 pub(super) struct Json(pub(super) serde_json::Value);
 
+/// Any JSON value. Where a field says so, it must be an object.
 #[Scalar(name = "JSON", specified_by_url = "https://www.rfc-editor.org/rfc/rfc8259")]
 impl ScalarType for Json {
     fn parse(value: Value) -> InputValueResult<Self> {
@@ -57,6 +59,7 @@ pub(super) struct BigInt(pub(super) i64);
 /// What JavaScript calls `Number.MAX_SAFE_INTEGER`.
 const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
 
+/// A whole number between -(2^53 - 1) and 2^53 - 1, as a JSON number: counts of tokens outgrow `Int`.
 #[Scalar(specified_by_url = "https://262.ecma-international.org/#sec-number.max_safe_integer")]
 impl ScalarType for BigInt {
     fn parse(value: Value) -> InputValueResult<Self> {

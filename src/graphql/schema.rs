@@ -55,18 +55,22 @@ pub struct Api {
     types: SchemaTypes,
 }
 
+impl Default for Api {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Api {
-    /// Builds the schemas; without introspection its fields are unknown.
+    /// Builds the schemas.
     #[must_use]
-    pub fn new(introspection: bool) -> Self {
+    pub fn new() -> Self {
         let sdl = sdl();
         let declarations = Declarations::read(&sdl);
         let types = SchemaTypes::read(&sdl);
-        let build = || {
-            let builder = roots().data(declarations.clone());
-            if introspection { builder } else { builder.disable_introspection() }
-        };
-        Self { queries: build().finish(), mutations: build().extension(AuditMutations).finish(), sdl, types }
+        let queries = roots().data(declarations.clone()).finish();
+        let mutations = roots().data(declarations).extension(AuditMutations).finish();
+        Self { queries, mutations, sdl, types }
     }
 
     /// The schema as text.

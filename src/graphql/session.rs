@@ -165,7 +165,9 @@ impl SessionMutation {
     async fn sign_out(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "What to end; where it is left out, the session of the access token.")] input: Option<SignOutInput>,
+        #[graphql(desc = "What to end; where it is left out, the session of the access token.")] input: Option<
+            SignOutInput,
+        >,
     ) -> Result<Option<SignOutPayload>> {
         let input = input.unwrap_or_default();
         let token = input.refresh_token.map(SecretText::from);

@@ -27,6 +27,7 @@ impl Viewer {
 }
 
 /// The signed-in user behind this request.
+#[allow(clippy::unused_async, reason = "a resolver is async")]
 #[Object]
 impl Viewer {
     /// The user.

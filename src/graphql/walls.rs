@@ -10,7 +10,6 @@ use async_graphql::parser::types::{
 use async_graphql::parser::{Error as ParseError, parse_query};
 use async_graphql::{Name, Value, Variables};
 
-
 use super::response::{SchemaTypes, base_name};
 use crate::model::MAX_PAGE_SIZE;
 
@@ -33,6 +32,8 @@ pub struct Walls {
     pub directives: u64,
     /// Fields, those of a list's rows as often as the page may have rows.
     pub cost: u64,
+    /// Whether the schema may be asked for.
+    pub introspection: bool,
 }
 
 impl Default for Walls {
@@ -46,6 +47,7 @@ impl Default for Walls {
             root_fields: 20,
             directives: 50,
             cost: 20_000,
+            introspection: true,
         }
     }
 }
@@ -186,6 +188,9 @@ impl Walls {
         let directives = count.directives.saturating_add(operation.directives.len() as u64);
         if count.depth > self.depth {
             return Err(Refusal::too_complex("levels of fields", self.depth));
+        }
+        if count.introspection_depth > 0 && !self.introspection {
+            return Err(Refusal::invalid("Introspection is turned off; the schema is at /schema.graphql."));
         }
         if count.introspection_depth > self.introspection_depth {
             return Err(Refusal::too_complex("levels of introspection", self.introspection_depth));

@@ -7,8 +7,8 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use crate::crypto::sha256;
-use crate::graphql::walls::{Measured, Refusal, Walls};
 use crate::graphql::Api;
+use crate::graphql::walls::{Measured, Refusal, Walls};
 
 /// How many bytes of text are kept at most; a parsed document takes some twenty times as much memory.
 const CAPACITY: u64 = 1 << 20;
@@ -37,8 +37,10 @@ impl Weighter<[u8; 32], Arc<Document>> for ByLength {
 }
 
 impl Documents {
-    pub(super) fn new() -> Self {
-        Self { cache: Cache::with_weighter(ESTIMATED_DOCUMENTS, CAPACITY, ByLength), walls: Walls::default() }
+    /// None yet; with or without introspection.
+    pub(super) fn new(introspection: bool) -> Self {
+        let walls = Walls { introspection, ..Walls::default() };
+        Self { cache: Cache::with_weighter(ESTIMATED_DOCUMENTS, CAPACITY, ByLength), walls }
     }
 
     /// The document with this hash, if it is kept.

@@ -230,18 +230,23 @@ async fn run(
         async move {
             let GraphqlRequest { operation_name, variables, .. } = request;
             let parsed = document.parsed.clone();
-            let mut answer =
-                server.api.execute(parsed, operation_name.clone(), variables.clone(), kind, caller).await;
-            response::complete(server.api.types(), &document.parsed, operation_name.as_deref(), &variables, &mut answer);
+            let mut answer = server.api.execute(parsed, operation_name.clone(), variables.clone(), kind, caller).await;
+            response::complete(
+                server.api.types(),
+                &document.parsed,
+                operation_name.as_deref(),
+                &variables,
+                &mut answer,
+            );
             answer
         }
     };
     let timed = match kind {
         OperationType::Mutation => {
             let task = server.tasks.spawn(tracing::Instrument::in_current_span(work));
-            tokio::time::timeout_at(deadline + GRACE, task).await.map(|done| {
-                done.unwrap_or_else(|error| failed(&crate::domain::Error::internal(error)))
-            })
+            tokio::time::timeout_at(deadline + GRACE, task)
+                .await
+                .map(|done| done.unwrap_or_else(|error| failed(&crate::domain::Error::internal(error))))
         }
         OperationType::Query | OperationType::Subscription => tokio::time::timeout_at(deadline, work).await,
     };
@@ -267,7 +272,8 @@ fn code_of(error: &ServerError) -> &str {
 
 fn unexecuted(refused: &Unexecuted, answer_type: AnswerType, context: &RequestContext) -> Response {
     // By the specification: as JSON, a request that is well formed but whose document is not good is answered with 200.
-    let is_document = matches!(refused.code, "GRAPHQL_PARSE_FAILED" | "GRAPHQL_VALIDATION_FAILED" | "QUERY_TOO_COMPLEX");
+    let is_document =
+        matches!(refused.code, "GRAPHQL_PARSE_FAILED" | "GRAPHQL_VALIDATION_FAILED" | "QUERY_TOO_COMPLEX");
     let status = match answer_type {
         AnswerType::Json if is_document && refused.status == StatusCode::BAD_REQUEST => StatusCode::OK,
         _ => refused.status,

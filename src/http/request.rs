@@ -44,10 +44,12 @@ impl GraphqlRequest {
     /// # Errors
     /// What is wrong with it, for the caller.
     pub(super) fn from_query_string(uri: &axum::http::Uri) -> Result<Self, &'static str> {
-        let axum::extract::Query(parameters) = axum::extract::Query::<QueryString>::try_from_uri(uri)
-            .map_err(|_| "The query string cannot be read.")?;
+        let axum::extract::Query(parameters) =
+            axum::extract::Query::<QueryString>::try_from_uri(uri).map_err(|_| "The query string cannot be read.")?;
         let json = |text: Option<String>, wrong| match text.filter(|text| !text.is_empty()) {
-            Some(text) => serde_json::from_str::<Value>(&text).map(|v| Some(v).filter(|v| !v.is_null())).map_err(|_| wrong),
+            Some(text) => {
+                serde_json::from_str::<Value>(&text).map(|v| Some(v).filter(|v| !v.is_null())).map_err(|_| wrong)
+            }
             None => Ok(None),
         };
         Self::new(

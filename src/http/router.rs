@@ -44,8 +44,8 @@ impl Server {
     #[must_use]
     pub fn new(settings: &Settings, services: Arc<Services>) -> Arc<Self> {
         Arc::new(Self {
-            api: Api::new(settings.introspection),
-            documents: Documents::new(),
+            api: Api::new(),
+            documents: Documents::new(settings.introspection),
             metrics: Metrics::new(services.db.kind()),
             tasks: TaskTracker::new(),
             trusted_proxies: settings.trusted_proxies.clone(),

@@ -19,9 +19,8 @@ const LANES: u32 = 1;
 const LENGTH: std::ops::RangeInclusive<usize> = 8..=256;
 
 /// The commonest passwords, a line each, sorted; see docs/decisions/common-passwords.md.
-static COMMON: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
-    include_str!("common_passwords.txt").lines().filter(|line| !line.starts_with('#')).collect()
-});
+static COMMON: LazyLock<Vec<&'static str>> =
+    LazyLock::new(|| include_str!("common_passwords.txt").lines().filter(|line| !line.starts_with('#')).collect());
 
 /// A stored hash, in the PHC or the bcrypt format.
 #[derive(Clone)]
@@ -100,6 +99,9 @@ impl Hasher {
     ///
     /// # Errors
     /// Where the server stops.
+    ///
+    /// # Panics
+    /// Never: the salt and the parameters are within Argon2's limits.
     pub async fn hash(&self, password: &SecretText) -> Result<PasswordHash, Unavailable> {
         let password = normalized(password);
         let salt = self.random.bytes::<16>();

@@ -15,6 +15,7 @@ pub struct UnknownName {
 macro_rules! names {
     ($($(#[$meta:meta])* $set:ident { $($(#[$variant_meta:meta])* $variant:ident = $name:literal),+ $(,)? })+) => {$(
         $(#[$meta])*
+        #[allow(missing_docs, reason = "each member is described where the API shows it")]
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum $set { $($(#[$variant_meta])* $variant),+ }
 

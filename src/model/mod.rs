@@ -12,8 +12,8 @@ mod timestamp;
 pub use clock::Clock;
 pub use email::{Email, InvalidEmail};
 pub use enums::{
-    AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus, ClaudeTier, Plan, ResourceType, UnknownName,
-    UserStatus,
+    AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus, ClaudeTier, Plan, ResourceType,
+    UnknownName, UserStatus,
 };
 pub use id::{
     AuditLogId, ClaudeAccountId, Id, InvalidId, Kind, OrganizationId, RefreshTokenId, SessionId, UserId, kind,

@@ -46,6 +46,9 @@ pub struct Cursor {
 
 impl Cursor {
     /// The text that a client gets.
+    ///
+    /// # Panics
+    /// Never: its parts are strings and numbers.
     #[must_use]
     pub fn encode(&self) -> String {
         let parts = (&self.order, &self.position.key, &self.position.id);

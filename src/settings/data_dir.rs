@@ -4,8 +4,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use secrecy::{ExposeSecret as _, SecretString};
+
+/// Tells the drafts of one process apart.
+static DRAFTS: AtomicU32 = AtomicU32::new(0);
 
 /// The folder.
 #[derive(Debug)]
@@ -52,7 +56,8 @@ impl DataDir {
             Err(error) => return Err(wrong(error)),
         }
         // Written whole under another name, then linked: who finds the file finds all of it, and nobody overwrites it.
-        let draft = self.0.join(format!(".{name}.{}", std::process::id()));
+        let draft = format!(".{name}.{}.{}", std::process::id(), DRAFTS.fetch_add(1, Ordering::Relaxed));
+        let draft = self.0.join(draft);
         let secret = generate();
         let written = write(&draft, &secret).and_then(|()| fs::hard_link(&draft, &path));
         let removed = fs::remove_file(&draft);

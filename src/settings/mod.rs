@@ -101,9 +101,8 @@ impl Settings {
         let host = reader.or("HOST", IpAddr::from([127, 0, 0, 1]), |text| {
             text.parse().map_err(|_| "is not an IP address".to_owned())
         });
-        let port = reader.or("PORT", 3001_u16, |text| {
-            text.parse().map_err(|_| "is not a port number (0 to 65535)".to_owned())
-        });
+        let port = reader
+            .or("PORT", 3001_u16, |text| text.parse().map_err(|_| "is not a port number (0 to 65535)".to_owned()));
         let listen = SocketAddr::new(host, port);
         let settings = Self {
             database_url: reader.or("DATABASE_URL", default_database, database_url),
@@ -123,7 +122,9 @@ impl Settings {
             trusted_proxies: reader.or("TRUSTED_PROXIES", Vec::new(), |text| list(text, network)),
             anthropic_base_url: reader.or("ANTHROPIC_BASE_URL", public_api(), web_url),
             upstream_allowed_hosts: reader.or("UPSTREAM_ALLOWED_HOSTS", Vec::new(), |text| list(text, host_name)),
-            log_level: reader.or("LOG_LEVEL", "info".to_owned(), |text| match tracing_subscriber::EnvFilter::builder().parse(text) {
+            log_level: reader.or("LOG_LEVEL", "info".to_owned(), |text| match tracing_subscriber::EnvFilter::builder()
+                .parse(text)
+            {
                 Ok(_) => Ok(text.to_owned()),
                 Err(_) => Err("is not a log level, nor a filter like \"info,claviger=debug\"".to_owned()),
             }),
@@ -144,7 +145,9 @@ impl Settings {
 
 fn database_url(text: &str) -> Result<DatabaseUrl, String> {
     match text.split_once("://") {
-        Some(("sqlite", "" | ":memory:")) => Err("must name a file, like sqlite:///var/lib/claviger/claviger.db".into()),
+        Some(("sqlite", "" | ":memory:")) => {
+            Err("must name a file, like sqlite:///var/lib/claviger/claviger.db".into())
+        }
         Some(("sqlite", path)) => Ok(DatabaseUrl::Sqlite(PathBuf::from(path))),
         Some(("postgres" | "postgresql", _)) if Url::parse(text).is_ok() => Ok(DatabaseUrl::Postgres(text.into())),
         Some(("postgres" | "postgresql", _)) => Err("is not a valid PostgreSQL URL".into()),
@@ -202,7 +205,11 @@ fn network(text: &str) -> Result<IpNet, String> {
 fn host_name(text: &str) -> Result<String, String> {
     let is_host = Url::parse(&format!("http://{text}/"))
         .is_ok_and(|url| url.path() == "/" && url.username().is_empty() && url.host().is_some());
-    if is_host { Ok(text.to_lowercase()) } else { Err("has an entry that is not a host, like models.internal:8443".into()) }
+    if is_host {
+        Ok(text.to_lowercase())
+    } else {
+        Err("has an entry that is not a host, like models.internal:8443".into())
+    }
 }
 
 fn default_public_url(listen: SocketAddr) -> Url {

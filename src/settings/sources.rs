@@ -99,7 +99,8 @@ impl Sources {
     }
 
     fn read_toml(&mut self, path: &Path) -> Result<(), SettingsError> {
-        let text = std::fs::read_to_string(path).map_err(|error| file_problem(path, format!("cannot be read: {error}")))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|error| file_problem(path, format!("cannot be read: {error}")))?;
         let table: toml::Table =
             text.parse().map_err(|error: toml::de::Error| file_problem(path, error.message().to_owned()))?;
         let origin = format!("in {}", path.display());

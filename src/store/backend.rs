@@ -11,7 +11,9 @@ use diesel::connection::SimpleConnection;
 use diesel::{ConnectionError, ConnectionResult, SqliteConnection};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, PoolError, RecyclingMethod};
 use diesel_async::sync_connection_wrapper::{SpawnBlocking, SyncConnectionWrapper};
-use diesel_async::{AnsiTransactionManager, AsyncConnection, AsyncPgConnection, SimpleAsyncConnection, TransactionManager};
+use diesel_async::{
+    AnsiTransactionManager, AsyncConnection, AsyncPgConnection, SimpleAsyncConnection, TransactionManager,
+};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rustls_platform_verifier::ConfigVerifierExt;
@@ -35,12 +37,19 @@ pub struct Db(Kind);
 #[derive(Clone)]
 enum Kind {
     /// SQLite has one write lock, so writers queue for one connection and not in `busy_timeout`.
-    Sqlite { writer: Pool<SqliteConn>, readers: Pool<SqliteConn> },
+    Sqlite {
+        writer: Pool<SqliteConn>,
+        readers: Pool<SqliteConn>,
+    },
     Postgres(Pool<PgConn>),
 }
 
 /// A connection taken from the pool. It can only read until a transaction has begun on it.
 #[allow(private_interfaces, reason = "an enum's fields are as public as it is; nobody outside can name them")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it is taken from a pool and moved seldom; a box would be one more allocation"
+)]
 pub enum Conn {
     #[doc(hidden)]
     Sqlite(Pooled<SqliteConn>),

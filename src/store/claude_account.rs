@@ -10,8 +10,8 @@ use super::page::keyset;
 use super::tables::claude_accounts;
 use super::tx::Tx;
 use crate::model::{
-    ClaudeAccountHealthState, ClaudeAccountId, ClaudeAccountStatus, ClaudeTier, Direction, Email, JsonObject, ManageClaudeAccounts,
-    OrganizationId, Page, PageSlice, Permit, Position, SortKey, Timestamp,
+    ClaudeAccountHealthState, ClaudeAccountId, ClaudeAccountStatus, ClaudeTier, Direction, Email, JsonObject,
+    ManageClaudeAccounts, OrganizationId, Page, PageSlice, Permit, Position, SortKey, Timestamp,
 };
 
 /// An upstream account.
@@ -76,7 +76,8 @@ pub struct ClaudeAccount {
 impl ClaudeAccount {
     /// Columns that follow from others.
     fn derived(&self) -> (String, String) {
-        let parts = [Some(self.account_name.as_str()), self.email.as_ref().map(Email::as_str), self.organization.as_deref()];
+        let parts =
+            [Some(self.account_name.as_str()), self.email.as_ref().map(Email::as_str), self.organization.as_deref()];
         // A line each: a search term has no line break, so it never matches across two fields.
         let search_text = parts.into_iter().flatten().map(fold).collect::<Vec<_>>().join("\n");
         (fold(&self.account_name), search_text)
@@ -291,11 +292,7 @@ pub async fn update(tx: &mut Tx, permit: &Permit<ManageClaudeAccounts>, account:
     );
     let conn = tx.conn().await?;
     let changed = on_conn!(conn, |c| diesel::update(target)
-        .set((
-            account,
-            claude_accounts::account_name_folded.eq(&name),
-            claude_accounts::search_text.eq(&search_text)
-        ))
+        .set((account, claude_accounts::account_name_folded.eq(&name), claude_accounts::search_text.eq(&search_text)))
         .execute(c)
         .await?);
     if changed == 0 { Err(Error::Stale) } else { Ok(()) }

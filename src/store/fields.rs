@@ -163,10 +163,10 @@ pub fn fold(text: &str) -> String {
     text.to_lowercase().nfc().collect()
 }
 
-/// A pattern for LIKE … ESCAPE '\' that finds `needle` anywhere in folded text.
+/// A pattern for LIKE … ESCAPE '\' that finds `needle` anywhere in a line of folded text.
 pub(super) fn contains(needle: &str) -> String {
     let mut pattern = String::from("%");
-    for character in fold(needle.trim()).chars() {
+    for character in fold(needle.trim()).chars().map(|c| if c.is_control() { ' ' } else { c }) {
         if matches!(character, '%' | '_' | '\\') {
             pattern.push('\\');
         }

@@ -108,11 +108,7 @@ impl Db {
     }
 }
 
-fn run<DB, H>(
-    harness: &mut H,
-    source: &impl MigrationSource<DB>,
-    step: Step,
-) -> Result<Vec<Migration>, MigrationError>
+fn run<DB, H>(harness: &mut H, source: &impl MigrationSource<DB>, step: Step) -> Result<Vec<Migration>, MigrationError>
 where
     DB: diesel::backend::Backend,
     H: MigrationHarness<DB>,
@@ -124,17 +120,19 @@ where
         return Err(MigrationError::FromTheFuture(unknown.to_string()));
     }
     let (old, new): (Vec<_>, Vec<_>) = known.into_iter().partition(|m| applied.contains(&m.name().version()));
-    let named = |migration: &Box<dyn diesel::migration::Migration<DB>>, applied| Migration {
+    let named = |migration: &dyn diesel::migration::Migration<DB>, applied| Migration {
         name: migration.name().to_string(),
         applied,
     };
     match step {
-        Step::Status => Ok(old.iter().map(|m| named(m, true)).chain(new.iter().map(|m| named(m, false))).collect()),
+        Step::Status => {
+            Ok(old.iter().map(|m| named(&**m, true)).chain(new.iter().map(|m| named(&**m, false))).collect())
+        }
         Step::Up => {
             for migration in &new {
                 harness.run_migration(&**migration).map_err(MigrationError::Failed)?;
             }
-            Ok(new.iter().map(|m| named(m, true)).collect())
+            Ok(new.iter().map(|m| named(&**m, true)).collect())
         }
         Step::Down(_) | Step::Redo if old.is_empty() => Err(MigrationError::NothingApplied),
         Step::Down(steps) => {
@@ -142,13 +140,13 @@ where
             for migration in newest() {
                 harness.revert_migration(&**migration).map_err(MigrationError::Failed)?;
             }
-            Ok(newest().map(|m| named(m, false)).collect())
+            Ok(newest().map(|m| named(&**m, false)).collect())
         }
         Step::Redo => {
             let newest = &old[old.len() - 1];
             harness.revert_migration(&**newest).map_err(MigrationError::Failed)?;
             harness.run_migration(&**newest).map_err(MigrationError::Failed)?;
-            Ok(vec![named(newest, true)])
+            Ok(vec![named(&**newest, true)])
         }
     }
 }

@@ -3,11 +3,11 @@
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
+use super::audit_log;
 use super::backend::{Conn, Db, on_conn};
 use super::error::Result;
 use super::tables::organizations;
 use super::tx::Tx;
-use super::audit_log;
 use crate::model::{JsonObject, OrganizationId, Permit, Plan, Read, Timestamp};
 
 /// A tenant.

@@ -1,7 +1,7 @@
 //! The tables, declared once for every database. A test holds that both databases have them so.
 
 diesel::table! {
-    use diesel::sql_types::*;
+    use diesel::sql_types::Text;
     use crate::store::fields::UtcTimestamp;
 
     organizations (id) {
@@ -15,7 +15,7 @@ diesel::table! {
 }
 
 diesel::table! {
-    use diesel::sql_types::*;
+    use diesel::sql_types::{Integer, Nullable, Text};
     use crate::store::fields::UtcTimestamp;
 
     users (id) {
@@ -35,7 +35,7 @@ diesel::table! {
 }
 
 diesel::table! {
-    use diesel::sql_types::*;
+    use diesel::sql_types::{Integer, Nullable, Text};
     use crate::store::fields::UtcTimestamp;
 
     sessions (id) {
@@ -53,7 +53,7 @@ diesel::table! {
 }
 
 diesel::table! {
-    use diesel::sql_types::*;
+    use diesel::sql_types::{Binary, Integer, Text};
     use crate::store::fields::UtcTimestamp;
 
     refresh_tokens (id) {
@@ -66,7 +66,7 @@ diesel::table! {
 }
 
 diesel::table! {
-    use diesel::sql_types::*;
+    use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
     use crate::store::fields::UtcTimestamp;
 
     claude_accounts (id) {
@@ -102,7 +102,7 @@ diesel::table! {
 }
 
 diesel::table! {
-    use diesel::sql_types::*;
+    use diesel::sql_types::{BigInt, Binary, Nullable, Text};
     use crate::store::fields::UtcTimestamp;
 
     audit_logs (id) {
@@ -127,8 +127,7 @@ diesel::table! {
 }
 
 diesel::table! {
-    use diesel::sql_types::*;
-    use crate::store::fields::UtcTimestamp;
+    use diesel::sql_types::{BigInt, Binary, Text};
 
     audit_heads (organization_id) {
         organization_id -> Text,

@@ -12,7 +12,8 @@ const LAYERS: &[&[&str]] = &[
     &["domain"],
     &["identity", "audit"],
     &["store"],
-    &["crypto", "upstream"],
+    &["upstream"],
+    &["crypto"],
     &["logs"],
     &["settings"],
     &["model"],
@@ -46,10 +47,11 @@ fn violation(file: &str, line: &str) -> Option<String> {
         }
     }
     CONFINED.iter().find_map(|(name, places)| {
-        let mentions = line.match_indices(&format!("{name}::")).any(|(start, _)| {
-            !line[..start].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':')
-        });
-        (mentions && !places.iter().any(|place| file.starts_with(place))).then(|| format!("{name} does not belong here"))
+        let mentions = line
+            .match_indices(&format!("{name}::"))
+            .any(|(start, _)| !line[..start].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':'));
+        (mentions && !places.iter().any(|place| file.starts_with(place)))
+            .then(|| format!("{name} does not belong here"))
     })
 }
 

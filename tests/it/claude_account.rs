@@ -72,7 +72,7 @@ both_databases! {
         let admin = app.admin().await;
         for url in [
             "https://10.1.2.3", "https://[::1]", "https://[::ffff:127.0.0.1]", "https://192.168.0.1:8443", "https://0.0.0.0",
-            "https://2130706433", "https://user:pw@example.com", "https://example.com/?q", "http://example.com", "ftp://a.b",
+            "https://167838211", "https://user:pw@example.com", "https://example.com/?q", "http://example.com", "ftp://a.b",
             "/relative", "https://100.64.0.1", "https://[fd00::1]", "https://[64:ff9b::7f00:1]",
         ] {
             let input = json!({ "apiKey": "sk-ant-1", "accountName": "A", "baseUrl": url });

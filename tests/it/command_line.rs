@@ -1,7 +1,7 @@
 //! The program as it is run: commands, exit codes, start and stop.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, Command, Output, Stdio};
+use std::io::{BufRead as _, BufReader, Lines, Write as _};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use crate::support::{Client, TestDatabase};
 
@@ -44,13 +44,15 @@ impl Place {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let first = lines.next().expect("the server says where it listens").unwrap();
         let url = first.rsplit(' ').next().unwrap().to_owned();
-        Served { child, url }
+        Served { child, url, _lines: lines }
     }
 }
 
 pub(crate) struct Served {
     pub(crate) child: Child,
     pub(crate) url: String,
+    // Whoever reads the server's output goes on to.
+    _lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Drop for Served {

@@ -19,7 +19,8 @@ async fn work(client: Client, worker: String, acknowledged: Arc<Mutex<BTreeSet<S
     for n in 0.. {
         let name = format!("{worker}-{n}");
         let body = json!({ "query": CREATE, "variables": { "key": format!("sk-ant-{name}"), "name": name } });
-        let request = client.http().post(format!("{}/graphql", client.url)).bearer_auth(client.access_token.as_ref().unwrap());
+        let request =
+            client.http().post(format!("{}/graphql", client.url)).bearer_auth(client.access_token.as_ref().unwrap());
         let Ok(response) = request.json(&body).send().await else { return };
         let Ok(answer) = response.json::<Value>().await else { return };
         if answer["data"]["createClaudeAccount"]["claudeAccount"]["id"].is_string() {
@@ -34,7 +35,9 @@ async fn all(client: &Client, query: &str, list: &str, field: &str) -> Vec<Strin
     loop {
         let page = client.with(query, json!({ "after": after })).await.data()[list].clone();
         let nodes = page["nodes"].as_array().unwrap();
-        found.extend(nodes.iter().map(|node| node.pointer(field).and_then(Value::as_str).unwrap_or_default().to_owned()));
+        found.extend(
+            nodes.iter().map(|node| node.pointer(field).and_then(Value::as_str).unwrap_or_default().to_owned()),
+        );
         after = page["pageInfo"]["endCursor"].clone();
         if page["pageInfo"]["hasNextPage"] == false {
             return found;

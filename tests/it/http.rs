@@ -26,7 +26,11 @@ async fn post(app: &TestApp, accept: &str, body: impl Into<String>) -> Answer {
 /// Runs a script of a folder of `tests` whose packages `./test` has installed.
 async fn node(folder: &'static str, script: &'static str, variables: Vec<(&'static str, String)>) {
     let folder = Path::new("tests").join(folder);
-    assert!(folder.join("node_modules").exists(), "the packages of {} are missing: ./test installs them", folder.display());
+    assert!(
+        folder.join("node_modules").exists(),
+        "the packages of {} are missing: ./test installs them",
+        folder.display()
+    );
     let output = tokio::task::spawn_blocking(move || {
         Command::new("node").arg(script).current_dir(folder).envs(variables).output().unwrap()
     })
@@ -57,7 +61,12 @@ async fn a_deed_cannot_be_done_by_another_sites_form_or_image() {
     assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
     assert_eq!(answer.headers["allow"], "POST");
     let body = json!({ "query": deed }).to_string();
-    for content_type in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/json; charset=utf-16"] {
+    for content_type in [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/json; charset=utf-16",
+    ] {
         let answer = send(&app, Method::POST, "/graphql", &[("content-type", content_type)], body.clone()).await;
         assert_eq!(answer.status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{content_type}");
     }
@@ -90,7 +99,10 @@ async fn hostile_requests_get_a_clear_error() {
         let answer = post(&app, GRAPHQL, body).await;
         assert_eq!((answer.status.as_u16(), answer.code()), (status, code), "{start}");
         assert!(answer.body.get("data").is_none(), "{start}");
-        assert_eq!(answer.body["errors"][0]["extensions"]["requestId"], answer.headers["x-request-id"].to_str().unwrap());
+        assert_eq!(
+            answer.body["errors"][0]["extensions"]["requestId"],
+            answer.headers["x-request-id"].to_str().unwrap()
+        );
     }
     let answer = post(&app, "text/css", query("{ viewer { role } }")).await;
     assert_eq!(answer.status, StatusCode::NOT_ACCEPTABLE);
@@ -102,13 +114,29 @@ async fn input_of_a_wrong_type_is_refused_by_name() {
     let admin = app.admin().await;
     for (query, variables) in [
         ("query($n: Int) { claudeAccounts(first: $n) { totalCount } }", json!({ "n": "ten" })),
-        ("mutation($i: CreateClaudeAccountInput!) { createClaudeAccount(input: $i) { claudeAccount { id } } }", json!({ "i": { "accountName": "A" } })),
-        ("mutation($i: CreateClaudeAccountInput!) { createClaudeAccount(input: $i) { claudeAccount { id } } }", json!({ "i": { "apiKey": "k", "accountName": "A", "usageLimit": 9_007_199_254_740_992_i64 } })),
-        ("mutation($i: CreateClaudeAccountInput!) { createClaudeAccount(input: $i) { claudeAccount { id } } }", json!({ "i": { "apiKey": "k", "accountName": "A", "tier": "GOLD" } })),
-        ("query($f: AuditLogFilter) { auditLogs(filter: $f) { totalCount } }", json!({ "f": { "occurredAt": { "from": "yesterday" } } })),
+        (
+            "mutation($i: CreateClaudeAccountInput!) { createClaudeAccount(input: $i) { claudeAccount { id } } }",
+            json!({ "i": { "accountName": "A" } }),
+        ),
+        (
+            "mutation($i: CreateClaudeAccountInput!) { createClaudeAccount(input: $i) { claudeAccount { id } } }",
+            json!({ "i": { "apiKey": "k", "accountName": "A", "usageLimit": 9_007_199_254_740_992_i64 } }),
+        ),
+        (
+            "mutation($i: CreateClaudeAccountInput!) { createClaudeAccount(input: $i) { claudeAccount { id } } }",
+            json!({ "i": { "apiKey": "k", "accountName": "A", "tier": "GOLD" } }),
+        ),
+        (
+            "query($f: AuditLogFilter) { auditLogs(filter: $f) { totalCount } }",
+            json!({ "f": { "occurredAt": { "from": "yesterday" } } }),
+        ),
     ] {
         let answer = admin.with(query, variables.clone()).await;
-        assert!(matches!(answer.code(), "BAD_USER_INPUT" | "GRAPHQL_VALIDATION_FAILED"), "{variables}: {:#}", answer.body);
+        assert!(
+            matches!(answer.code(), "BAD_USER_INPUT" | "GRAPHQL_VALIDATION_FAILED"),
+            "{variables}: {:#}",
+            answer.body
+        );
     }
     assert_eq!(admin.run("{ claudeAccounts { totalCount } }").await.data()["claudeAccounts"]["totalCount"], 0);
 }
@@ -121,7 +149,10 @@ async fn a_persisted_query_is_asked_for_by_its_hash() {
     let extensions = json!({ "persistedQuery": { "version": 1, "sha256Hash": hash } });
     let by_hash = json!({ "extensions": extensions }).to_string();
     let answer = post(&app, GRAPHQL, by_hash.clone()).await;
-    assert_eq!((answer.code(), &answer.body["errors"][0]["message"]), ("PERSISTED_QUERY_NOT_FOUND", &json!("PersistedQueryNotFound")));
+    assert_eq!(
+        (answer.code(), &answer.body["errors"][0]["message"]),
+        ("PERSISTED_QUERY_NOT_FOUND", &json!("PersistedQueryNotFound"))
+    );
     post(&app, GRAPHQL, json!({ "query": query, "extensions": extensions }).to_string()).await.data();
     assert_eq!(post(&app, GRAPHQL, by_hash).await.data()["viewer"], Value::Null);
     let wrong = json!({ "query": "{ viewer { permissions } }", "extensions": extensions });
@@ -148,7 +179,11 @@ async fn every_answer_has_its_headers() {
 async fn only_the_frontends_that_are_set_may_call_from_a_browser() {
     let app = TestApp::sqlite().await;
     let ask = async |origin: &'static str| {
-        let headers = [("origin", origin), ("access-control-request-method", "POST"), ("access-control-request-headers", "content-type")];
+        let headers = [
+            ("origin", origin),
+            ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "content-type"),
+        ];
         send(&app, Method::OPTIONS, "/graphql", &headers, "").await.headers
     };
     assert_eq!(ask("https://app.example.com").await["access-control-allow-origin"], "https://app.example.com");
@@ -158,7 +193,14 @@ async fn only_the_frontends_that_are_set_may_call_from_a_browser() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unknown_paths_and_spellings_reach_nothing() {
     let app = TestApp::sqlite().await;
-    for path in ["/GraphQL", "//graphql", "/graphql/", "/health/detailed/", "/../data/jwt-secret", "/playground/../../Cargo.toml"] {
+    for path in [
+        "/GraphQL",
+        "//graphql",
+        "/graphql/",
+        "/health/detailed/",
+        "/../data/jwt-secret",
+        "/playground/../../Cargo.toml",
+    ] {
         assert_eq!(send(&app, Method::GET, path, &[], "").await.status, StatusCode::NOT_FOUND, "{path}");
     }
 }
@@ -175,7 +217,8 @@ async fn forwarded_addresses_are_believed_of_trusted_proxies_only() {
         let deed = json!({ "query": "mutation { signOut { signedOut } }" }).to_string();
         let headers = [("content-type", "application/json"), ("x-forwarded-for", forwarded)];
         send(&app, Method::POST, "/graphql", &headers, deed).await;
-        let answer = app.admin().await.run("{ auditLogs(filter: { action: [SIGN_OUT] }) { nodes { ipAddress } } }").await;
+        let answer =
+            app.admin().await.run("{ auditLogs(filter: { action: [SIGN_OUT] }) { nodes { ipAddress } } }").await;
         assert_eq!(answer.data()["auditLogs"]["nodes"][0]["ipAddress"], address, "{trusted} {forwarded}");
     }
 }
@@ -193,7 +236,14 @@ async fn large_answers_are_compressed() {
     let app = TestApp::sqlite().await;
     let plain = send(&app, Method::GET, "/schema.graphql", &[], "").await;
     assert_eq!(plain.body, Value::String(claviger::graphql::sdl()));
-    let packed = app.anonymous().http().get(format!("{}/schema.graphql", app.url)).header("accept-encoding", "br").send().await.unwrap();
+    let packed = app
+        .anonymous()
+        .http()
+        .get(format!("{}/schema.graphql", app.url))
+        .header("accept-encoding", "br")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(packed.headers()["content-encoding"], "br");
     assert!(packed.bytes().await.unwrap().len() < claviger::graphql::sdl().len() / 3);
 }

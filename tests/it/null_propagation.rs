@@ -100,7 +100,11 @@ async fn answers_follow_the_specification() {
         // Order: a field that takes longer keeps its place.
         ("{ thing { late id } one }", r#"{"thing":{"late":1,"id":1},"one":1}"#, 0),
         ("{ thing { ...F id } } fragment F on Thing { late }", r#"{"thing":{"late":1,"id":1}}"#, 0),
-        ("{ thing { strictList { late id } } }", r#"{"thing":{"strictList":[{"late":1,"id":1},{"late":2,"id":2},{"late":3,"id":3}]}}"#, 0),
+        (
+            "{ thing { strictList { late id } } }",
+            r#"{"thing":{"strictList":[{"late":1,"id":1},{"late":2,"id":2},{"late":3,"id":3}]}}"#,
+            0,
+        ),
         ("{ thing { a: strict { late } b: id a: strict { id } } }", r#"{"thing":{"a":{"late":2,"id":2},"b":1}}"#, 0),
         // A nullable field that failed is null in its place.
         ("{ thing { id nullableFails nothing } }", r#"{"thing":{"id":1,"nullableFails":null,"nothing":null}}"#, 1),
@@ -116,16 +120,27 @@ async fn answers_follow_the_specification() {
         // Through lists.
         ("{ thing { id strictList { failsIfTwo } } }", r#"{"thing":null}"#, 1),
         ("{ thing { id nullableList { failsIfTwo } } }", r#"{"thing":{"id":1,"nullableList":null}}"#, 1),
-        ("{ thing { nullableItems { failsIfTwo } } }", r#"{"thing":{"nullableItems":[{"failsIfTwo":1},null,null]}}"#, 1),
-        ("{ thing { nullableItems { id nullableFails } } }",
-         r#"{"thing":{"nullableItems":[{"id":1,"nullableFails":null},{"id":2,"nullableFails":null},null]}}"#, 2),
+        (
+            "{ thing { nullableItems { failsIfTwo } } }",
+            r#"{"thing":{"nullableItems":[{"failsIfTwo":1},null,null]}}"#,
+            1,
+        ),
+        (
+            "{ thing { nullableItems { id nullableFails } } }",
+            r#"{"thing":{"nullableItems":[{"id":1,"nullableFails":null},{"id":2,"nullableFails":null},null]}}"#,
+            2,
+        ),
         // Aliases, fragments, interfaces, directives.
         ("{ a: thing { x: strictFails } b: thing { id } }", r#"{"a":null,"b":{"id":1}}"#, 1),
         ("{ any { id ... on Thing { nullableFails } } }", r#"{"any":{"id":1,"nullableFails":null}}"#, 1),
         ("{ any { id ... on Thing { strictFails } } }", r#"{"any":null}"#, 1),
         ("{ any { __typename ... { id } } fails }", r#"{"any":{"__typename":"Thing","id":1},"fails":null}"#, 1),
         ("{ thing { id @skip(if: true) nothing } fails }", r#"{"thing":{"nothing":null},"fails":null}"#, 1),
-        ("query($no: Boolean = false) { thing { nullableFails id @include(if: $no) } }", r#"{"thing":{"nullableFails":null}}"#, 1),
+        (
+            "query($no: Boolean = false) { thing { nullableFails id @include(if: $no) } }",
+            r#"{"thing":{"nullableFails":null}}"#,
+            1,
+        ),
     ] {
         assert_eq!(answer(query, json!({})).await, (data.to_owned(), errors), "{query}");
     }

@@ -4,7 +4,7 @@ use async_graphql_parser::parse_schema;
 use async_graphql_parser::types::{FieldDefinition, TypeDefinition, TypeKind, TypeSystemDefinition};
 use claviger::graphql::sdl;
 
-use crate::support::{both_databases};
+use crate::support::both_databases;
 
 /// The fields that need no sign-in.
 const PUBLIC: [&str; 4] = ["refreshSession", "signIn", "signOut", "viewer"];
@@ -46,7 +46,11 @@ fn every_root_field_declares_what_it_needs() {
         assert_eq!(has("public"), PUBLIC.contains(&name), "{root}.{name}");
         assert_eq!(has("requires"), !is_listed, "{root}.{name}");
         assert_eq!(has("audits"), root == "Mutation", "{root}.{name}");
-        assert_ne!(field.ty.node.nullable, matches!(name, "nodes"), "{root}.{name}: one refusal must not null the others");
+        assert_ne!(
+            field.ty.node.nullable,
+            matches!(name, "nodes"),
+            "{root}.{name}: one refusal must not null the others"
+        );
     }
 }
 
@@ -56,7 +60,9 @@ fn everything_has_a_description() {
     for of in types() {
         let type_name = of.name.node.to_string();
         let mut note = |name: String, description: bool| {
-            if !description { bare.push(name); }
+            if !description {
+                bare.push(name);
+            }
         };
         note(type_name.clone(), of.description.is_some());
         let fields = match of.kind {

@@ -12,18 +12,36 @@ fn load(pairs: &[(&str, &str)]) -> Result<Settings, String> {
 fn without_settings_there_is_a_working_default() {
     let settings = load(&[]).unwrap();
     assert_eq!(settings.listen.to_string(), "127.0.0.1:3001");
-    assert!(matches!(settings.database_url, DatabaseUrl::Sqlite(path) if path == std::path::Path::new("./data/claviger.db")));
+    assert!(
+        matches!(settings.database_url, DatabaseUrl::Sqlite(path) if path == std::path::Path::new("./data/claviger.db"))
+    );
     assert_eq!(load(&[("PORT", "")]).unwrap().listen.port(), 3001, "an empty value counts as not set");
 }
 
 #[test]
 fn every_wrong_setting_names_itself() {
     for (name, value) in [
-        ("DATABASE_URL", "mysql://h/d"), ("DATABASE_URL", "claviger.db"), ("DATABASE_URL", "sqlite://:memory:"),
-        ("DATABASE_POOL_SIZE", "0"), ("HOST", "localhost"), ("PORT", "70000"), ("JWT_SECRET", "short"), ("ADMIN_EMAIL", "nobody"),
-        ("FRONTEND_URL", "https://a.example/path"), ("FRONTEND_URL", "*"), ("PUBLIC_URL", "ftp://x"), ("TRUSTED_PROXIES", "proxy"),
-        ("ANTHROPIC_BASE_URL", "x"), ("UPSTREAM_ALLOWED_HOSTS", "http://x/"), ("LOG_LEVEL", "=="), ("LOG_FORMAT", "xml"),
-        ("INTROSPECTION", "maybe"), ("PLAYGROUND", "1"), ("REQUEST_TIMEOUT", "0"), ("SHUTDOWN_TIMEOUT", "-1"), ("PROT", "1"),
+        ("DATABASE_URL", "mysql://h/d"),
+        ("DATABASE_URL", "claviger.db"),
+        ("DATABASE_URL", "sqlite://:memory:"),
+        ("DATABASE_POOL_SIZE", "0"),
+        ("HOST", "localhost"),
+        ("PORT", "70000"),
+        ("JWT_SECRET", "short"),
+        ("ADMIN_EMAIL", "nobody"),
+        ("FRONTEND_URL", "https://a.example/path"),
+        ("FRONTEND_URL", "*"),
+        ("PUBLIC_URL", "ftp://x"),
+        ("TRUSTED_PROXIES", "proxy"),
+        ("ANTHROPIC_BASE_URL", "x"),
+        ("UPSTREAM_ALLOWED_HOSTS", "http://x/"),
+        ("LOG_LEVEL", "=="),
+        ("LOG_FORMAT", "xml"),
+        ("INTROSPECTION", "maybe"),
+        ("PLAYGROUND", "1"),
+        ("REQUEST_TIMEOUT", "0"),
+        ("SHUTDOWN_TIMEOUT", "-1"),
+        ("PROT", "1"),
     ] {
         let error = load(&[(name, value)]).unwrap_err();
         assert!(error.contains(&format!("\n  {name}: ")), "{name}={value}: {error}");
@@ -57,7 +75,12 @@ fn a_secret_is_read_from_its_file() {
 fn no_secret_is_printed() {
     let canary = "canary-canary-canary-canary-canary";
     let url = format!("postgres://user:{canary}@host/db");
-    let pairs = [("JWT_SECRET", canary), ("CREDENTIAL_ENCRYPTION_KEYS", canary), ("ADMIN_PASSWORD", canary), ("DATABASE_URL", url.as_str())];
+    let pairs = [
+        ("JWT_SECRET", canary),
+        ("CREDENTIAL_ENCRYPTION_KEYS", canary),
+        ("ADMIN_PASSWORD", canary),
+        ("DATABASE_URL", url.as_str()),
+    ];
     assert!(!format!("{:?}", load(&pairs).unwrap()).contains(canary));
     assert!(!load(&[("DATABASE_URL", &format!("mysql://u:{canary}@h"))]).unwrap_err().contains(canary));
 }

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use claviger::graphql::sdl;
 use claviger::graphql::response::SchemaTypes;
+use claviger::graphql::sdl;
 use claviger::graphql::walls::{Refusal, Walls};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -32,18 +32,24 @@ fn a_fragment_bomb_is_refused_without_being_expanded() {
 
 #[test]
 fn a_fragment_that_contains_itself_is_refused() {
-    assert_eq!(code("{ viewer { ...A } } fragment A on Viewer { ...B } fragment B on Viewer { ...A }"), "GRAPHQL_VALIDATION_FAILED");
+    assert_eq!(
+        code("{ viewer { ...A } } fragment A on Viewer { ...B } fragment B on Viewer { ...A }"),
+        "GRAPHQL_VALIDATION_FAILED"
+    );
     assert_eq!(code("{ viewer { ...Missing } }"), "GRAPHQL_VALIDATION_FAILED");
 }
 
 #[test]
 fn each_limit_holds_at_its_edge_and_through_fragments() {
-    let fields = |count: usize, field: &str| (0..count).fold(String::new(), |text, n| text + &field.replace('#', &n.to_string()));
+    let fields = |count: usize, field: &str| {
+        (0..count).fold(String::new(), |text, n| text + &field.replace('#', &n.to_string()))
+    };
     let aliases = |count| format!("{{ viewer {{ {} }} }}", fields(count, "a#: role "));
     assert_eq!((code(&aliases(30)), code(&aliases(31))), ("OK", "QUERY_TOO_COMPLEX"));
     let roots = |count| format!("{{ {} }}", fields(count, "a#: viewer { role } "));
     assert_eq!((code(&roots(20)), code(&roots(21))), ("OK", "QUERY_TOO_COMPLEX"));
-    let spread = |count| format!("{{ viewer {{ {} }} }} fragment F on Viewer {{ a: role b: role }}", "...F ".repeat(count));
+    let spread =
+        |count| format!("{{ viewer {{ {} }} }} fragment F on Viewer {{ a: role b: role }}", "...F ".repeat(count));
     assert_eq!((code(&spread(15)), code(&spread(16))), ("OK", "QUERY_TOO_COMPLEX"));
     let directives = |count| format!("{{ viewer {{ role {} }} }}", "@skip(if: false) ".repeat(count));
     assert_eq!((code(&directives(50)), code(&directives(51))), ("OK", "QUERY_TOO_COMPLEX"));
@@ -61,10 +67,18 @@ fn a_page_costs_by_its_size_and_a_variable_by_its_value() {
     assert_eq!(with(json!({ "outer": 20, "inner": 20 })), "OK");
     assert_eq!(with(json!({ "outer": 100, "inner": 100 })), "QUERY_TOO_COMPLEX");
     assert_eq!(with(json!({ "outer": 100 })), "QUERY_TOO_COMPLEX", "the default counts");
-    assert_eq!(with(json!({ "outer": -1, "inner": "x" })), "QUERY_TOO_COMPLEX", "what is no size counts as the largest");
+    assert_eq!(
+        with(json!({ "outer": -1, "inner": "x" })),
+        "QUERY_TOO_COMPLEX",
+        "what is no size counts as the largest"
+    );
     assert_eq!(with(json!({ "outer": 1e300, "inner": 9_223_372_036_854_775_807_i64 })), "QUERY_TOO_COMPLEX");
     assert_eq!(with(json!({ "outer": null, "inner": null })), "OK");
-    assert_eq!(code("{ claudeAccounts(first: 99999999999999999999) { nodes { id } } }"), "OK", "refused by the field itself");
+    assert_eq!(
+        code("{ claudeAccounts(first: 99999999999999999999) { nodes { id } } }"),
+        "OK",
+        "refused by the field itself"
+    );
 }
 
 #[test]
@@ -80,7 +94,10 @@ fn deep_nesting_of_any_bracket_never_overflows_the_stack() {
 fn a_mutation_with_one_key_twice_is_refused() {
     let deed = "signOut { signedOut }";
     assert_eq!(code(&format!("mutation {{ {deed} {deed} }}")), "GRAPHQL_VALIDATION_FAILED");
-    assert_eq!(code(&format!("mutation {{ {deed} ...F }} fragment F on Mutation {{ {deed} }}")), "GRAPHQL_VALIDATION_FAILED");
+    assert_eq!(
+        code(&format!("mutation {{ {deed} ...F }} fragment F on Mutation {{ {deed} }}")),
+        "GRAPHQL_VALIDATION_FAILED"
+    );
     assert_eq!(code(&format!("mutation {{ {deed} again: {deed} }}")), "OK");
 }
 

@@ -16,7 +16,8 @@ pub(crate) const PASSWORD: &str = "correct horse battery staple";
 
 pub(crate) struct TestApp {
     pub(crate) database: TestDatabase,
-    pub(crate) data_dir: tempfile::TempDir,
+    // Kept for as long as the server needs it.
+    _data_dir: tempfile::TempDir,
     pub(crate) url: String,
     /// Seconds that the server's clock is ahead.
     ahead: Arc<AtomicI64>,
@@ -38,10 +39,7 @@ impl TestApp {
         Self::start(TestDatabase::postgres().await, []).await
     }
 
-    pub(crate) async fn start(
-        database: TestDatabase,
-        more: impl IntoIterator<Item = (&'static str, String)>,
-    ) -> Self {
+    pub(crate) async fn start(database: TestDatabase, more: impl IntoIterator<Item = (&'static str, String)>) -> Self {
         let data_dir = tempfile::tempdir().unwrap();
         let mut settings = vec![
             ("DATABASE_URL", database.url.clone()),
@@ -52,14 +50,8 @@ impl TestApp {
             ("FRONTEND_URL", "https://app.example.com".to_owned()),
         ];
         settings.extend(more);
-        let mut app = Self {
-            database,
-            data_dir,
-            url: String::new(),
-            ahead: Arc::default(),
-            settings,
-            running: None,
-        };
+        let mut app =
+            Self { database, _data_dir: data_dir, url: String::new(), ahead: Arc::default(), settings, running: None };
         app.run().await;
         app
     }
@@ -112,6 +104,6 @@ impl TestApp {
 
 /// An id of the right form.
 fn user_id(role: &str) -> String {
-    let digit = role.len() % 10;
-    format!("user_{}", digit.to_string().repeat(26).replace(['8', '9'], "7"))
+    let digit = ["ADMIN", "MANAGER", "MEMBER", "READ_ONLY"].iter().position(|known| *known == role).unwrap();
+    format!("user_{}", digit.to_string().repeat(26))
 }

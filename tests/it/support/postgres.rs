@@ -7,6 +7,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use diesel::Connection as _;
+use diesel::connection::SimpleConnection as _;
+
 /// A shell that starts PostgreSQL and ends it when its standard input is closed, which happens however this process ends.
 /// PostgreSQL refuses to run as root, so root runs it as the user that its package makes, or as nobody.
 const WATCHDOG: &str = r#"
@@ -115,8 +118,6 @@ impl TestDatabase {
                 error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned())
             });
         }
-        use diesel::Connection as _;
-        use diesel::connection::SimpleConnection as _;
         let path = self.url.trim_start_matches("sqlite://");
         let mut connection = diesel::SqliteConnection::establish(path).unwrap();
         connection.batch_execute("PRAGMA busy_timeout = 5000").unwrap();
