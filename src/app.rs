@@ -1,6 +1,8 @@
 //! Builds the application from its settings: the one place that knows every part.
 
+use std::fs::OpenOptions;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -128,15 +130,17 @@ impl App {
     }
 }
 
-/// Opens the database; a folder for an SQLite file is made.
+/// Opens the database. A missing SQLite file is made for its owner alone, as are then the files that SQLite puts beside it.
 ///
 /// # Errors
 /// Where it cannot be opened.
 pub async fn open_database(settings: &Settings) -> Result<Db, StartError> {
-    if let DatabaseUrl::Sqlite(path) = &settings.database_url
-        && let Some(folder) = path.parent().filter(|folder| *folder != settings.data_dir)
-    {
-        std::fs::create_dir_all(folder).map_err(|error| store::Error::Unavailable(error.into()))?;
+    if let DatabaseUrl::Sqlite(path) = &settings.database_url {
+        let make = || {
+            path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+            OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+        };
+        make().map_err(|error| store::Error::Unavailable(error.into()))?;
     }
     Ok(Db::open(&settings.database_url, settings.database_pool_size, settings.request_timeout).await?)
 }

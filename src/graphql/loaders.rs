@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use async_graphql::Context;
@@ -30,10 +31,7 @@ pub(super) struct Loaders {
 impl Loaders {
     /// Loaders that read as this caller.
     pub(super) fn new(caller: &Arc<Caller>) -> Self {
-        Self {
-            users: Loader::new(Batch { caller: caller.clone(), of: Users }),
-            claude_accounts: Loader::new(Batch { caller: caller.clone(), of: ClaudeAccounts }),
-        }
+        Self { users: Loader::new(Batch::new(caller)), claude_accounts: Loader::new(Batch::new(caller)) }
     }
 
     /// The request's loaders.
@@ -53,7 +51,7 @@ impl Loaders {
 }
 
 /// How many of one noun are read by their ids.
-trait ReadMany: Send {
+trait ReadMany {
     type Id: Copy + Eq + Hash + Send + Sync;
     type Row: Clone + Send;
 
@@ -63,12 +61,17 @@ trait ReadMany: Send {
 
 struct Batch<R> {
     caller: Arc<Caller>,
-    of: R,
+    of: PhantomData<fn() -> R>,
+}
+
+impl<R> Batch<R> {
+    fn new(caller: &Arc<Caller>) -> Self {
+        Self { caller: caller.clone(), of: PhantomData }
+    }
 }
 
 impl<R: ReadMany> BatchFn<R::Id, Found<R::Row>> for Batch<R> {
     async fn load(&mut self, ids: &[R::Id]) -> HashMap<R::Id, Found<R::Row>> {
-        let _ = &self.of;
         match R::read(self.caller.cx("load"), ids).await {
             Ok(rows) => {
                 let mut found: HashMap<_, _> = rows.into_iter().map(|row| (R::id(&row), row)).collect();
@@ -82,7 +85,7 @@ impl<R: ReadMany> BatchFn<R::Id, Found<R::Row>> for Batch<R> {
     }
 }
 
-struct Users;
+enum Users {}
 
 impl ReadMany for Users {
     type Id = UserId;
@@ -97,7 +100,7 @@ impl ReadMany for Users {
     }
 }
 
-struct ClaudeAccounts;
+enum ClaudeAccounts {}
 
 impl ReadMany for ClaudeAccounts {
     type Id = ClaudeAccountId;

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use crate::support::TestApp;
+
 /// The layers from the outermost to the innermost: a module may use those of later lines, not of its own or an earlier one.
 const LAYERS: &[&[&str]] = &[
     &["cli"],
@@ -115,4 +117,12 @@ fn both_databases_have_the_same_migrations() {
             .collect()
     };
     assert_eq!(names("sqlite"), names("postgres"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_databases_have_the_same_tables_columns_and_nulls() {
+    let (sqlite, postgres) = (TestApp::sqlite().await, TestApp::postgres().await);
+    let columns = sqlite.database.columns().await;
+    assert!(columns.contains(&("claude_accounts.email".to_owned(), true)));
+    assert_eq!(columns, postgres.database.columns().await);
 }

@@ -28,6 +28,19 @@ impl Place {
         command
     }
 
+    /// Starts a server that cannot write a file beyond so many KiB, as on a disk that is full.
+    pub(crate) fn serve_on_a_small_disk(&self, kib: usize) -> Served {
+        let serve = self.command(&["serve"]);
+        let mut limited = Command::new("sh");
+        // The signal ignored, the write fails instead; the shell counts in blocks of 512 bytes.
+        limited
+            .args(["-c", &format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" serve", kib * 2)])
+            .arg(serve.get_program());
+        limited.current_dir(self.folder.path()).env_clear();
+        limited.envs(serve.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Self::started(limited)
+    }
+
     fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
@@ -40,7 +53,11 @@ impl Place {
 
     /// Starts a server and waits until it says where it listens.
     pub(crate) fn serve(&self) -> Served {
-        let mut child = self.command(&["serve"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        Self::started(self.command(&["serve"]))
+    }
+
+    fn started(mut command: Command) -> Served {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let first = lines.next().expect("the server says where it listens").unwrap();
         let url = first.rsplit(' ').next().unwrap().to_owned();

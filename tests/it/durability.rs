@@ -90,3 +90,34 @@ async fn twenty_kills_lose_nothing_on_sqlite() {
 async fn twenty_kills_lose_nothing_on_postgres() {
     survives(TestDatabase::postgres().await).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_is_a_clear_error_and_loses_nothing() {
+    let place = Place::new(TestDatabase::sqlite());
+    drop(place.serve());
+    let server = place.serve_on_a_small_disk(1_000);
+    let client = Client::new(&server.url).signed_in("admin@localhost", PASSWORD).await;
+    let mut made = 0;
+    let refused = loop {
+        let metadata = json!({ "text": "x".repeat(50_000) });
+        let answer = client
+            .with(
+                "mutation($key: String!, $m: JSON) {
+                   createClaudeAccount(input: { apiKey: $key, accountName: \"A\", metadata: $m }) { claudeAccount { id } } }",
+                json!({ "key": format!("sk-ant-{made}"), "m": metadata }),
+            )
+            .await;
+        if answer.body.get("errors").is_some() {
+            break answer;
+        }
+        made += 1;
+        assert!(made < 100, "the disk is never full");
+    };
+    assert_eq!(refused.code(), "SERVICE_UNAVAILABLE");
+    let count = "{ claudeAccounts { totalCount } }";
+    assert_eq!(client.run(count).await.data()["claudeAccounts"]["totalCount"], made, "what is there can still be read");
+    drop(server);
+    let server = place.serve();
+    let client = Client::new(&server.url).signed_in("admin@localhost", PASSWORD).await;
+    assert_eq!(client.run(count).await.data()["claudeAccounts"]["totalCount"], made);
+}

@@ -1,5 +1,6 @@
 //! A PostgreSQL server of the tests' own: started once, on a free port, gone with the process.
 
+use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use diesel::Connection as _;
+use diesel::RunQueryDsl as _;
 use diesel::connection::SimpleConnection as _;
 
 /// A shell that starts PostgreSQL and ends it when its standard input is closed, which happens however this process ends.
@@ -109,6 +111,29 @@ impl TestDatabase {
         Self { url: format!("postgres://claviger@127.0.0.1:{port}/{name}"), _folder: None }
     }
 
+    /// The columns of all tables that are ours, as `table.column` and whether they may be null.
+    pub(crate) async fn columns(&self) -> BTreeSet<(String, bool)> {
+        if self.url.starts_with("postgres") {
+            let (client, connection) = tokio_postgres::connect(&self.url, tokio_postgres::NoTls).await.unwrap();
+            tokio::spawn(connection);
+            let rows = client
+                .query(
+                    "SELECT table_name || '.' || column_name, is_nullable = 'YES' FROM information_schema.columns
+                     WHERE table_schema = 'public' AND table_name NOT LIKE '\\_\\_%'",
+                    &[],
+                )
+                .await
+                .unwrap();
+            return rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        }
+        let mut connection = diesel::SqliteConnection::establish(self.url.trim_start_matches("sqlite://")).unwrap();
+        let sql = "SELECT t.name || '.' || c.name AS name, c.\"notnull\" = 0 AS nullable
+                   FROM sqlite_schema t JOIN pragma_table_info(t.name) c
+                   WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite%' AND t.name NOT LIKE '\\_\\_%' ESCAPE '\\'";
+        let rows: Vec<Column> = diesel::sql_query(sql).load(&mut connection).unwrap();
+        rows.into_iter().map(|column| (column.name, column.nullable)).collect()
+    }
+
     /// Runs a statement past the server, as somebody with access to the database would.
     pub(crate) async fn execute(&self, sql: &str) -> Result<(), String> {
         if self.url.starts_with("postgres") {
@@ -123,4 +148,12 @@ impl TestDatabase {
         connection.batch_execute("PRAGMA busy_timeout = 5000").unwrap();
         connection.batch_execute(sql).map_err(|error| error.to_string())
     }
+}
+
+#[derive(diesel::QueryableByName)]
+struct Column {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    name: String,
+    #[diesel(sql_type = diesel::sql_types::Bool)]
+    nullable: bool,
 }
