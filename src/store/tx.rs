@@ -8,6 +8,24 @@ use super::error::Result;
 ///
 /// [`Tx::commit`] is the only way to make its writes last, and takes the audit entry. Dropped instead, for instance because
 /// the request was given up, it is rolled back: the pool closes a connection whose transaction is still open.
+///
+/// A connection to read with does not do for writing:
+///
+/// ```compile_fail,E0308
+/// # use claviger::{model::{SessionId, Timestamp}, store::{Conn, session}};
+/// async fn write(conn: &mut Conn, id: SessionId, now: Timestamp) {
+///     let _ = session::revoke(conn, id, now).await;
+/// }
+/// ```
+///
+/// And nothing is committed without an entry:
+///
+/// ```compile_fail,E0061
+/// # use claviger::store::Tx;
+/// async fn commit(tx: Tx) {
+///     let _ = tx.commit().await;
+/// }
+/// ```
 pub struct Tx {
     db: Db,
     conn: Option<Conn>,

@@ -244,4 +244,36 @@ both_databases! {
         assert_eq!(answer.code(), "INTERNAL_SERVER_ERROR");
         assert!(!answer.body.to_string().contains("seal"), "the cause is the log's alone");
     }
+
+    async fn stopping_finishes_what_runs(app: TestApp) {
+        let (mut app, upstream) = (app, MockUpstream::start().await);
+        let admin = app.admin().await;
+        let input = json!({ "apiKey": GOOD_KEY, "accountName": "A", "baseUrl": upstream.base_url("held") });
+        let id = json!({ "id": create(&admin, input).await["id"] });
+        let running = tokio::spawn(async move {
+            admin.with("mutation($id: ID!) { testClaudeAccount(input: { id: $id }) { ok } }", id).await.data().clone()
+        });
+        upstream.arrived().await;
+        let stopping = tokio::spawn(async move { app.stop().await });
+        upstream.release();
+        assert_eq!(running.await.unwrap()["testClaudeAccount"]["ok"], true);
+        stopping.await.unwrap();
+    }
+
+    async fn a_deed_is_finished_and_recorded_though_its_caller_leaves(app: TestApp) {
+        let (admin, upstream) = (app.admin().await, MockUpstream::start().await);
+        let input = json!({ "apiKey": GOOD_KEY, "accountName": "A", "baseUrl": upstream.base_url("held") });
+        let id = json!({ "id": create(&admin, input).await["id"] });
+        let caller = tokio::spawn({
+            let admin = app.admin().await;
+            async move { admin.with("mutation($id: ID!) { testClaudeAccount(input: { id: $id }) { ok } }", id).await }
+        });
+        upstream.arrived().await;
+        caller.abort();
+        assert!(caller.await.is_err_and(|error| error.is_cancelled()));
+        upstream.release();
+        // The server is not waited for by anybody, so it is asked until it is done; were it never, the test would not end.
+        let tests = "{ auditLogs(filter: { action: [TEST] }) { nodes { outcome } } }";
+        while admin.run(tests).await.data()["auditLogs"]["nodes"] != json!([{ "outcome": "SUCCESS" }]) {}
+    }
 }

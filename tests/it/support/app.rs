@@ -68,8 +68,13 @@ impl TestApp {
 
     /// Stops the server and starts it again on the same data.
     pub(crate) async fn restart(&mut self) {
-        self.running.take().unwrap().shut_down().await;
+        self.stop().await;
         self.run().await;
+    }
+
+    /// Tells the server to stop, and waits until it has.
+    pub(crate) async fn stop(&mut self) {
+        self.running.take().unwrap().shut_down().await;
     }
 
     /// Moves the server's clock.

@@ -9,25 +9,32 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use serde_json::json;
+use tokio::sync::Notify;
 
 pub(crate) const GOOD_KEY: &str = "sk-ant-accepted-0001";
 
-/// The base URL's path says how it behaves: `/good`, `/garbage`, `/redirect`, `/huge`, `/broken`, `/echo`.
+/// The base URL's path says how it behaves: `/good`, `/garbage`, `/redirect`, `/huge`, `/broken`, `/echo`, or `/held`, which
+/// answers when it is told to.
 pub(crate) struct MockUpstream {
     pub(crate) address: SocketAddr,
-    seen: Seen,
+    state: Arc<Shared>,
 }
 
-type Seen = Arc<Mutex<Vec<HeaderMap>>>;
+#[derive(Default)]
+struct Shared {
+    seen: Mutex<Vec<HeaderMap>>,
+    arrived: Notify,
+    released: Notify,
+}
 
 impl MockUpstream {
     pub(crate) async fn start() -> Self {
-        let seen = Seen::default();
-        let routes = Router::new().route("/{behaviour}/v1/models", get(models)).with_state(seen.clone());
+        let state = Arc::<Shared>::default();
+        let routes = Router::new().route("/{behaviour}/v1/models", get(models)).with_state(state.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, routes).await });
-        Self { address, seen }
+        Self { address, state }
     }
 
     pub(crate) fn base_url(&self, behaviour: &str) -> String {
@@ -35,13 +42,27 @@ impl MockUpstream {
     }
 
     pub(crate) fn requests(&self) -> Vec<HeaderMap> {
-        self.seen.lock().unwrap().clone()
+        self.state.seen.lock().unwrap().clone()
+    }
+
+    /// Waits for a request that is held.
+    pub(crate) async fn arrived(&self) {
+        self.state.arrived.notified().await;
+    }
+
+    /// Lets a held request be answered.
+    pub(crate) fn release(&self) {
+        self.state.released.notify_one();
     }
 }
 
-async fn models(State(seen): State<Seen>, Path(behaviour): Path<String>, headers: HeaderMap) -> Response {
+async fn models(State(state): State<Arc<Shared>>, Path(behaviour): Path<String>, headers: HeaderMap) -> Response {
     let key = headers.get("x-api-key").and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-    seen.lock().unwrap().push(headers);
+    state.seen.lock().unwrap().push(headers);
+    if behaviour == "held" {
+        state.arrived.notify_one();
+        state.released.notified().await;
+    }
     let error = |status, message: String| {
         let body = json!({ "type": "error", "error": { "type": "error", "message": message } });
         (status, axum::Json(body)).into_response()

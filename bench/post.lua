@@ -1,0 +1,13 @@
+-- Posts one GraphQL request again and again; the last line of the output is "rate p50 p99", in requests/s and ms.
+wrk.method = "POST"
+wrk.body = os.getenv("BODY")
+wrk.headers["content-type"] = "application/json"
+wrk.headers["authorization"] = "Bearer " .. (os.getenv("TOKEN") or "")
+
+function done(summary, latency)
+  local errors = summary.errors
+  local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
+  if failed > 0 then io.write("failed requests: ", failed, "\n") end
+  io.write(string.format("%.0f %.2f %.2f\n", summary.requests / (summary.duration / 1e6),
+    latency:percentile(50) / 1000, latency:percentile(99) / 1000))
+end
