@@ -1,8 +1,15 @@
 //! The log: lines for people or JSON for machines, on the standard error, with the request's id in each line of a request.
 
-use tracing_subscriber::EnvFilter;
+mod json;
+
+use std::io::IsTerminal as _;
+
+use tracing::Subscriber;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::settings::{LogFormat, Settings};
 
@@ -11,11 +18,24 @@ use crate::settings::{LogFormat, Settings};
 /// # Panics
 /// Where it is called twice, or with a filter that the settings have not checked.
 pub fn init(settings: &Settings) {
+    subscriber(settings, std::io::stderr, std::io::stderr().is_terminal()).init();
+}
+
+/// What `init` logs with, writing to `writer`, in colours where it is for people and `is_terminal`, unless
+/// `NO_COLOR` is set.
+///
+/// # Panics
+/// With a filter that the settings have not checked.
+pub fn subscriber<W>(settings: &Settings, writer: W, is_terminal: bool) -> impl Subscriber + Send + Sync + use<W>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
     let filter = EnvFilter::builder().parse(&settings.log_level).expect("the settings have checked it");
-    let registry = tracing_subscriber::registry().with(filter);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    match settings.log_format {
-        LogFormat::Pretty => registry.with(lines.with_target(false)).init(),
-        LogFormat::Json => registry.with(lines.json().flatten_event(true).with_span_list(false)).init(),
-    }
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let lines = match settings.log_format {
+        LogFormat::Json => lines.fmt_fields(JsonFields::new()).event_format(json::Line).boxed(),
+        LogFormat::Pretty if is_terminal => lines.with_target(false).boxed(),
+        LogFormat::Pretty => lines.with_target(false).with_ansi(false).boxed(),
+    };
+    tracing_subscriber::registry().with(filter).with(lines)
 }

@@ -22,7 +22,7 @@ use crate::store::MigrationError;
 
 /// A self-hosted control plane for an organization's Claude access.
 #[derive(Parser)]
-#[command(version, about, long_about = None, after_long_help = settings_help())]
+#[command(version, propagate_version = true, about, long_about = None, after_long_help = settings_help())]
 pub struct Arguments {
     /// The settings file; claviger.toml where it is there.
     #[arg(long, global = true, value_name = "FILE")]
@@ -42,6 +42,9 @@ pub struct Arguments {
     /// Sets LOG_LEVEL.
     #[arg(long, global = true, value_name = "LEVEL")]
     log_level: Option<String>,
+    /// Sets LOG_FORMAT.
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<String>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -49,6 +52,7 @@ pub struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Serve the API; what is done without a command.
+    #[command(after_long_help = settings_help())]
     Serve,
     /// Bring the database's tables up to date, or back.
     #[command(subcommand)]
@@ -102,9 +106,10 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         ("HOST", arguments.host),
         ("PORT", arguments.port),
         ("LOG_LEVEL", arguments.log_level),
+        ("LOG_FORMAT", arguments.log_format),
     ];
     let flags = flags.into_iter().filter_map(|(name, value)| Some((name, value?)));
-    let settings = Settings::load(&Sources::from_environment(flags, arguments.config.as_deref())?)?;
+    let settings = Settings::load(&Sources::from_environment(flags, arguments.config.as_deref()))?;
     logs::init(&settings);
     match command {
         Command::Serve => serve::run(&settings).await,
@@ -147,13 +152,8 @@ fn settings_help() -> String {
     use std::fmt::Write as _;
     let mut text = String::from("Settings, by environment variables or in lower case in claviger.toml:\n");
     for setting in TABLE {
-        let _ = write!(
-            text,
-            "\n  {}\n      {} [default: {}]",
-            setting.name,
-            setting.about.replace('`', ""),
-            setting.default
-        );
+        let (about, default) = (setting.about.replace('`', ""), setting.default.replace('`', ""));
+        let _ = write!(text, "\n  {}\n      {about} [default: {default}]", setting.name);
     }
     text
 }

@@ -12,6 +12,9 @@ use crate::settings::Settings;
 
 /// Serves until it is told to stop.
 pub(super) async fn run(settings: &Settings) -> Result<(), Failure> {
+    // Before anybody is told that the server is there: who stops it then must not kill it.
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| Failure::Other(error.to_string()))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| Failure::Other(error.to_string()))?;
     let app = App::build(settings, Clock::system()).await?;
     let first_admin = app.first_admin.as_ref().map(welcome);
     let has_generated_secrets = app.has_generated_secrets;
@@ -38,8 +41,6 @@ pub(super) async fn run(settings: &Settings) -> Result<(), Failure> {
     }
     tracing::info!(%address, "serving");
 
-    let mut terminate = signal(SignalKind::terminate()).map_err(|error| Failure::Other(error.to_string()))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| Failure::Other(error.to_string()))?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

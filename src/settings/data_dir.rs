@@ -8,9 +8,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-/// Tells the drafts of one process apart.
-static DRAFTS: AtomicU32 = AtomicU32::new(0);
-
 /// The folder.
 #[derive(Debug)]
 pub struct DataDir(PathBuf);
@@ -24,16 +21,21 @@ pub struct DataDirError {
 }
 
 impl DataDir {
-    /// Makes the folder where it is missing, mode 0700, and takes others' rights away where it has them.
+    /// Makes the folder where it is missing, mode 0700. An empty one is closed to others. One that holds something is left
+    /// as it is, with a warning in the log where others can enter it: it may not be the server's alone, and `/tmp` must
+    /// not be closed to everybody else.
     ///
     /// # Errors
-    /// Where it cannot be made or its mode not be set.
+    /// Where it cannot be made or read.
     pub fn open(path: &Path) -> Result<Self, DataDirError> {
         let wrong = |reason| DataDirError { path: path.to_owned(), reason };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(wrong)?;
-        let mode = fs::metadata(path).map_err(wrong)?.permissions().mode();
-        if mode & 0o077 != 0 {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(wrong)?;
+        let is_open = fs::metadata(path).map_err(wrong)?.permissions().mode() & 0o077 != 0;
+        let is_empty = fs::read_dir(path).map_err(wrong)?.next().is_none();
+        // A volume may belong to another user and be lent to this one's group: then its mode cannot be set.
+        let is_closed = !is_open || is_empty && fs::set_permissions(path, fs::Permissions::from_mode(0o700)).is_ok();
+        if !is_closed {
+            tracing::warn!(folder = %path.display(), "others than the owner can enter the data folder: chmod 700 closes it");
         }
         Ok(Self(path.to_owned()))
     }
@@ -56,19 +58,33 @@ impl DataDir {
             Err(error) => return Err(wrong(error)),
         }
         // Written whole under another name, then linked: who finds the file finds all of it, and nobody overwrites it.
-        let draft = format!(".{name}.{}.{}", std::process::id(), DRAFTS.fetch_add(1, Ordering::Relaxed));
-        let draft = self.0.join(draft);
         let secret = generate();
-        let written = write(&draft, &secret).and_then(|()| fs::hard_link(&draft, &path));
-        let removed = fs::remove_file(&draft);
-        match written {
-            Ok(()) => {
-                removed.map_err(wrong)?;
-                File::open(&self.0).and_then(|folder| folder.sync_all()).map_err(wrong)?;
-                Ok((secret, true))
+        let (draft, file) = self.draft(name).map_err(wrong)?;
+        let linked = write(file, &secret).and_then(|()| fs::hard_link(&draft, &path));
+        fs::remove_file(&draft).map_err(wrong)?;
+        let is_ours = match linked {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(wrong(error)),
+        };
+        // Also where another has linked it: it may not have come to this yet, and the secret is used from here on.
+        File::open(&self.0).and_then(|folder| folder.sync_all()).map_err(wrong)?;
+        let secret = if is_ours { secret } else { read(&path).map_err(wrong)? };
+        Ok((secret, is_ours))
+    }
+
+    /// A new file that nobody else writes to. The process's id alone does not tell drafts apart: the servers of two
+    /// containers have the same.
+    fn draft(&self, name: &str) -> io::Result<(PathBuf, File)> {
+        static DRAFTS: AtomicU32 = AtomicU32::new(0);
+        loop {
+            let number = DRAFTS.fetch_add(1, Ordering::Relaxed);
+            let path = self.0.join(format!(".{name}.{}.{number}", std::process::id()));
+            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+                Ok(file) => return Ok((path, file)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
             }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok((read(&path).map_err(wrong)?, false)),
-            Err(error) => Err(wrong(error)),
         }
     }
 }
@@ -81,8 +97,7 @@ fn read(path: &Path) -> io::Result<SecretString> {
     }
 }
 
-fn write(path: &Path, secret: &SecretString) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+fn write(mut file: File, secret: &SecretString) -> io::Result<()> {
     file.write_all(secret.expose_secret().as_bytes())?;
     file.write_all(b"\n")?;
     file.sync_all()

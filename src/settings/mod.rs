@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use secrecy::SecretString;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use url::Url;
 
 pub use data_dir::{DataDir, DataDirError};
 pub use sources::{Problem, SettingsError, Sources};
-pub use table::{Setting, TABLE, markdown};
+pub use table::{Kind, Setting, TABLE, markdown};
 
 use sources::Reader;
 
@@ -122,12 +124,7 @@ impl Settings {
             trusted_proxies: reader.or("TRUSTED_PROXIES", Vec::new(), |text| list(text, network)),
             anthropic_base_url: reader.or("ANTHROPIC_BASE_URL", public_api(), web_url),
             upstream_allowed_hosts: reader.or("UPSTREAM_ALLOWED_HOSTS", Vec::new(), |text| list(text, host_name)),
-            log_level: reader.or("LOG_LEVEL", "info".to_owned(), |text| match tracing_subscriber::EnvFilter::builder()
-                .parse(text)
-            {
-                Ok(_) => Ok(text.to_owned()),
-                Err(_) => Err("is not a log level, nor a filter like \"info,claviger=debug\"".to_owned()),
-            }),
+            log_level: reader.or("LOG_LEVEL", "info".to_owned(), log_filter),
             log_format: reader.or("LOG_FORMAT", default_log_format(), |text| match text {
                 "pretty" => Ok(LogFormat::Pretty),
                 "json" => Ok(LogFormat::Json),
@@ -145,16 +142,33 @@ impl Settings {
 
 fn database_url(text: &str) -> Result<DatabaseUrl, String> {
     match text.split_once("://") {
-        Some(("sqlite", "" | ":memory:")) => {
+        // SQLite itself takes a name that begins with `file:` as a URI, which may ask for a database in memory.
+        Some(("sqlite", path)) if path.is_empty() || path.starts_with(":memory:") || path.starts_with("file:") => {
             Err("must name a file, like sqlite:///var/lib/claviger/claviger.db".into())
         }
         Some(("sqlite", path)) => Ok(DatabaseUrl::Sqlite(PathBuf::from(path))),
         Some(("postgres" | "postgresql", _)) if Url::parse(text).is_ok() => Ok(DatabaseUrl::Postgres(text.into())),
         Some(("postgres" | "postgresql", _)) => Err("is not a valid PostgreSQL URL".into()),
-        Some((scheme, _)) if scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
+        Some((scheme, _))
+            if scheme.starts_with(|first: char| first.is_ascii_alphabetic()) && scheme.bytes().all(is_of_scheme) =>
+        {
             Err(format!("has the scheme {scheme}://, but sqlite:// and postgres:// are known"))
         }
         _ => Err("is not a URL that starts with sqlite:// or postgres://".into()),
+    }
+}
+
+fn is_of_scheme(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.')
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    // A bare word that is no level would be taken as the name of a target, so that a misspelt level silenced the log.
+    let is_known = |part: &str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
+    if text.split(',').map(str::trim).all(is_known) && EnvFilter::builder().parse(text).is_ok() {
+        Ok(text.to_owned())
+    } else {
+        Err("is not a log level, nor a filter like \"info,claviger=debug\"".into())
     }
 }
 
@@ -182,15 +196,19 @@ fn list<T>(text: &str, one: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>
 }
 
 fn web_url(text: &str) -> Result<Url, String> {
-    Url::parse(text)
-        .ok()
-        .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-        .ok_or_else(|| "is not an http or https URL".into())
+    let is_web = |url: &Url| matches!(url.scheme(), "http" | "https") && url.has_host();
+    let url = Url::parse(text).ok().filter(is_web).ok_or("is not an http or https URL")?;
+    if has_excess(&url) { Err("must have no user name, password, query or fragment".into()) } else { Ok(url) }
+}
+
+/// Whether there is more in it than scheme, host, port and path.
+fn has_excess(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some()
 }
 
 fn origin(text: &str) -> Result<String, String> {
     let url = web_url(text)?;
-    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
+    if url.path() != "/" {
         return Err("has an entry with more than scheme, host and port, like https://app.example.com".into());
     }
     Ok(url.origin().ascii_serialization())
@@ -203,8 +221,9 @@ fn network(text: &str) -> Result<IpNet, String> {
 }
 
 fn host_name(text: &str) -> Result<String, String> {
-    let is_host = Url::parse(&format!("http://{text}/"))
-        .is_ok_and(|url| url.path() == "/" && url.username().is_empty() && url.host().is_some());
+    // A pattern would be taken as a host of that name, which there is none of.
+    let is_host = !text.contains('*')
+        && Url::parse(&format!("http://{text}/")).is_ok_and(|url| url.path() == "/" && !has_excess(&url));
     if is_host {
         Ok(text.to_lowercase())
     } else {

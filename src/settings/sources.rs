@@ -6,15 +6,18 @@ use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 
-use super::table::TABLE;
+use super::table::{Kind, TABLE, setting_of};
 
 /// The settings file that is read where none is named.
 const DEFAULT_FILE: &str = "claviger.toml";
+/// How many characters of a wrong value a message repeats.
+const SHOWN: usize = 80;
 
 /// The values that are set, by name.
 #[derive(Default)]
 pub struct Sources {
     values: HashMap<String, (String, String)>,
+    problems: Vec<Problem>,
 }
 
 /// One setting that is wrong.
@@ -44,42 +47,30 @@ impl fmt::Display for SettingsError {
 
 impl Sources {
     /// The real ones: `flags` by the names of the variables, the process's environment, `.env` and the settings file where
-    /// they are there. A file that is named must be.
-    ///
-    /// # Errors
-    /// Where a file cannot be read or sets what is not known.
+    /// they are there. A file that is named must be. What is wrong with them is reported by `Settings::load`.
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-    pub fn from_environment(
-        flags: impl IntoIterator<Item = (&'static str, String)>,
-        file: Option<&Path>,
-    ) -> Result<Self, SettingsError> {
+    pub fn from_environment(flags: impl IntoIterator<Item = (&'static str, String)>, file: Option<&Path>) -> Self {
         let mut sources = Self::default();
         match file {
-            Some(path) => sources.read_toml(path)?,
-            None if Path::new(DEFAULT_FILE).exists() => sources.read_toml(Path::new(DEFAULT_FILE))?,
+            Some(path) => sources.read_toml(path),
+            None if Path::new(DEFAULT_FILE).exists() => sources.read_toml(Path::new(DEFAULT_FILE)),
             None => {}
         }
         if Path::new(".env").exists() {
-            let wrong = || file_problem(Path::new(".env"), "cannot be read as lines of NAME=value".to_owned());
-            for pair in dotenvy::dotenv_iter().map_err(|_| wrong())? {
-                let (name, value) = pair.map_err(|_| wrong())?;
-                sources.set(name, value, "in .env");
-            }
+            sources.read_dotenv();
         }
-        for name in TABLE.iter().flat_map(|setting| [setting.name.to_owned(), format!("{}_FILE", setting.name)]) {
+        let files = TABLE.iter().filter(|setting| setting.kind == Kind::Secret).map(|s| format!("{}_FILE", s.name));
+        for name in TABLE.iter().map(|setting| setting.name.to_owned()).chain(files) {
             match std::env::var(&name) {
                 Ok(value) => sources.set(name, value, "in the environment"),
                 Err(std::env::VarError::NotPresent) => {}
-                Err(std::env::VarError::NotUnicode(_)) => {
-                    let problem = Problem { name, message: "is not text".into(), origin: "in the environment".into() };
-                    return Err(SettingsError(vec![problem]));
-                }
+                Err(std::env::VarError::NotUnicode(_)) => sources.fail(name, "is not text", "in the environment"),
             }
         }
         for (name, value) in flags {
             sources.set(name.to_owned(), value, "on the command line");
         }
-        Ok(sources)
+        sources
     }
 
     /// Exactly these, by the names of the variables.
@@ -91,41 +82,62 @@ impl Sources {
         sources
     }
 
-    /// An empty value counts as not set: that is how containers leave a variable out.
+    /// An empty or blank value counts as not set: that is how containers leave a variable out.
     fn set(&mut self, name: String, value: String, origin: &str) {
-        if !value.is_empty() {
+        if setting_of(&name).is_none() {
+            self.fail(name, "there is no such setting", origin);
+        } else if !value.trim().is_empty() {
             self.values.insert(name, (value, origin.to_owned()));
         }
     }
 
-    fn read_toml(&mut self, path: &Path) -> Result<(), SettingsError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|error| file_problem(path, format!("cannot be read: {error}")))?;
-        let table: toml::Table =
-            text.parse().map_err(|error: toml::de::Error| file_problem(path, error.message().to_owned()))?;
-        let origin = format!("in {}", path.display());
-        let mut problems = Vec::new();
-        for (key, value) in table {
-            let name = key.to_uppercase();
-            let is_known = TABLE.iter().any(|s| s.name == name || name.strip_suffix("_FILE") == Some(s.name));
-            let text = match value {
-                _ if !is_known || key != key.to_lowercase() => Err("there is no such setting"),
-                toml::Value::String(text) => Ok(text),
-                toml::Value::Integer(number) => Ok(number.to_string()),
-                toml::Value::Boolean(switch) => Ok(switch.to_string()),
-                _ => Err("must be a text, a number or true or false"),
-            };
-            match text {
-                Ok(text) => self.set(name, text, &origin),
-                Err(message) => problems.push(Problem { name: key, message: message.into(), origin: origin.clone() }),
+    fn fail(&mut self, name: impl Into<String>, message: impl Into<String>, origin: &str) {
+        self.problems.push(Problem { name: name.into(), message: message.into(), origin: origin.to_owned() });
+    }
+
+    /// `.env` may be shared with other programs, so what is not known is left alone, as in the environment.
+    fn read_dotenv(&mut self) {
+        // dotenvy's own message repeats the line, which may hold a secret.
+        let mut fail = || self.fail(".env", "cannot be read as lines of NAME=value", "settings file");
+        let Ok(pairs) = dotenvy::dotenv_iter() else { return fail() };
+        let Ok(pairs) = pairs.collect::<Result<Vec<_>, _>>() else { return fail() };
+        for (name, value) in pairs {
+            if setting_of(&name).is_some() {
+                self.set(name, value, "in .env");
             }
         }
-        if problems.is_empty() { Ok(()) } else { Err(SettingsError(problems)) }
     }
-}
 
-fn file_problem(path: &Path, message: String) -> SettingsError {
-    SettingsError(vec![Problem { name: path.display().to_string(), message, origin: "settings file".into() }])
+    fn read_toml(&mut self, path: &Path) {
+        let file = path.display().to_string();
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => return self.fail(file, format!("cannot be read: {error}"), "settings file"),
+        };
+        let table = match text.parse::<toml::Table>() {
+            Ok(table) => table,
+            // The message alone: with its place it would show the line, which may hold a secret.
+            Err(error) => {
+                let line =
+                    error.span().and_then(|span| text.get(..span.start)).map_or(1, |before| before.split('\n').count());
+                return self.fail(file, format!("line {line}: {}", error.message()), "settings file");
+            }
+        };
+        let origin = format!("in {file}");
+        for (key, value) in table {
+            let name = key.to_ascii_uppercase();
+            if key != key.to_ascii_lowercase() || setting_of(&name).is_none() {
+                self.fail(key, "there is no such setting", &origin);
+                continue;
+            }
+            match value {
+                toml::Value::String(text) => self.set(name, text, &origin),
+                toml::Value::Integer(number) => self.set(name, number.to_string(), &origin),
+                toml::Value::Boolean(switch) => self.set(name, switch.to_string(), &origin),
+                _ => self.fail(key, "must be a text, a number or true or false", &origin),
+            }
+        }
+    }
 }
 
 /// Reads typed values out of the sources and gathers what is wrong.
@@ -136,19 +148,7 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(super) fn new(sources: &'a Sources) -> Self {
-        let unknown = sources.values.iter().filter(|(name, _)| {
-            !TABLE.iter().any(|setting| setting.name == *name || name.strip_suffix("_FILE") == Some(setting.name))
-        });
-        // The environment holds what is other programs': what is set there and not known is never seen here but from `.env`.
-        let problems = unknown
-            .filter(|(_, (_, origin))| origin != "in .env")
-            .map(|(name, (_, origin))| Problem {
-                name: name.clone(),
-                message: "there is no such setting".into(),
-                origin: origin.clone(),
-            })
-            .collect();
-        Self { sources, problems }
+        Self { sources, problems: sources.problems.clone() }
     }
 
     /// The setting's value, or the default where it is not set or wrong.
@@ -157,7 +157,9 @@ impl<'a> Reader<'a> {
         match parse(value.trim()) {
             Ok(value) => value,
             Err(message) => {
-                // A URL may hold a password, so the value is not repeated.
+                let is_shown = setting_of(name).is_some_and(|setting| setting.kind == Kind::Plain);
+                let shown: String = value.chars().take(SHOWN).collect();
+                let message = if is_shown { format!("{shown:?} {message}") } else { message };
                 self.fail(name, message, origin.clone());
                 default
             }
@@ -179,7 +181,7 @@ impl<'a> Reader<'a> {
             }
             (Some((value, origin)), None) => (value.clone(), origin.clone()),
             (None, Some((path, origin))) => match std::fs::read_to_string(PathBuf::from(path)) {
-                Ok(text) => (text.trim_end_matches(['\n', '\r']).to_owned(), origin.clone()),
+                Ok(text) => (text.trim_end_matches(['\n', '\r']).to_owned(), format!("in the file of {file_name}")),
                 Err(error) => {
                     self.fail(&file_name, format!("cannot be read: {error}"), origin.clone());
                     return None;

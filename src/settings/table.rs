@@ -11,43 +11,65 @@ pub struct Setting {
     pub default: &'static str,
     /// What it is.
     pub about: &'static str,
+    /// How its value is treated.
+    pub kind: Kind,
+}
+
+/// How a setting's value is treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A message about it may show it.
+    Plain,
+    /// A URL may hold a password: no message shows it.
+    Url,
+    /// No message shows it, and `<name>_FILE` may name a file that holds it.
+    Secret,
+}
+
+/// The setting that a variable sets, by itself or by a file.
+pub(super) fn setting_of(variable: &str) -> Option<&'static Setting> {
+    let file_of = variable.strip_suffix("_FILE");
+    let is_meant =
+        |setting: &&Setting| setting.name == variable || setting.kind == Kind::Secret && Some(setting.name) == file_of;
+    TABLE.iter().find(is_meant)
 }
 
 macro_rules! settings {
-    ($($name:literal, $default:literal, $about:literal;)+) => {
+    ($($kind:ident $name:literal, $default:literal, $about:literal;)+) => {
         /// Every setting.
-        pub const TABLE: &[Setting] = &[$(Setting { name: $name, default: $default, about: $about }),+];
+        pub const TABLE: &[Setting] =
+            &[$(Setting { name: $name, default: $default, about: $about, kind: Kind::$kind }),+];
     };
 }
 
 settings! {
-    "DATABASE_URL", "sqlite://<DATA_DIR>/claviger.db", "`sqlite://<path>` or `postgres://…`";
-    "DATABASE_POOL_SIZE", "10", "connections to the database at most, 1 to 500";
-    "DATA_DIR", "./data", "where files are kept; made with mode 0700";
-    "HOST", "127.0.0.1", "the address to listen on";
-    "PORT", "3001", "the port to listen on; 0 takes a free one";
-    "JWT_SECRET", "generated into DATA_DIR", "signs access tokens, at least 32 bytes; also `JWT_SECRET_FILE`";
-    "CREDENTIAL_ENCRYPTION_KEYS", "generated into DATA_DIR", "`v2:base64,v1:base64`: the first seals, all open; also `CREDENTIAL_ENCRYPTION_KEYS_FILE`";
-    "ADMIN_EMAIL", "admin@localhost", "the first administrator's address, for the first start";
-    "ADMIN_PASSWORD", "generated and printed once", "the first administrator's password, for the first start; also `ADMIN_PASSWORD_FILE`";
-    "FRONTEND_URL", "none", "origins that browsers may call from, comma-separated";
-    "PUBLIC_URL", "from HOST and PORT", "where the server is reached from outside";
-    "TRUSTED_PROXIES", "none", "addresses and networks whose X-Forwarded-For is believed, comma-separated";
-    "ANTHROPIC_BASE_URL", "https://api.anthropic.com", "the default upstream";
-    "UPSTREAM_ALLOWED_HOSTS", "none", "hosts, with or without a port, that accounts may name over plain HTTP or at private addresses";
-    "LOG_LEVEL", "info", "`error`, `warn`, `info`, `debug`, `trace`, or a filter like `info,claviger=debug`";
-    "LOG_FORMAT", "pretty on a terminal, else json", "`pretty` or `json`";
-    "INTROSPECTION", "on", "whether the schema may be asked for";
-    "PLAYGROUND", "on", "whether the playground is served at `/`";
-    "REQUEST_TIMEOUT", "30", "seconds that a request may take, 1 to 600";
-    "SHUTDOWN_TIMEOUT", "30", "seconds that requests may still run when the server is told to stop, 0 to 600";
+    Url "DATABASE_URL", "`sqlite://<DATA_DIR>/claviger.db`", "`sqlite://<path>` or `postgres://…`";
+    Plain "DATABASE_POOL_SIZE", "`10`", "connections to the database at most, 1 to 500";
+    Plain "DATA_DIR", "`./data`", "where files are kept; made with mode 0700";
+    Plain "HOST", "`127.0.0.1`", "the address to listen on";
+    Plain "PORT", "`3001`", "the port to listen on; 0 takes a free one";
+    Secret "JWT_SECRET", "generated into DATA_DIR", "signs access tokens, at least 32 bytes; also `JWT_SECRET_FILE`";
+    Secret "CREDENTIAL_ENCRYPTION_KEYS", "generated into DATA_DIR", "`v2:base64,v1:base64`: the first seals, all open; also `CREDENTIAL_ENCRYPTION_KEYS_FILE`";
+    Plain "ADMIN_EMAIL", "`admin@localhost`", "the first administrator's address, for the first start";
+    Secret "ADMIN_PASSWORD", "generated and printed once", "the first administrator's password, for the first start; also `ADMIN_PASSWORD_FILE`";
+    Url "FRONTEND_URL", "none", "origins that browsers may call from, comma-separated";
+    Url "PUBLIC_URL", "from HOST and PORT", "where the server is reached from outside";
+    Plain "TRUSTED_PROXIES", "none", "addresses and networks whose X-Forwarded-For is believed, comma-separated";
+    Url "ANTHROPIC_BASE_URL", "`https://api.anthropic.com`", "the default upstream";
+    Plain "UPSTREAM_ALLOWED_HOSTS", "none", "hosts, with or without a port, that accounts may name over plain HTTP or at private addresses";
+    Plain "LOG_LEVEL", "`info`", "`error`, `warn`, `info`, `debug`, `trace`, or a filter like `info,claviger=debug`";
+    Plain "LOG_FORMAT", "`pretty` on a terminal, else `json`", "`pretty` or `json`";
+    Plain "INTROSPECTION", "`on`", "whether the schema may be asked for";
+    Plain "PLAYGROUND", "`on`", "whether the playground is served at `/`";
+    Plain "REQUEST_TIMEOUT", "`30`", "seconds that a request may take, 1 to 600";
+    Plain "SHUTDOWN_TIMEOUT", "`30`", "seconds that requests may still run when the server is told to stop, 0 to 600";
 }
 
 /// The table in Markdown.
 #[must_use]
 pub fn markdown() -> String {
     let mut text = String::from("| variable | default | |\n|---|---|---|\n");
-    for Setting { name, default, about } in TABLE {
+    for Setting { name, default, about, .. } in TABLE {
         let _ = writeln!(text, "| `{name}` | {default} | {about} |");
     }
     text

@@ -276,19 +276,32 @@ async fn open_sqlite(path: String, mode: Mode) -> ConnectionResult<SqliteConn> {
     conn.spawn_blocking(move |conn| {
         conn.batch_execute(
             "PRAGMA busy_timeout = 5000;
-             PRAGMA journal_mode = WAL;
              PRAGMA synchronous = FULL;
              PRAGMA foreign_keys = ON;
              PRAGMA trusted_schema = OFF;",
         )?;
         match mode {
             Mode::Read => conn.batch_execute("PRAGMA query_only = ON;"),
-            Mode::Write => Ok(()),
+            Mode::Write => turn_on_write_ahead_log(conn),
         }
     })
     .await
     .map_err(ConnectionError::CouldntSetupConfiguration)?;
     Ok(conn)
+}
+
+/// Turns on the write-ahead log; the file remembers it. Of several servers that do so to a new file at once, SQLite lets one,
+/// and tells the others at once that the file is locked, whatever the timeout.
+fn turn_on_write_ahead_log(conn: &mut SqliteConnection) -> diesel::QueryResult<()> {
+    const PAUSE: Duration = Duration::from_millis(20);
+    const TRIES: u32 = 100;
+    for _ in 1..TRIES {
+        match conn.batch_execute("PRAGMA journal_mode = WAL;") {
+            Err(error) if error.to_string().contains("locked") => std::thread::sleep(PAUSE),
+            done => return done,
+        }
+    }
+    conn.batch_execute("PRAGMA journal_mode = WAL;")
 }
 
 fn postgres_pool(url: &secrecy::SecretString, size: u32, statement_timeout: Duration) -> Result<Pool<PgConn>> {

@@ -186,11 +186,11 @@ fn wrong_settings_and_arguments_end_with_2() {
     let place = Place::new(TestDatabase::sqlite());
     let output = place.command(&["serve"]).env("PORT", "many").env("HOST", "here").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
-    insta::assert_snapshot!(String::from_utf8(output.stderr).unwrap(), @r"
+    insta::assert_snapshot!(String::from_utf8(output.stderr).unwrap(), @r#"
     claviger: the settings are not valid:
-      HOST: is not an IP address [in the environment]
-      PORT: is not a port number (0 to 65535) [in the environment]
-    ");
+      HOST: "here" is not an IP address [in the environment]
+      PORT: "many" is not a port number (0 to 65535) [in the environment]
+    "#);
     assert_eq!(place.run(&["unknown"]).status.code(), Some(2));
     std::fs::write(place.folder.path().join("claviger.toml"), "prot = 3001\n").unwrap();
     let output = place.run(&["serve"]);
