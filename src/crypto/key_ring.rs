@@ -40,7 +40,8 @@ impl KeyRing {
     /// Names the entry that is wrong, counted from 1, never what it holds.
     pub fn parse(text: &SecretText) -> Result<Self, KeyRingError> {
         let mut keys: Vec<Key> = Vec::new();
-        for (place, entry) in text.expose().split(',').map(str::trim).filter(|entry| !entry.is_empty()).enumerate() {
+        for (place, entry) in text.expose().split(',').map(str::trim).enumerate().filter(|(_, entry)| !entry.is_empty())
+        {
             let malformed = || KeyRingError::Malformed(place + 1);
             let (version, key) = entry.split_once(':').ok_or_else(malformed)?;
             let digits = version.strip_prefix('v').ok_or_else(malformed)?;
@@ -59,7 +60,8 @@ impl KeyRing {
     /// The text of a ring with one new key.
     #[must_use]
     pub fn generate(random: &Random) -> SecretText {
-        SecretText::from(format!("v1:{}", STANDARD.encode(Zeroizing::new(random.bytes::<32>()))))
+        let key = Zeroizing::new(STANDARD.encode(Zeroizing::new(random.bytes::<32>())));
+        SecretText::from(["v1:", &key].concat())
     }
 
     pub(super) fn newest(&self) -> &Key {

@@ -1,4 +1,5 @@
-//! Passwords: Argon2id, as many at once as there are cores, the same work for every answer.
+//! Passwords: Argon2id, as many at once as there are cores, and the same work for every answer. Only a bcrypt hash takes the
+//! time that its cost says, until its owner signs in and it is replaced.
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -7,6 +8,7 @@ use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc};
 use argon2::{Algorithm, Argon2, Params, Version};
 use tokio::sync::Semaphore;
 use unicode_normalization::UnicodeNormalization;
+use zeroize::Zeroizing;
 
 use crate::crypto::{Random, SecretText};
 use crate::model::Email;
@@ -65,15 +67,16 @@ pub struct Unavailable;
 /// What is wrong with a new password, if anything; the message follows "the password" in a sentence.
 #[must_use]
 pub fn objection(password: &SecretText, email: &Email) -> Option<&'static str> {
+    let password = normalized(password);
     let text = password.expose();
     if !LENGTH.contains(&text.chars().count()) {
         return Some("must have 8 to 256 characters");
     }
-    let folded = text.to_lowercase();
+    let folded = Zeroizing::new(text.to_lowercase());
     if COMMON.binary_search(&folded.as_str()).is_ok() {
         return Some("is one of the commonest passwords");
     }
-    (folded == email.as_str()).then_some("must not be the email address")
+    (folded.trim() == email.as_str()).then_some("must not be the email address")
 }
 
 /// Hashes and verifies.
@@ -82,17 +85,21 @@ pub struct Hasher {
     random: Random,
     places: Arc<Semaphore>,
     /// What a password is compared with where there is none to compare it with.
-    dummy: Arc<str>,
+    dummy: Arc<phc::PasswordHash>,
 }
 
 impl Hasher {
     /// Hashes as many passwords at once as there are cores: each takes all of one and 19 MiB.
+    ///
+    /// # Panics
+    /// Never: the dummy is a constant that reads as a hash.
     #[must_use]
     pub fn new(random: Random) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         // Never equal to a hash: it has the parameters of one, and a digest that nobody computed.
-        let dummy = format!("$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p={LANES}${}${}", "A".repeat(22), "A".repeat(43));
-        Self { random, places: Arc::new(Semaphore::new(cores)), dummy: dummy.into() }
+        let dummy = format!("{}{}${}", current(), "A".repeat(22), "A".repeat(43));
+        let dummy = phc::PasswordHash::new(&dummy).expect("parameters, 16 bytes of salt and 32 of digest are a hash");
+        Self { random, places: Arc::new(Semaphore::new(cores)), dummy: Arc::new(dummy) }
     }
 
     /// The hash of a new password.
@@ -119,13 +126,19 @@ impl Hasher {
     /// # Errors
     /// Where the server stops.
     pub async fn verify(&self, password: &SecretText, hash: Option<PasswordHash>) -> Result<Verdict, Unavailable> {
-        let exists = hash.is_some();
-        let hash = hash.map_or_else(|| self.dummy.to_string(), |hash| hash.0);
+        let password = normalized(password);
         // A longer one was never accepted; hashing it would cost what the caller likes.
         let is_possible = password.expose().chars().count() <= *LENGTH.end();
-        let password = if is_possible { normalized(password) } else { SecretText::from(String::new()) };
-        let verdict = self.run(move || verify(password.expose(), &hash)).await?;
-        Ok(if exists && is_possible { verdict } else { Verdict::NoMatch })
+        let password = if is_possible { password } else { SecretText::from(String::new()) };
+        let hash = hash.filter(|_| is_possible);
+        let dummy = Arc::clone(&self.dummy);
+        self.run(move || {
+            hash.and_then(|hash| compare(password.expose(), &hash)).unwrap_or_else(|| {
+                let _ = std::hint::black_box(argon2id().verify_password(password.expose().as_bytes(), &*dummy));
+                Verdict::NoMatch
+            })
+        })
+        .await
     }
 
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Unavailable> {
@@ -144,22 +157,31 @@ fn argon2id() -> Argon2<'static> {
     Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
 }
 
-fn verify(password: &str, hash: &str) -> Verdict {
-    if hash.starts_with("$2") {
-        return match bcrypt::verify(password, hash) {
-            Ok(true) => Verdict::MatchNeedsUpgrade,
-            _ => Verdict::NoMatch,
-        };
-    }
-    let Ok(parsed) = phc::PasswordHash::new(hash) else { return Verdict::NoMatch };
-    if argon2id().verify_password(password.as_bytes(), &parsed).is_err() {
-        return Verdict::NoMatch;
-    }
-    let current = format!("$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p={LANES}$");
-    if hash.starts_with(&current) { Verdict::Match } else { Verdict::MatchNeedsUpgrade }
+/// How a hash begins that is made with today's parameters.
+fn current() -> String {
+    format!("$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p={LANES}$")
 }
 
-/// NFC, so that one password typed on two systems is one password.
+/// `None` where the hash cannot be read, and so nothing was computed.
+fn compare(password: &str, PasswordHash(hash): &PasswordHash) -> Option<Verdict> {
+    if hash.starts_with("$2") {
+        let is_match = bcrypt::verify(password, hash).ok()?;
+        return Some(if is_match { Verdict::MatchNeedsUpgrade } else { Verdict::NoMatch });
+    }
+    let parsed = phc::PasswordHash::new(hash).ok()?;
+    match argon2id().verify_password(password.as_bytes(), &parsed) {
+        Ok(()) if hash.starts_with(&current()) => Some(Verdict::Match),
+        Ok(()) => Some(Verdict::MatchNeedsUpgrade),
+        Err(argon2::password_hash::Error::PasswordInvalid) => Some(Verdict::NoMatch),
+        Err(_) => None,
+    }
+}
+
+/// NFC, so that one password typed on two systems is one password. Lengths are counted in it.
 fn normalized(password: &SecretText) -> SecretText {
-    SecretText::from(password.expose().nfc().collect::<String>())
+    let text = password.expose();
+    // NFC makes UTF-8 at most three times as long (UAX #15): a buffer that grows would leave unwiped copies behind.
+    let mut normalized = String::with_capacity(3 * text.len());
+    normalized.extend(text.nfc());
+    SecretText::from(normalized)
 }

@@ -80,10 +80,38 @@ fn an_older_key_opens_and_the_newest_seals() {
 }
 
 #[test]
+fn the_version_of_the_key_is_sealed_in() {
+    // One key under two names: only the name tells them apart.
+    let both = ring(&[("v2", 1), ("v1", 1)]);
+    let renamed = Sealed { key_version: "v1".into(), ..seal(&both, "secret") };
+    assert_eq!(both.open(&place(), &renamed).unwrap_err(), OpenError::Corrupt);
+}
+
+#[test]
+fn parts_of_two_sealed_values_do_not_open_together() {
+    const HEAD: usize = 1 + 12 + 32 + 16;
+    let ring = ring(&[("v1", 1)]);
+    let (one, other) = (seal(&ring, "secret"), seal(&ring, "secret"));
+    let bytes = [&one.bytes[..HEAD], &other.bytes[HEAD..]].concat();
+    assert_eq!(ring.open(&place(), &Sealed { bytes, ..one }).unwrap_err(), OpenError::Corrupt);
+}
+
+#[test]
+fn a_token_has_one_successor_until_a_newer_key_comes() {
+    let (one, both) = (ring(&[("v1", 1)]), ring(&[("v2", 2), ("v1", 1)]));
+    let token = Random::system().token();
+    let successor = one.refresh_successor(&token);
+    assert_eq!(successor.expose(), one.refresh_successor(&token).expose());
+    assert_eq!(successor.expose().len(), 43);
+    assert_ne!(successor.expose(), both.refresh_successor(&token).expose());
+}
+
+#[test]
 fn a_key_ring_names_the_entry_that_is_wrong() {
     let parse = |text: String| KeyRing::parse(&SecretText::from(text)).unwrap_err();
     assert_eq!(parse(String::new()), KeyRingError::Empty);
     assert_eq!(parse(format!("v1:{},v1:{}", key(1), key(2))), KeyRingError::Repeated(2));
+    assert_eq!(parse(format!(",v1:{},v1:{}", key(1), key(2))), KeyRingError::Repeated(3), "an empty entry counts");
     for wrong in [key(1), format!("1:{}", key(1)), format!("v:{}", key(1)), "v1:AAAA".into(), "v1:*".into()] {
         assert_eq!(parse(format!("v9:{},{wrong}", key(9))), KeyRingError::Malformed(2), "{wrong}");
     }

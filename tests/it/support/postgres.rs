@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -23,9 +24,14 @@ if [ "$(id -u)" = 0 ]; then
   chown "$user" "$folder"
   as() { su -s /bin/sh "$user" -c 'exec "$0" "$@"' -- "$@"; }
 fi
-trap 'rm -rf "$folder"' EXIT
+# Whatever ends this shell early, PostgreSQL ends too; a reader that is gone must not end it without the trap.
+trap '' PIPE
+trap 'as "$PG_CTL" -D "$folder/data" -m immediate stop >/dev/null 2>&1 || true; rm -rf "$folder"' EXIT
 cd "$folder"
-as "$INITDB" -D "$folder/data" -U claviger -A trust -E UTF8 --locale=C --no-sync >"$folder/initdb.log" 2>&1
+as "$INITDB" -D "$folder/data" -U claviger -A trust -E UTF8 --locale=C --no-sync >"$folder/initdb.log" 2>&1 || {
+  cat "$folder/initdb.log" >&2
+  exit 1
+}
 cat >>"$folder/data/postgresql.conf" <<CONF
 listen_addresses = '127.0.0.1'
 port = $port
@@ -36,10 +42,12 @@ fsync = off
 synchronous_commit = off
 full_page_writes = off
 CONF
-as "$PG_CTL" -D "$folder/data" -l "$folder/server.log" -w start >/dev/null
+as "$PG_CTL" -D "$folder/data" -l "$folder/server.log" -w start >/dev/null || {
+  cat "$folder/server.log" >&2
+  exit 1
+}
 echo ready
 cat >/dev/null
-as "$PG_CTL" -D "$folder/data" -m immediate stop >/dev/null 2>&1 || true
 "#;
 
 struct Cluster {
@@ -80,11 +88,13 @@ fn cluster() -> &'static Cluster {
             .env("PG_CTL", program("pg_ctl"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // Ctrl-C in a terminal goes to the tests' group: the watchdog must outlive them.
+            .process_group(0)
             .spawn()
             .unwrap();
         let mut ready = [0; 5];
         let outcome = watchdog.stdout.as_mut().unwrap().read_exact(&mut ready);
-        assert!(outcome.is_ok() && &ready == b"ready", "PostgreSQL did not start");
+        assert!(outcome.is_ok() && &ready == b"ready", "PostgreSQL did not start: its own words stand above");
         Cluster { port, _watchdog: watchdog }
     })
 }
