@@ -58,8 +58,7 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 }
 
 /// The purpose's HMAC-SHA-256 key, derived by HKDF.
-pub(super) fn derive(key: &[u8], purpose: Purpose) -> hmac::Key {
-    let pseudorandom = hkdf::Salt::new(hkdf::HKDF_SHA256, b"claviger").extract(key);
+pub(super) fn derive(pseudorandom: &hkdf::Prk, purpose: Purpose) -> hmac::Key {
     let info = [purpose.label()];
     let material = pseudorandom.expand(&info, hmac::HMAC_SHA256).expect("32 bytes are less than HKDF's limit");
     hmac::Key::from(material)

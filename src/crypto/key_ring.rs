@@ -3,11 +3,14 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
-use ring::hmac;
+use ring::{hkdf, hmac};
 use zeroize::Zeroizing;
 
 use super::digest::{Purpose, derive};
 use super::{Random, SecretText};
+
+/// How many bytes a key has.
+const LENGTH: usize = 32;
 
 /// A key ring: at least one key, the newest first.
 pub struct KeyRing(Vec<Key>);
@@ -78,11 +81,17 @@ impl KeyRing {
 }
 
 impl Key {
+    /// What seals and what digests are keys of their own, derived from the one that is configured.
     fn new(version: &str, bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != LENGTH {
+            return None;
+        }
+        let pseudorandom = hkdf::Salt::new(hkdf::HKDF_SHA256, b"claviger").extract(bytes);
+        let sealing = pseudorandom.expand(&[b"claviger/seal"], &AES_256_GCM).ok()?;
         Some(Self {
             version: version.to_owned(),
-            aead: LessSafeKey::new(UnboundKey::new(&AES_256_GCM, bytes).ok()?),
-            macs: Purpose::ALL.map(|purpose| derive(bytes, purpose)),
+            aead: LessSafeKey::new(UnboundKey::from(sealing)),
+            macs: Purpose::ALL.map(|purpose| derive(&pseudorandom, purpose)),
         })
     }
 }
