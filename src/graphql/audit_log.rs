@@ -64,7 +64,7 @@ pub(super) enum ErrorCode {
 }
 
 /// An entry of the audit log: one deed, whatever its outcome.
-#[Object]
+#[Object(serial)]
 impl AuditLog {
     /// Its id.
     pub(super) async fn id(&self) -> ID {

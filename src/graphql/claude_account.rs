@@ -80,7 +80,7 @@ pub(super) struct ClaudeAccountHealth {
 }
 
 /// An account at a Claude upstream: an API key, with what the relay needs to know of it.
-#[Object]
+#[Object(serial)]
 impl ClaudeAccount {
     /// Its id.
     pub(super) async fn id(&self) -> ID {

@@ -25,7 +25,7 @@ pub(super) enum Plan {
 }
 
 /// The tenant: all else belongs to one.
-#[Object]
+#[Object(serial)]
 impl Organization {
     /// Its id.
     pub(super) async fn id(&self) -> ID {

@@ -19,7 +19,7 @@ pub(super) struct Session {
 }
 
 /// One sign-in on one device.
-#[Object]
+#[Object(serial)]
 impl Session {
     /// Its id.
     pub(super) async fn id(&self) -> ID {

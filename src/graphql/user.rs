@@ -38,7 +38,7 @@ pub(super) enum Role {
 }
 
 /// A person who belongs to the organization.
-#[Object]
+#[Object(serial)]
 impl User {
     /// The id.
     pub(super) async fn id(&self) -> ID {
