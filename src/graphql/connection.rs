@@ -11,7 +11,7 @@ use crate::domain::{self, Cx, Error, FieldError};
 use crate::model::{Cursor, MAX_PAGE_SIZE, Page, PageSlice, Position, Window};
 
 /// The page size where none is asked for.
-const DEFAULT_PAGE_SIZE: usize = 20;
+pub(super) const DEFAULT_PAGE_SIZE: usize = 20;
 
 /// A type that is listed in pages.
 pub(super) trait Listed: ObjectType + Sync + 'static {

@@ -11,10 +11,10 @@ use async_graphql::parser::parse_schema;
 use async_graphql::parser::types::{FieldDefinition, OperationType, TypeKind, TypeSystemDefinition};
 use async_graphql::{Context, Enum, Guard, TypeDirective, Value};
 
-use super::context::{Caller, ContextExt};
+use super::context::Caller;
 use super::error::Failure;
 use crate::domain::{self, Error};
-use crate::identity::NoPermit;
+use crate::identity::{Actor, NoPermit};
 use crate::model::{self, Denied};
 
 /// The permission that a field needs. Without it the field is answered with `FORBIDDEN`.
@@ -179,6 +179,14 @@ impl Declarations {
         Arc::new(declarations)
     }
 
+    /// Whether somebody may do a mutation.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn check_mutation(&self, field: &str, actor: &Actor) -> domain::Result<()> {
+        permit(self.mutations.get(field), field, actor)
+    }
+
     /// What a mutation's audit entry is about.
     pub(super) fn mutation(&self, field: &str) -> Option<&Declaration> {
         self.mutations.get(field)
@@ -228,8 +236,11 @@ fn check(ctx: &Context<'_>) -> domain::Result<()> {
     } else {
         declarations.queries.get(field)
     };
-    let access = ctx.cx().actor.access();
-    match (declaration.map(|declaration| declaration.needs), access) {
+    permit(declaration, field, &caller.actor)
+}
+
+fn permit(declaration: Option<&Declaration>, field: &str, actor: &Actor) -> domain::Result<()> {
+    match (declaration.map(|declaration| declaration.needs), actor.access()) {
         (Some(Needs::Nothing), _) | (Some(Needs::SignIn), Some(_)) => Ok(()),
         (Some(Needs::Permission(permission)), Some(access)) if access.role().may(permission) => Ok(()),
         (Some(Needs::Permission(permission)), Some(_)) => Err(NoPermit::Denied(Denied(permission)).into()),

@@ -7,6 +7,9 @@ use async_graphql::{ErrorExtensionValues, ServerError, Value};
 
 use crate::domain::{self, Code};
 
+/// The most bytes of a message of the library.
+const MAX_MESSAGE: usize = 500;
+
 /// The result of a resolver.
 pub(super) type Result<T> = std::result::Result<T, Failure>;
 
@@ -44,6 +47,8 @@ pub fn finish_errors(errors: &mut [ServerError], request_id: &str) {
             // The library's own: it has no path where the document was refused, and one where an input could not be read.
             let code = if error.path.is_empty() { "GRAPHQL_VALIDATION_FAILED" } else { Code::BadUserInput.as_str() };
             extensions.set("code", code);
+            // It repeats what was sent.
+            error.message.truncate(error.message.floor_char_boundary(MAX_MESSAGE));
         }
     }
 }

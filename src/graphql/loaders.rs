@@ -39,6 +39,12 @@ impl Loaders {
         ctx.data_unchecked()
     }
 
+    /// Forgets what was read.
+    pub(super) async fn clear(&self) {
+        self.users.clear_all().await;
+        self.claude_accounts.clear_all().await;
+    }
+
     /// A user of the caller's organization.
     pub(super) async fn user(&self, id: UserId) -> Found<User> {
         self.users.load(id).await

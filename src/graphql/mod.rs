@@ -11,7 +11,10 @@ mod node;
 mod scalars;
 mod schema;
 
+pub mod collected;
 pub mod response;
+pub mod schema_types;
+pub mod variables;
 pub mod walls;
 
 mod audit_log;

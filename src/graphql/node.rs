@@ -1,6 +1,6 @@
 //! Any record by its id.
 
-use async_graphql::{Context, ID, Interface, Object};
+use async_graphql::{Context, ID, Interface, Object, PathSegment};
 
 use super::audit_log::AuditLog;
 use super::claude_account::ClaudeAccount;
@@ -69,7 +69,7 @@ impl NodeQuery {
         Node::load(ctx, &id).await
     }
 
-    /// The records with the ids, at most 100, in the order of the ids.
+    /// The records with the ids, at most 100, in the order of the ids; null, with an error, for one that may not be seen.
     async fn nodes(&self, ctx: &Context<'_>, #[graphql(desc = "The ids.")] ids: Vec<ID>) -> Result<Vec<Option<Node>>> {
         if ids.len() > MAX_IDS {
             return Err(domain::Error::bad_input(vec![domain::FieldError {
@@ -79,6 +79,16 @@ impl NodeQuery {
             .into());
         }
         // Together, so that the loaders see all of them at once.
-        futures_util::future::try_join_all(ids.iter().map(|id| Node::load(ctx, id))).await
+        let found = futures_util::future::join_all(ids.iter().map(|id| Node::load(ctx, id))).await;
+        let or_null = |(place, found): (usize, Result<Option<Node>>)| {
+            found.unwrap_or_else(|failure| {
+                let error = async_graphql::Error::from(failure).into_server_error(ctx.item.pos);
+                let mut error = ctx.set_error_path(error);
+                error.path.push(PathSegment::Index(place));
+                ctx.add_error(error);
+                None
+            })
+        };
+        Ok(found.into_iter().enumerate().map(or_null).collect())
     }
 }

@@ -2,19 +2,24 @@
 
 use std::sync::Arc;
 
+use async_graphql::extensions::{Extension, ExtensionContext, ExtensionFactory, NextExecute};
 use async_graphql::parser::types::{ExecutableDocument, OperationType};
-use async_graphql::{EmptySubscription, MergedObject, Request, Response, Schema, SchemaBuilder, Variables};
+use async_graphql::{
+    EmptySubscription, MergedObject, Request, Response, Schema, SchemaBuilder, ServerError, Value, Variables,
+};
 
 use super::audit_log::AuditLogQuery;
 use super::audit_log::ErrorCode;
 use super::claude_account::{ClaudeAccountMutation, ClaudeAccountQuery};
+use super::collected::Collected;
 use super::context::Caller;
 use super::declarations::Declarations;
 use super::loaders::Loaders;
 use super::middleware::AuditMutations;
 use super::node::{Node, NodeQuery};
 use super::organization::OrganizationQuery;
-use super::response::SchemaTypes;
+use super::response::complete;
+use super::schema_types::SchemaTypes;
 use super::session::SessionMutation;
 use super::user::UserQuery;
 use super::viewer::ViewerQuery;
@@ -47,8 +52,9 @@ pub fn sdl() -> String {
     text
 }
 
-/// The API: executes documents.
+/// The API: validates documents and executes their operations.
 pub struct Api {
+    validator: Roots,
     queries: Roots,
     mutations: Roots,
     sdl: String,
@@ -68,9 +74,10 @@ impl Api {
         let sdl = sdl();
         let declarations = Declarations::read(&sdl);
         let types = SchemaTypes::read(&sdl);
+        let validator = roots().extension(OnlyValidate).finish();
         let queries = roots().data(declarations.clone()).finish();
         let mutations = roots().data(declarations).extension(AuditMutations).finish();
-        Self { queries, mutations, sdl, types }
+        Self { validator, queries, mutations, sdl, types }
     }
 
     /// The schema as text.
@@ -85,21 +92,43 @@ impl Api {
         &self.types
     }
 
-    /// Executes an operation of a document.
-    pub async fn execute(
-        &self,
-        document: ExecutableDocument,
-        operation_name: Option<String>,
-        variables: Variables,
-        kind: OperationType,
-        caller: Arc<Caller>,
-    ) -> Response {
+    /// What is wrong with a document, as far as it does not depend on variables.
+    pub async fn validate(&self, document: &ExecutableDocument) -> Vec<ServerError> {
+        /// More would tell nobody more.
+        const MAX_ERRORS: usize = 20;
+        let mut request = Request::new("");
+        request.operation_name = document.operations.iter().next().and_then(|(name, _)| name.map(ToString::to_string));
+        request.set_parsed_query(document.clone());
+        let mut errors = self.validator.execute(request).await.errors;
+        errors.truncate(MAX_ERRORS);
+        errors
+    }
+
+    /// Executes an operation of a document that is valid.
+    pub async fn execute(&self, operation: &Collected, variables: Variables, caller: Arc<Caller>) -> Response {
         let mut request = Request::new("").variables(variables).data(Loaders::new(&caller)).data(caller);
-        request.operation_name = operation_name;
-        request.set_parsed_query(document);
-        match kind {
+        request.set_parsed_query(operation.to_document());
+        let mut answer = match operation.kind() {
             OperationType::Mutation => self.mutations.execute(request).await,
             OperationType::Query | OperationType::Subscription => self.queries.execute(request).await,
-        }
+        };
+        complete(&self.types, operation, &mut answer);
+        answer
+    }
+}
+
+/// Answers with nothing where the validation has found nothing.
+struct OnlyValidate;
+
+impl ExtensionFactory for OnlyValidate {
+    fn create(&self) -> Arc<dyn Extension> {
+        Arc::new(Self)
+    }
+}
+
+#[async_graphql::async_trait::async_trait]
+impl Extension for OnlyValidate {
+    async fn execute(&self, _: &ExtensionContext<'_>, _: Option<&str>, _: NextExecute<'_>) -> Response {
+        Response::new(Value::Null)
     }
 }

@@ -2,15 +2,17 @@
 //!
 //! Everything is counted after fragments are expanded, in time linear in the document: each fragment is counted once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use async_graphql::parser::types::{
-    ExecutableDocument, Field, OperationDefinition, OperationType, Selection, SelectionSet,
+    BaseType, ExecutableDocument, Field, OperationDefinition, OperationType, Selection, SelectionSet, Type,
 };
 use async_graphql::parser::{Error as ParseError, parse_query};
 use async_graphql::{Name, Value, Variables};
+use async_graphql_value::Value as Literal;
 
-use super::response::{SchemaTypes, base_name};
+use super::connection::DEFAULT_PAGE_SIZE;
+use super::schema_types::{SchemaTypes, base_name};
 use crate::model::MAX_PAGE_SIZE;
 
 /// The limits.
@@ -18,12 +20,16 @@ use crate::model::MAX_PAGE_SIZE;
 pub struct Walls {
     /// Tokens in the text.
     pub tokens: usize,
+    /// Bytes of a name or number: errors repeat them.
+    pub word: usize,
     /// Brackets within brackets, so that the parser's recursion is bounded.
     pub nesting: usize,
     /// Fields within fields.
     pub depth: usize,
     /// Fields within fields of introspection, which the tools' query has more of.
     pub introspection_depth: usize,
+    /// Lists within lists of introspection: each multiplies the answer by the size of the schema.
+    pub introspection_lists: usize,
     /// Aliased fields.
     pub aliases: u64,
     /// Fields of the operation itself.
@@ -40,9 +46,11 @@ impl Default for Walls {
     fn default() -> Self {
         Self {
             tokens: 2_000,
+            word: 128,
             nesting: 64,
             depth: 15,
             introspection_depth: 20,
+            introspection_lists: 3,
             aliases: 30,
             root_fields: 20,
             directives: 50,
@@ -62,11 +70,16 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn too_complex(what: &str, limit: impl std::fmt::Display) -> Self {
+    pub(super) fn too_complex(what: &str, limit: impl std::fmt::Display) -> Self {
         Self { code: "QUERY_TOO_COMPLEX", message: format!("The query has more than {limit} {what}.") }
     }
 
-    fn invalid(message: impl Into<String>) -> Self {
+    /// The document has no operation that could be executed.
+    pub(crate) fn no_operation() -> Self {
+        Self::invalid("The document has no operation of that name.")
+    }
+
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
         Self { code: "GRAPHQL_VALIDATION_FAILED", message: message.into() }
     }
 }
@@ -86,8 +99,8 @@ struct Operation {
     is_sized_by_variables: bool,
 }
 
-/// The page size where none is asked for.
-const DEFAULT_PAGE: u64 = 20;
+/// What a page counts as whose size nobody asks for.
+const DEFAULT_PAGE: u64 = DEFAULT_PAGE_SIZE as u64;
 /// What a page counts as whose size no number says: the size is refused later, by the field itself.
 const LARGEST_PAGE: u64 = MAX_PAGE_SIZE as u64;
 
@@ -102,7 +115,7 @@ impl Measured {
             None if self.operations.len() == 1 => Some(0),
             None => return Err(Refusal::invalid("The document has several operations: operationName must name one.")),
         };
-        let place = found.ok_or_else(|| Refusal::invalid("The document has no operation of that name."))?;
+        let place = found.ok_or_else(Refusal::no_operation)?;
         Ok((place, self.operations[place].kind))
     }
 
@@ -140,9 +153,19 @@ impl Walls {
                     place += bytes[place..].iter().position(|b| matches!(b, b'\n' | b'\r')).unwrap_or(bytes.len());
                     continue;
                 }
-                b'"' => string_length(&bytes[place..]),
+                // The parser would read an open string as an empty one and go on behind it, past this count.
+                b'"' => string_length(&bytes[place..]).ok_or_else(|| Refusal {
+                    code: "GRAPHQL_PARSE_FAILED",
+                    message: "The query is not GraphQL: a string does not end.".into(),
+                })?,
                 b'.' => bytes[place..].iter().take(3).take_while(|b| **b == b'.').count(),
-                byte if is_word(byte) => bytes[place..].iter().take_while(|b| is_word(**b)).count(),
+                byte if is_word(byte) => {
+                    let length = bytes[place..].iter().take_while(|b| is_word(**b)).count();
+                    if length > self.word {
+                        return Err(Refusal::too_complex("bytes in a name", self.word));
+                    }
+                    length
+                }
                 b'{' | b'[' | b'(' => {
                     nesting += 1;
                     1
@@ -168,18 +191,25 @@ impl Walls {
     /// Counts all that does not depend on variables.
     ///
     /// # Errors
-    /// Where a limit is passed, a fragment contains itself, or a mutation has one key twice.
+    /// Where a limit is passed, or a fragment contains itself or is not used: nothing of it would have been counted.
     pub fn measure(&self, document: &ExecutableDocument, types: &SchemaTypes) -> Result<Measured, Refusal> {
-        let operations = document
-            .operations
-            .iter()
-            .map(|(name, operation)| self.measure_one(Counter::new(document, types, None), name, &operation.node));
-        Ok(Measured { operations: operations.collect::<Result<_, _>>()? })
+        let mut used = HashSet::new();
+        let operations = document.operations.iter().map(|(name, operation)| {
+            let mut counter = Counter::new(document, types, None);
+            let measured = self.measure_one(&mut counter, name, &operation.node)?;
+            used.extend(counter.fragments.into_keys());
+            Ok(measured)
+        });
+        let operations = operations.collect::<Result<_, _>>()?;
+        if let Some(unused) = document.fragments.keys().find(|name| !used.contains(name)) {
+            return Err(Refusal::invalid(format!("The fragment \"{unused}\" is not used.")));
+        }
+        Ok(Measured { operations })
     }
 
     fn measure_one<'a>(
         &self,
-        mut counter: Counter<'a>,
+        counter: &mut Counter<'a>,
         name: Option<&Name>,
         operation: &'a OperationDefinition,
     ) -> Result<Operation, Refusal> {
@@ -194,6 +224,9 @@ impl Walls {
         }
         if count.introspection_depth > self.introspection_depth {
             return Err(Refusal::too_complex("levels of introspection", self.introspection_depth));
+        }
+        if count.introspection_lists > self.introspection_lists {
+            return Err(Refusal::too_complex("lists within lists of introspection", self.introspection_lists));
         }
         if count.aliases > self.aliases {
             return Err(Refusal::too_complex("aliases", self.aliases));
@@ -210,16 +243,10 @@ impl Walls {
         if keys.len() > self.root_fields {
             return Err(Refusal::too_complex("root fields", self.root_fields));
         }
-        if operation.ty == OperationType::Mutation {
-            let mut seen = std::collections::HashSet::new();
-            // The specification merges two fields with one key; the library would do the deed twice.
-            if let Some(twice) = keys.iter().find(|field| !seen.insert(field.response_key().node.as_str())) {
-                let key = &twice.response_key().node;
-                return Err(Refusal::invalid(format!("The mutation selects \"{key}\" twice: give each an alias.")));
-            }
-        }
         let first_field = keys.first().map(|field| field.name.node.as_str());
-        let is_known = |field: &&str| counter.types.field(root, field).is_some() || field.starts_with("__");
+        let is_known = |field: &&str| {
+            counter.types.field(root, field).is_some() || matches!(*field, "__typename" | "__schema" | "__type")
+        };
         let first_field = first_field.filter(is_known).unwrap_or("unknown").to_owned();
         let is_sized_by_variables = counter.is_sized_by_variables;
         Ok(Operation { name: name.cloned(), kind: operation.ty, first_field, is_sized_by_variables })
@@ -229,7 +256,7 @@ impl Walls {
         Refusal::too_complex("fields, counted once for each row of a page", self.cost)
     }
 
-    /// Checks the cost of an operation with its variables.
+    /// Checks the cost of an operation with its variables, the defaults among them.
     ///
     /// # Errors
     /// Where it is too high.
@@ -247,7 +274,7 @@ impl Walls {
         }
         let found = document.operations.iter().find(|(name, _)| *name == measured.name.as_ref());
         let Some((_, operation)) = found else { return Ok(()) };
-        let mut counter = Counter::new(document, types, Some((variables, &operation.node)));
+        let mut counter = Counter::new(document, types, Some(variables));
         let count = counter.selections(Some(root_type(&operation.node)), &operation.node.selection_set.node)?;
         if count.cost > self.cost { Err(self.too_costly()) } else { Ok(()) }
     }
@@ -265,6 +292,7 @@ pub(super) fn root_type(operation: &OperationDefinition) -> &'static str {
 struct Count {
     depth: usize,
     introspection_depth: usize,
+    introspection_lists: usize,
     aliases: u64,
     directives: u64,
     cost: u64,
@@ -277,17 +305,13 @@ struct Counter<'a> {
     fragments: HashMap<&'a Name, Option<Count>>,
     /// How many introspection fields we are inside of.
     introspection: usize,
-    /// The variables and the operation with their defaults; none: a page that a variable sizes counts as one row.
-    variables: Option<(&'a Variables, &'a OperationDefinition)>,
+    /// The variables; none: a page that a variable sizes counts as one row.
+    variables: Option<&'a Variables>,
     is_sized_by_variables: bool,
 }
 
 impl<'a> Counter<'a> {
-    fn new(
-        document: &'a ExecutableDocument,
-        types: &'a SchemaTypes,
-        variables: Option<(&'a Variables, &'a OperationDefinition)>,
-    ) -> Self {
+    fn new(document: &'a ExecutableDocument, types: &'a SchemaTypes, variables: Option<&'a Variables>) -> Self {
         let fragments = HashMap::new();
         Self { document, types, fragments, introspection: 0, variables, is_sized_by_variables: false }
     }
@@ -313,6 +337,7 @@ impl<'a> Counter<'a> {
             sum = Count {
                 depth: sum.depth.max(count.depth),
                 introspection_depth: sum.introspection_depth.max(count.introspection_depth),
+                introspection_lists: sum.introspection_lists.max(count.introspection_lists),
                 aliases: sum.aliases.saturating_add(count.aliases),
                 directives: sum.directives.saturating_add(count.directives),
                 cost: sum.cost.saturating_add(count.cost),
@@ -324,13 +349,22 @@ impl<'a> Counter<'a> {
     fn field(&mut self, parent: Option<&str>, field: &'a Field) -> Result<Count, Refusal> {
         let name = field.name.node.as_str();
         let is_introspection = matches!(name, "__schema" | "__type");
-        let of = parent.and_then(|parent| self.types.field(parent, name)).map(|of| base_name(of).to_string());
+        let field_type = parent.and_then(|parent| self.types.field(parent, name));
+        let of = field_type.map(base_name);
         self.introspection += usize::from(is_introspection);
-        let inside = self.selections(of.as_deref(), &field.selection_set.node);
+        let inside = self.selections(of.map(Name::as_str), &field.selection_set.node);
         self.introspection -= usize::from(is_introspection);
         let inside = inside?;
 
-        let rows = if of.is_some_and(|of| of.ends_with("Connection")) { self.page_size(field) } else { 1 };
+        let is_connection = |name: &str| name.ends_with("Connection");
+        let rows = match field_type {
+            Some(of) if is_connection(base_name(of)) => self.page_size(field),
+            // The rows of a connection were counted with it.
+            Some(of) if is_list(of) && !parent.is_some_and(is_connection) => LARGEST_PAGE,
+            _ => 1,
+        };
+        let is_introspected_list = self.introspection > 0
+            && matches!(name, "types" | "fields" | "interfaces" | "possibleTypes" | "inputFields");
         let (depth, introspection_depth) = if self.introspection > 0 || is_introspection {
             (1, inside.depth.max(inside.introspection_depth) + 1)
         } else {
@@ -339,30 +373,29 @@ impl<'a> Counter<'a> {
         Ok(Count {
             depth,
             introspection_depth,
+            introspection_lists: inside.introspection_lists + usize::from(is_introspected_list),
             aliases: inside.aliases.saturating_add(u64::from(field.alias.is_some())),
             directives: inside.directives.saturating_add(field.directives.len() as u64),
             cost: inside.cost.saturating_mul(rows).saturating_add(1),
         })
     }
 
-    /// How many rows a page may have.
+    /// How many rows a page may have: with several sizes the largest, one of them is refused by the field itself.
     fn page_size(&mut self, field: &Field) -> u64 {
-        let size = ["first", "last"].iter().find_map(|argument| field.get_argument(argument));
-        let Some(size) = size else { return DEFAULT_PAGE };
-        let size = size.node.clone().into_const_with(|name| {
+        let sizes = ["first", "last"].map(|argument| self.size(&field.get_argument(argument)?.node));
+        sizes.into_iter().flatten().max().unwrap_or(DEFAULT_PAGE)
+    }
+
+    fn size(&mut self, size: &Literal) -> Option<u64> {
+        let size = size.clone().into_const_with(|name| {
             self.is_sized_by_variables = true;
-            let (variables, operation) = self.variables.ok_or(())?;
-            let default = || {
-                let mut definitions = operation.variable_definitions.iter();
-                definitions.find(|definition| definition.node.name.node == name)?.node.default_value().cloned()
-            };
-            Ok::<_, ()>(variables.get(&name).cloned().or_else(default).unwrap_or(Value::Null))
+            Ok::<_, ()>(self.variables.ok_or(())?.get(&name).cloned().unwrap_or_default())
         });
         match size {
-            Ok(Value::Null) => DEFAULT_PAGE,
-            Ok(Value::Number(number)) => number.as_u64().map_or(LARGEST_PAGE, |size| size.clamp(1, LARGEST_PAGE)),
-            Ok(_) => LARGEST_PAGE,
-            Err(()) => 1,
+            Ok(Value::Null) => None,
+            Ok(Value::Number(number)) => Some(number.as_u64().map_or(LARGEST_PAGE, |size| size.clamp(1, LARGEST_PAGE))),
+            Ok(_) => Some(LARGEST_PAGE),
+            Err(()) => Some(1),
         }
     }
 
@@ -398,32 +431,37 @@ impl<'a> Counter<'a> {
     }
 }
 
+fn is_list(of: &Type) -> bool {
+    matches!(of.base, BaseType::List(_))
+}
+
 fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'+') || byte >= 0x80
 }
 
-/// The length of a string or block string at the start; to the end of the text where it does not end.
-fn string_length(bytes: &[u8]) -> usize {
+/// The length of a string or block string at the start; `None` where it does not end.
+fn string_length(bytes: &[u8]) -> Option<usize> {
     if bytes.starts_with(b"\"\"\"") {
         let mut place = 3;
         while place < bytes.len() {
             if bytes[place..].starts_with(b"\\\"\"\"") {
                 place += 4;
             } else if bytes[place..].starts_with(b"\"\"\"") {
-                return place + 3;
+                return Some(place + 3);
             } else {
                 place += 1;
             }
         }
-        return bytes.len();
+        return None;
     }
     let mut place = 1;
     while let Some(&byte) = bytes.get(place) {
         match byte {
             b'\\' => place += 2,
-            b'"' | b'\n' | b'\r' => return place + 1,
+            b'"' => return Some(place + 1),
+            b'\n' | b'\r' => return None,
             _ => place += 1,
         }
     }
-    bytes.len()
+    None
 }

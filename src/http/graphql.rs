@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_graphql::parser::types::OperationType;
-use async_graphql::{Response as Answer, ServerError, Value};
+use async_graphql::{Response as Answer, ServerError, Value, Variables};
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
 
-use super::documents::Document;
+use super::documents::{Document, Rejected};
 use super::media_type::{AnswerType, is_json, wants_page};
 use super::observe::RequestContext;
 use super::playground;
@@ -21,8 +21,10 @@ use super::request::GraphqlRequest;
 use super::router::Server;
 use crate::audit::Origin;
 use crate::crypto::sha256;
+use crate::graphql::collected::Collected;
+use crate::graphql::variables::complete_variables;
 use crate::graphql::walls::Refusal;
-use crate::graphql::{Caller, finish_errors, response};
+use crate::graphql::{Caller, finish_errors};
 use crate::identity::{Actor, Refused};
 
 /// The largest body that is read.
@@ -34,12 +36,14 @@ const GRACE: Duration = Duration::from_secs(2);
 struct Unexecuted {
     status: StatusCode,
     code: &'static str,
-    message: String,
+    errors: Vec<ServerError>,
 }
 
 impl Unexecuted {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into() }
+        let mut error = ServerError::new(message, None);
+        error.extensions.get_or_insert_default().set("code", code);
+        Self { status, code, errors: vec![error] }
     }
 
     fn bad_request(message: impl Into<String>) -> Self {
@@ -50,6 +54,17 @@ impl Unexecuted {
 impl From<Refusal> for Unexecuted {
     fn from(refusal: Refusal) -> Self {
         Self::new(StatusCode::BAD_REQUEST, refusal.code, refusal.message)
+    }
+}
+
+impl From<Rejected> for Unexecuted {
+    fn from(rejected: Rejected) -> Self {
+        match rejected {
+            Rejected::Refused(refusal) => refusal.into(),
+            Rejected::Invalid(errors) => {
+                Self { status: StatusCode::BAD_REQUEST, code: "GRAPHQL_VALIDATION_FAILED", errors }
+            }
+        }
     }
 }
 
@@ -68,14 +83,15 @@ pub(super) async fn handle(
     let Some(answer_type) = AnswerType::negotiate(&headers) else {
         let message = "The answer can be application/graphql-response+json or application/json.";
         let refused = Unexecuted::new(StatusCode::NOT_ACCEPTABLE, "BAD_USER_INPUT", message);
-        return unexecuted(&refused, AnswerType::Json, &context);
+        return unexecuted(refused, AnswerType::Json, &context);
     };
     match execute(&server, &context, &method, &uri, &headers, body, answer_type).await {
         Ok(response) => response,
         Err(refused) => {
             server.metrics.graphql_request("none", refused.code);
-            let mut response = unexecuted(&refused, answer_type, &context);
-            if refused.status == StatusCode::METHOD_NOT_ALLOWED {
+            let is_wrong_method = refused.status == StatusCode::METHOD_NOT_ALLOWED;
+            let mut response = unexecuted(refused, answer_type, &context);
+            if is_wrong_method {
                 response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
             }
             response
@@ -94,8 +110,8 @@ async fn execute(
 ) -> Result<Response, Unexecuted> {
     let started = Instant::now();
     let deadline = started + server.request_timeout;
-    let request = read(method, uri, headers, body, deadline).await?;
-    let document = document(server, &request)?;
+    let mut request = read(method, uri, headers, body, deadline).await?;
+    let document = document(server, &request).await?;
     let (operation, kind) = document.measured.operation(request.operation_name.as_deref())?;
     match kind {
         OperationType::Mutation if method == Method::GET => {
@@ -107,8 +123,12 @@ async fn execute(
         }
         OperationType::Query | OperationType::Mutation => {}
     }
+    let types = server.api.types();
+    let definition = document.operation(operation).ok_or_else(Refusal::no_operation)?;
+    complete_variables(definition, &mut request.variables)?;
     let walls = server.documents.walls();
-    walls.check(&document.measured, &document.parsed, server.api.types(), operation, &request.variables)?;
+    walls.check(&document.measured, &document.parsed, types, operation, &request.variables)?;
+    let collected = document.collect(operation, &request.variables, types)?;
 
     let (actor, token_refused) = authenticate(server, headers).await?;
     let caller = Arc::new(Caller {
@@ -119,7 +139,7 @@ async fn execute(
         record: crate::domain::Record::default(),
     });
     let field = document.measured.first_field(operation).to_owned();
-    let mut answer = run(server, document.clone(), request, kind, caller, deadline).await;
+    let mut answer = run(server, collected, request.variables, kind, caller, deadline).await;
 
     let is_request_error = answer.data == Value::Null
         && !answer.errors.is_empty()
@@ -174,12 +194,12 @@ async fn read(
     GraphqlRequest::from_body(&bytes).map_err(Unexecuted::bad_request)
 }
 
-fn document(server: &Server, request: &GraphqlRequest) -> Result<Arc<Document>, Unexecuted> {
+async fn document(server: &Server, request: &GraphqlRequest) -> Result<Arc<Document>, Unexecuted> {
     match (&request.query, request.persisted_hash) {
         (Some(query), Some(hash)) if sha256(query.as_bytes()) != hash => {
             Err(Unexecuted::bad_request("The sha256Hash is not that of the query."))
         }
-        (Some(query), hash) => Ok(server.documents.parse(query, hash, &server.api)?),
+        (Some(query), hash) => Ok(server.documents.parse(query, hash, &server.api).await?),
         (None, Some(hash)) => server.documents.find(&hash).ok_or_else(|| {
             // The text that Apollo's clients look for, and the status: they send the query after it.
             Unexecuted::new(StatusCode::OK, "PERSISTED_QUERY_NOT_FOUND", "PersistedQueryNotFound")
@@ -219,27 +239,15 @@ fn origin(context: &RequestContext, headers: &HeaderMap) -> Origin {
 /// Runs the operation. A mutation is finished though the caller leaves: what it did is on record.
 async fn run(
     server: &Arc<Server>,
-    document: Arc<Document>,
-    request: GraphqlRequest,
+    operation: Arc<Collected>,
+    variables: Variables,
     kind: OperationType,
     caller: Arc<Caller>,
     deadline: Instant,
 ) -> Answer {
     let work = {
         let server = server.clone();
-        async move {
-            let GraphqlRequest { operation_name, variables, .. } = request;
-            let parsed = document.parsed.clone();
-            let mut answer = server.api.execute(parsed, operation_name.clone(), variables.clone(), kind, caller).await;
-            response::complete(
-                server.api.types(),
-                &document.parsed,
-                operation_name.as_deref(),
-                &variables,
-                &mut answer,
-            );
-            answer
-        }
+        async move { server.api.execute(&operation, variables, caller).await }
     };
     let timed = match kind {
         OperationType::Mutation => {
@@ -270,7 +278,7 @@ fn code_of(error: &ServerError) -> &str {
     }
 }
 
-fn unexecuted(refused: &Unexecuted, answer_type: AnswerType, context: &RequestContext) -> Response {
+fn unexecuted(mut refused: Unexecuted, answer_type: AnswerType, context: &RequestContext) -> Response {
     // By the specification: as JSON, a request that is well formed but whose document is not good is answered with 200.
     let is_document =
         matches!(refused.code, "GRAPHQL_PARSE_FAILED" | "GRAPHQL_VALIDATION_FAILED" | "QUERY_TOO_COMPLEX");
@@ -278,8 +286,8 @@ fn unexecuted(refused: &Unexecuted, answer_type: AnswerType, context: &RequestCo
         AnswerType::Json if is_document && refused.status == StatusCode::BAD_REQUEST => StatusCode::OK,
         _ => refused.status,
     };
-    let extensions = serde_json::json!({ "code": refused.code, "requestId": context.request_id });
-    let body = serde_json::json!({ "errors": [{ "message": refused.message, "extensions": extensions }] });
+    finish_errors(&mut refused.errors, &context.request_id);
+    let body = serde_json::json!({ "errors": refused.errors });
     respond(status, answer_type, body.to_string().into_bytes())
 }
 

@@ -149,6 +149,65 @@ both_databases! {
         assert!(left.iter().all(|entry| entry["requestId"] == left[0]["requestId"]));
     }
 
+    async fn a_field_whose_input_cannot_be_read_is_about_nothing_else(app: TestApp) {
+        let admin = app.admin().await;
+        let account = create(&admin, json!({ "apiKey": "sk-ant-1", "accountName": "A" })).await;
+        let id = &account["id"];
+        let unreadable = "createClaudeAccount(input: { apiKey: \"k\", accountName: \"n\", usageLimit: 9007199254740992 })
+            { claudeAccount { id } }";
+        let left = entries_of(
+            &admin, &admin, &format!("a: resetClaudeAccountUsage(input: {{ id: {id} }}) {{ claudeAccount {{ id }} }} b: {unreadable}")
+        ).await;
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert_eq!((&left[0]["operation"], &left[0]["errorCode"]), (&json!("createClaudeAccount"), &json!("BAD_USER_INPUT")));
+        assert_eq!(left[0]["resourceId"], Value::Null);
+
+        for (client, code) in [(app.anonymous(), "UNAUTHENTICATED"), (app.user("READ_ONLY").await, "FORBIDDEN")] {
+            let left = entries_of(&admin, &client, unreadable).await;
+            assert_eq!((&left[0]["outcome"], &left[0]["errorCode"]), (&json!("DENIED"), &json!(code)), "{left:?}");
+            assert_eq!(client.run(&format!("mutation {{ {unreadable} }}")).await.code(), code);
+        }
+    }
+
+    async fn what_is_skipped_by_default_is_not_done(app: TestApp) {
+        let admin = app.admin().await;
+        let account = create(&admin, json!({ "apiKey": "sk-ant-1", "accountName": "A" })).await;
+        let id = &account["id"];
+        let deed = format!("mutation($dry: Boolean = true) {{
+            deleteClaudeAccount(input: {{ id: {id} }}) @skip(if: $dry) {{ deletedId }} }}");
+        assert_eq!(admin.run(&deed).await.data(), &json!({}));
+        let read = format!("{{ node(id: {id}) {{ id }} }}");
+        assert_eq!(&admin.run(&read).await.data()["node"]["id"], id);
+        assert_eq!(&admin.with(&deed, json!({ "dry": false })).await.data()["deleteClaudeAccount"]["deletedId"], id);
+    }
+
+    async fn a_field_that_is_selected_twice_is_done_once(app: TestApp) {
+        let admin = app.admin().await;
+        let account = create(&admin, json!({ "apiKey": "sk-ant-1", "accountName": "A" })).await;
+        let id = &account["id"];
+        let before = entries(&admin).await.len();
+        let query = format!("query {{ claudeAccount(id: {id}) {{ id }} ...F }}
+            fragment F on Query {{ claudeAccount(id: {id}) {{ accountName }} }}");
+        assert_eq!(admin.run(&query).await.data()["claudeAccount"], json!({ "id": id, "accountName": "A" }));
+        assert_eq!(entries(&admin).await.len(), before + 1, "one look");
+        let deed = "mutation { signOut { signedOut } ...F } fragment F on Mutation { signOut { signedOut } }";
+        app.anonymous().run(deed).await;
+        assert_eq!(entries(&admin).await.len(), before + 2, "one deed");
+    }
+
+    async fn a_field_sees_what_the_field_before_it_has_changed(app: TestApp) {
+        let admin = app.admin().await;
+        let account = create(&admin, json!({ "apiKey": "sk-ant-1", "accountName": "A" })).await;
+        let id = &account["id"];
+        let rename = |name: &str| format!("{name}: updateClaudeAccount(input: {{ id: {id}, accountName: \"{name}\" }}) {{
+            claudeAccount {{ auditLogs(first: 1) {{ nodes {{ resource {{ ... on ClaudeAccount {{ accountName }} }} }} }} }} }}");
+        let answer = admin.run(&format!("mutation {{ {} {} }}", rename("one"), rename("two"))).await;
+        for name in ["one", "two"] {
+            let resource = &answer.data()[name]["claudeAccount"]["auditLogs"]["nodes"][0]["resource"];
+            assert_eq!(resource["accountName"], name);
+        }
+    }
+
     async fn a_look_at_an_account_is_recorded(app: TestApp) {
         let admin = app.admin().await;
         let account = create(&admin, json!({ "apiKey": "sk-ant-1", "accountName": "A" })).await;
@@ -196,6 +255,15 @@ both_databases! {
         futures_util::future::join_all(deeds).await;
         let hashes: BTreeSet<_> = entries(&admin).await.iter().map(|entry| entry["hash"].to_string()).collect();
         assert_eq!(hashes.len(), 22);
+    }
+
+    async fn where_the_entry_cannot_be_written_the_error_names_its_field(app: TestApp) {
+        let admin = app.admin().await;
+        app.database.execute("ALTER TABLE audit_heads RENAME TO no_heads").await.unwrap();
+        let answer = admin.run("mutation { a: signOut { signedOut } b: signOut { signedOut } }").await;
+        assert_eq!(answer.body["data"], json!({ "a": null, "b": null }));
+        assert_eq!(answer.body["errors"].as_array().unwrap().len(), 2);
+        assert_eq!((&answer.body["errors"][0]["path"], answer.code()), (&json!(["a"]), "INTERNAL_SERVER_ERROR"));
     }
 
     async fn where_the_entry_cannot_be_written_the_deed_is_not_done(app: TestApp) {

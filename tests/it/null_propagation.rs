@@ -1,7 +1,10 @@
-//! Answers follow the specification's null propagation and the query's field order.
+//! Answers follow the specification: null propagation, the order of fields, merging, skipping.
 
 use async_graphql::{EmptyMutation, EmptySubscription, Interface, Object, Request, Schema, Variables};
-use claviger::graphql::response::{SchemaTypes, complete};
+use claviger::graphql::collected::collect;
+use claviger::graphql::response::complete;
+use claviger::graphql::schema_types::SchemaTypes;
+use claviger::graphql::variables::complete_variables;
 use serde_json::{Value, json};
 
 struct Thing(i32);
@@ -55,6 +58,19 @@ impl Thing {
 #[graphql(field(name = "id", ty = "i32"))]
 enum Any {
     Thing(Thing),
+    Other(Other),
+}
+
+struct Other;
+
+#[Object]
+impl Other {
+    async fn id(&self) -> i32 {
+        0
+    }
+    async fn email(&self) -> Option<&str> {
+        None
+    }
 }
 
 struct Query;
@@ -70,6 +86,9 @@ impl Query {
     async fn any(&self) -> Option<Any> {
         Some(Any::Thing(Thing(1)))
     }
+    async fn other(&self) -> Option<Any> {
+        Some(Any::Other(Other))
+    }
     async fn fails(&self) -> Failing<Option<i32>> {
         fail()
     }
@@ -83,14 +102,14 @@ async fn answer(query: &str, variables: Value) -> (String, usize) {
     let schema = Schema::new(Query, EmptyMutation, EmptySubscription);
     let types = SchemaTypes::read(&schema.sdl());
     let document = async_graphql::parser::parse_query(query).unwrap();
-    let variables = Variables::from_json(variables);
-    let mut request = Request::new("").variables(variables.clone());
-    request.set_parsed_query(document.clone());
+    let (_, operation) = document.operations.iter().next().unwrap();
+    let mut variables = Variables::from_json(variables);
+    complete_variables(&operation.node, &mut variables).unwrap();
+    let collected = collect(&types, &document, &operation.node, Some(&variables)).unwrap().unwrap();
+    let mut request = Request::new("").variables(variables);
+    request.set_parsed_query(collected.to_document());
     let mut answer = schema.execute(request).await;
-    complete(&types, &document, None, &variables, &mut answer);
-    let once = answer.data.clone();
-    complete(&types, &document, None, &variables, &mut answer);
-    assert_eq!(once, answer.data, "completing twice changes nothing");
+    complete(&types, &collected, &mut answer);
     (serde_json::to_string(&answer.data).unwrap(), answer.errors.len())
 }
 
@@ -141,6 +160,38 @@ async fn answers_follow_the_specification() {
             r#"{"thing":{"nullableFails":null}}"#,
             1,
         ),
+        // What failed behind a null that propagated.
+        ("{ a: thing { strictFails } fails c: one }", r#"{"a":null,"fails":null,"c":1}"#, 2),
+        ("{ a: thing { strictFails } strictThing { strictFails } }", "null", 2),
+        // Objects without fields are objects still, and those of another type as well.
+        ("{ thing { strict { id @include(if: false) } id } }", r#"{"thing":{"strict":{},"id":1}}"#, 0),
+        ("{ thing @skip(if: true) { id } }", "{}", 0),
+        ("{ other { ... on Thing { id } } }", r#"{"other":{}}"#, 0),
+        ("{ __schema { queryType { name @skip(if: true) } } }", r#"{"__schema":{"queryType":{}}}"#, 0),
+        (
+            "{ __schema { queryType { b: name a: kind } } }",
+            r#"{"__schema":{"queryType":{"b":"Query","a":"OBJECT"}}}"#,
+            0,
+        ),
+        // Each type has its own fields.
+        (
+            "{ any { ...T ... on Other { id: email } } other { ...T ... on Other { id: email } } } fragment T on Thing { id late }",
+            r#"{"any":{"id":1,"late":1},"other":{"id":null}}"#,
+            0,
+        ),
+        (
+            "{ any { ... on Any { id } ... on Thing { late } __typename } }",
+            r#"{"any":{"id":1,"late":1,"__typename":"Thing"}}"#,
+            0,
+        ),
+        // Fields of one key are one field.
+        (
+            "{ thing { ...A ...B } thing { nothing } } fragment A on Thing { strict { id } } fragment B on Thing { strict { late } }",
+            r#"{"thing":{"strict":{"id":2,"late":2},"nothing":null}}"#,
+            0,
+        ),
+        // A default decides too.
+        ("query($yes: Boolean = true) { one @include(if: $yes) thing @skip(if: $yes) { id } }", r#"{"one":1}"#, 0),
     ] {
         assert_eq!(answer(query, json!({})).await, (data.to_owned(), errors), "{query}");
     }

@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 
-use claviger::graphql::response::SchemaTypes;
+use claviger::graphql::collected::collect;
+use claviger::graphql::schema_types::SchemaTypes;
 use claviger::graphql::sdl;
+use claviger::graphql::variables::complete_variables;
 use claviger::graphql::walls::{Refusal, Walls};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -12,8 +14,12 @@ fn check(text: &str, variables: Value) -> Result<(), Refusal> {
     let (walls, types) = (Walls::default(), SchemaTypes::read(&sdl()));
     let document = walls.parse(text)?;
     let measured = walls.measure(&document, &types)?;
-    let (operation, _) = measured.operation(None)?;
-    walls.check(&measured, &document, &types, operation, &async_graphql::Variables::from_json(variables))
+    let (place, _) = measured.operation(None)?;
+    let (_, operation) = document.operations.iter().nth(place).unwrap();
+    let mut variables = async_graphql::Variables::from_json(variables);
+    complete_variables(&operation.node, &mut variables)?;
+    walls.check(&measured, &document, &types, place, &variables)?;
+    collect(&types, &document, &operation.node, Some(&variables)).map(|_| ())
 }
 
 fn code(text: &str) -> &'static str {
@@ -91,14 +97,56 @@ fn deep_nesting_of_any_bracket_never_overflows_the_stack() {
 }
 
 #[test]
-fn a_mutation_with_one_key_twice_is_refused() {
-    let deed = "signOut { signedOut }";
-    assert_eq!(code(&format!("mutation {{ {deed} {deed} }}")), "GRAPHQL_VALIDATION_FAILED");
-    assert_eq!(
-        code(&format!("mutation {{ {deed} ...F }} fragment F on Mutation {{ {deed} }}")),
-        "GRAPHQL_VALIDATION_FAILED"
-    );
-    assert_eq!(code(&format!("mutation {{ {deed} again: {deed} }}")), "OK");
+fn an_open_string_hides_nothing_behind_it() {
+    let brackets = "[".repeat(3_000) + &"]".repeat(3_000);
+    for text in [
+        format!("{{a(b:[\"\"\" \"{brackets}])}}"),
+        format!("{{a(b:\"\"\"{brackets})}}"),
+        format!("query($x:[String]=[\"\"\" \"]){{viewer{{{}}}}}", "role ".repeat(19_000)),
+        "{a(b:\"\n\")}".to_owned(),
+    ] {
+        assert_eq!(code(&text), "GRAPHQL_PARSE_FAILED");
+    }
+}
+
+#[test]
+fn introspection_does_not_multiply() {
+    let nested = |pairs: usize| {
+        let open = "possibleTypes{interfaces{".repeat(pairs);
+        format!("{{__type(name:\"Node\"){{{open}name{}}}}}", "}}".repeat(pairs))
+    };
+    assert_eq!((code(&nested(1)), code(&nested(2))), ("OK", "QUERY_TOO_COMPLEX"));
+    assert_eq!(code("{__schema{types{fields{type{fields{name}}}}}}"), "OK");
+}
+
+#[test]
+fn lists_that_are_no_pages_count_as_full_ones() {
+    let rows = |inner: &str| format!("{{ nodes(ids: []) {{ ... on AuditLog {{ {inner} }} }} }}");
+    assert_eq!(code(&rows("id user { role }")), "OK");
+    assert_eq!(code(&rows("user { organization { id } } ").repeat(1)), "OK");
+    let page = "{ claudeAccounts(first: null, last: 100) { nodes { auditLogs(first: 1, last: 100) { nodes { id action } } } } }";
+    assert_eq!(code(page), "QUERY_TOO_COMPLEX", "of two sizes the larger counts");
+}
+
+#[test]
+fn what_nobody_counts_is_refused() {
+    assert_eq!(code("{ viewer { role } } fragment F on Viewer { role }"), "GRAPHQL_VALIDATION_FAILED");
+    assert_eq!(code(&format!("{{ {} }}", "a".repeat(129))), "QUERY_TOO_COMPLEX");
+}
+
+#[test]
+fn a_variable_that_must_be_given_is_asked_for_before_anything_is_done() {
+    let text = "mutation($id: ID!) { signOut { signedOut } deleteClaudeAccount(input: {id: $id}) { deletedId } }";
+    assert_eq!(code(text), "GRAPHQL_VALIDATION_FAILED");
+    assert_eq!(check(text, json!({ "id": null })).unwrap_err().code, "GRAPHQL_VALIDATION_FAILED");
+    assert_eq!(check(text, json!({ "id": "acct_x" })), Ok(()));
+}
+
+#[test]
+fn fields_of_one_key_must_be_the_same() {
+    assert_eq!(code("{ a: node(id: 1) { id } a: node(id: 1) { __typename } }"), "OK");
+    assert_eq!(code("{ a: node(id: 1) { id } a: node(id: 2) { id } }"), "GRAPHQL_VALIDATION_FAILED");
+    assert_eq!(code("{ a: viewer { role } a: organization { id } }"), "GRAPHQL_VALIDATION_FAILED");
 }
 
 #[test]
