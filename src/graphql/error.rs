@@ -7,7 +7,7 @@ use async_graphql::{ErrorExtensionValues, ServerError, Value};
 
 use crate::domain::{self, Code};
 
-/// The most bytes of a message of the library.
+/// The most characters of a message of the library.
 const MAX_MESSAGE: usize = 500;
 
 /// The result of a resolver.
@@ -48,7 +48,9 @@ pub fn finish_errors(errors: &mut [ServerError], request_id: &str) {
             let code = if error.path.is_empty() { "GRAPHQL_VALIDATION_FAILED" } else { Code::BadUserInput.as_str() };
             extensions.set("code", code);
             // It repeats what was sent.
-            error.message.truncate(error.message.floor_char_boundary(MAX_MESSAGE));
+            if let Some((end, _)) = error.message.char_indices().nth(MAX_MESSAGE) {
+                error.message.truncate(end);
+            }
         }
     }
 }

@@ -109,7 +109,7 @@ impl AuditLog {
 }
 
 /// Which entries.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AuditLogFilter {
     /// Of this user.
     pub user_id: Option<UserId>,

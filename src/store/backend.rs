@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
-use diesel::{ConnectionError, ConnectionResult, SqliteConnection};
+use diesel::{Connection as _, ConnectionError, ConnectionResult, SqliteConnection};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, PoolError, RecyclingMethod};
 use diesel_async::sync_connection_wrapper::{SpawnBlocking, SyncConnectionWrapper};
 use diesel_async::{
@@ -40,6 +40,7 @@ enum Kind {
     Sqlite {
         writer: Pool<SqliteConn>,
         readers: Pool<SqliteConn>,
+        scanners: Pool<SqliteConn>,
     },
     Postgres(Pool<PgConn>),
 }
@@ -125,19 +126,31 @@ impl Db {
             DatabaseUrl::Sqlite(path) => {
                 // The writer comes first: it makes the file and turns on the write-ahead log.
                 let writer = sqlite_pool(path, 1, Mode::Write).await?;
-                Kind::Sqlite { writer, readers: sqlite_pool(path, pool_size, Mode::Read).await? }
+                let readers = sqlite_pool(path, pool_size, Mode::Read).await?;
+                Kind::Sqlite { writer, readers, scanners: sqlite_pool(path, pool_size, Mode::Scan).await? }
             }
             DatabaseUrl::Postgres(url) => Kind::Postgres(postgres_pool(url, pool_size, statement_timeout)?),
         }))
     }
 
-    /// A connection to read with.
+    /// A connection to read a bounded number of rows with, by an index.
     ///
     /// # Errors
     /// [`Error::Unavailable`] where none is to be had in time.
     pub async fn read(&self) -> Result<Conn> {
         Ok(match &self.0 {
             Kind::Sqlite { readers, .. } => Conn::Sqlite(readers.get_owned().await?),
+            Kind::Postgres(pool) => Conn::Postgres(pool.get_owned().await?),
+        })
+    }
+
+    /// A connection for a read that takes the longer the more there is: a count, a search.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where none is to be had in time.
+    pub async fn scan(&self) -> Result<Conn> {
+        Ok(match &self.0 {
+            Kind::Sqlite { scanners, .. } => Conn::Sqlite(scanners.get_owned().await?),
             Kind::Postgres(pool) => Conn::Postgres(pool.get_owned().await?),
         })
     }
@@ -187,7 +200,7 @@ impl Db {
     #[must_use]
     pub fn pool_state(&self) -> PoolState {
         let states = match &self.0 {
-            Kind::Sqlite { writer, readers } => vec![writer.state(), readers.state()],
+            Kind::Sqlite { writer, readers, scanners } => vec![writer.state(), readers.state(), scanners.state()],
             Kind::Postgres(pool) => vec![pool.state()],
         };
         PoolState {
@@ -228,9 +241,15 @@ impl Conn {
     }
 }
 
-/// Runs SQLite's calls where they are awaited. They take microseconds, a hop to another thread and back takes longer;
-/// the runtime is told, so that other tasks move on (docs/decisions/sqlite-in-place.md).
-pub(crate) struct InPlace;
+/// Runs `SQLite`'s calls where they are awaited: most take microseconds, a hop to another thread and back takes longer
+/// (docs/decisions/sqlite-in-place.md).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum InPlace {
+    /// Calls that are short.
+    Short,
+    /// Calls that may be long or wait for the disk: the runtime is told, so that other tasks move on.
+    Long,
+}
 
 impl SpawnBlocking for InPlace {
     fn spawn_blocking<'a, R>(
@@ -240,17 +259,25 @@ impl SpawnBlocking for InPlace {
     where
         R: Send + 'static,
     {
-        async move { Ok(tokio::task::block_in_place(task)) }.boxed()
+        let length = *self;
+        async move {
+            Ok(match length {
+                Self::Short => task(),
+                Self::Long => tokio::task::block_in_place(task),
+            })
+        }
+        .boxed()
     }
 
     fn get_runtime() -> Self {
-        Self
+        Self::Long
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Read,
+    Scan,
     Write,
 }
 
@@ -261,7 +288,7 @@ async fn sqlite_pool(path: &Path, size: u32, mode: Mode) -> Result<Pool<SqliteCo
     let manager = AsyncDieselConnectionManager::new_with_config(path.to_string_lossy(), config);
     let pool = bb8::Pool::builder()
         .max_size(size)
-        .min_idle(Some(1))
+        .min_idle((mode != Mode::Scan).then_some(1))
         .test_on_check_out(false)
         .connection_timeout(CHECKOUT_TIMEOUT)
         .retry_connection(false)
@@ -272,7 +299,9 @@ async fn sqlite_pool(path: &Path, size: u32, mode: Mode) -> Result<Pool<SqliteCo
 }
 
 async fn open_sqlite(path: String, mode: Mode) -> ConnectionResult<SqliteConn> {
-    let mut conn = SqliteConn::establish(&path).await?;
+    let length = if mode == Mode::Read { InPlace::Short } else { InPlace::Long };
+    let conn = tokio::task::block_in_place(|| SqliteConnection::establish(&path))?;
+    let mut conn = SqliteConn::with_runtime(conn, length);
     conn.spawn_blocking(move |conn| {
         conn.batch_execute(
             "PRAGMA busy_timeout = 5000;
@@ -281,7 +310,7 @@ async fn open_sqlite(path: String, mode: Mode) -> ConnectionResult<SqliteConn> {
              PRAGMA trusted_schema = OFF;",
         )?;
         match mode {
-            Mode::Read => conn.batch_execute("PRAGMA query_only = ON;"),
+            Mode::Read | Mode::Scan => conn.batch_execute("PRAGMA query_only = ON;"),
             Mode::Write => turn_on_write_ahead_log(conn),
         }
     })

@@ -121,9 +121,12 @@ fn introspection_does_not_multiply() {
 
 #[test]
 fn lists_that_are_no_pages_count_as_full_ones() {
-    let rows = |inner: &str| format!("{{ nodes(ids: []) {{ ... on AuditLog {{ {inner} }} }} }}");
-    assert_eq!(code(&rows("id user { role }")), "OK");
-    assert_eq!(code(&rows("user { organization { id } } ").repeat(1)), "OK");
+    let records = |size| {
+        format!(
+            "{{ nodes(ids: []) {{ ... on ClaudeAccount {{ auditLogs(first: {size}) {{ nodes {{ id action }} }} }} }} }}"
+        )
+    };
+    assert_eq!((code(&records(60)), code(&records(70))), ("OK", "QUERY_TOO_COMPLEX"));
     let page = "{ claudeAccounts(first: null, last: 100) { nodes { auditLogs(first: 1, last: 100) { nodes { id action } } } } }";
     assert_eq!(code(page), "QUERY_TOO_COMPLEX", "of two sizes the larger counts");
 }
