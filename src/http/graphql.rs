@@ -53,7 +53,7 @@ impl From<Refusal> for Unexecuted {
     }
 }
 
-/// `/graphql`, by GET and POST.
+/// `/graphql`, by GET and POST; HEAD is GET without the body of its answer.
 pub(super) async fn handle(
     State(server): State<Arc<Server>>,
     Extension(context): Extension<RequestContext>,
@@ -62,8 +62,8 @@ pub(super) async fn handle(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    if method == Method::GET && server.playground && uri.query().is_none() && wants_page(&headers) {
-        return playground::page().await.into_response();
+    if method != Method::POST && server.playground && uri.query().is_none() && wants_page(&headers) {
+        return ([(header::VARY, "accept")], playground::page().await).into_response();
     }
     let Some(answer_type) = AnswerType::negotiate(&headers) else {
         let message = "The answer can be application/graphql-response+json or application/json.";
@@ -98,7 +98,7 @@ async fn execute(
     let document = document(server, &request)?;
     let (operation, kind) = document.measured.operation(request.operation_name.as_deref())?;
     match kind {
-        OperationType::Mutation if method == Method::GET => {
+        OperationType::Mutation if method != Method::POST => {
             let message = "A mutation can only be sent by POST.";
             return Err(Unexecuted::new(StatusCode::METHOD_NOT_ALLOWED, "BAD_USER_INPUT", message));
         }
@@ -152,7 +152,7 @@ async fn read(
     body: Body,
     deadline: Instant,
 ) -> Result<GraphqlRequest, Unexecuted> {
-    if *method == Method::GET {
+    if *method != Method::POST {
         return GraphqlRequest::from_query_string(uri).map_err(Unexecuted::bad_request);
     }
     if !is_json(headers) {
@@ -181,8 +181,8 @@ fn document(server: &Server, request: &GraphqlRequest) -> Result<Arc<Document>, 
         }
         (Some(query), hash) => Ok(server.documents.parse(query, hash, &server.api)?),
         (None, Some(hash)) => server.documents.find(&hash).ok_or_else(|| {
-            // The text that Apollo's clients look for, and the status: they send the query after it.
-            Unexecuted::new(StatusCode::OK, "PERSISTED_QUERY_NOT_FOUND", "PersistedQueryNotFound")
+            // The text that Apollo's clients look for, under any status: they send the query after it.
+            Unexecuted::new(StatusCode::BAD_REQUEST, "PERSISTED_QUERY_NOT_FOUND", "PersistedQueryNotFound")
         }),
         (None, None) => Err(Unexecuted::bad_request("The parameter query is missing.")),
     }
@@ -272,8 +272,10 @@ fn code_of(error: &ServerError) -> &str {
 
 fn unexecuted(refused: &Unexecuted, answer_type: AnswerType, context: &RequestContext) -> Response {
     // By the specification: as JSON, a request that is well formed but whose document is not good is answered with 200.
-    let is_document =
-        matches!(refused.code, "GRAPHQL_PARSE_FAILED" | "GRAPHQL_VALIDATION_FAILED" | "QUERY_TOO_COMPLEX");
+    let is_document = matches!(
+        refused.code,
+        "GRAPHQL_PARSE_FAILED" | "GRAPHQL_VALIDATION_FAILED" | "QUERY_TOO_COMPLEX" | "PERSISTED_QUERY_NOT_FOUND"
+    );
     let status = match answer_type {
         AnswerType::Json if is_document && refused.status == StatusCode::BAD_REQUEST => StatusCode::OK,
         _ => refused.status,

@@ -75,6 +75,23 @@ async fn a_deed_cannot_be_done_by_another_sites_form_or_image() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn head_is_get_without_the_answers_body_and_does_no_deed() {
+    let app = TestApp::sqlite().await;
+    let deed = "mutation{signOut{signedOut}}";
+    let head = async |path: &str, body: String| {
+        send(&app, Method::HEAD, path, &[("content-type", "application/json"), ("accept", GRAPHQL)], body).await
+    };
+    let answer = head("/graphql", json!({ "query": deed }).to_string()).await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST, "a body is not read");
+    let answer = head(&format!("/graphql?query={deed}"), String::new()).await;
+    assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
+    let answer = head("/graphql?query={viewer{role}}", String::new()).await;
+    assert_eq!((answer.status, &answer.body), (StatusCode::OK, &json!("")));
+    let entries = "{ auditLogs(filter: { action: [SIGN_OUT] }) { totalCount } }";
+    assert_eq!(app.admin().await.run(entries).await.data()["auditLogs"]["totalCount"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_requests_get_a_clear_error() {
     let app = TestApp::sqlite().await;
     let query = |text: &str| json!({ "query": text }).to_string();
@@ -150,9 +167,11 @@ async fn a_persisted_query_is_asked_for_by_its_hash() {
     let by_hash = json!({ "extensions": extensions }).to_string();
     let answer = post(&app, GRAPHQL, by_hash.clone()).await;
     assert_eq!(
-        (answer.code(), &answer.body["errors"][0]["message"]),
-        ("PERSISTED_QUERY_NOT_FOUND", &json!("PersistedQueryNotFound"))
+        (answer.code(), &answer.body["errors"][0]["message"], answer.status),
+        ("PERSISTED_QUERY_NOT_FOUND", &json!("PersistedQueryNotFound"), StatusCode::BAD_REQUEST)
     );
+    let answer = post(&app, "application/json", by_hash.clone()).await;
+    assert_eq!((answer.code(), answer.status), ("PERSISTED_QUERY_NOT_FOUND", StatusCode::OK));
     post(&app, GRAPHQL, json!({ "query": query, "extensions": extensions }).to_string()).await.data();
     assert_eq!(post(&app, GRAPHQL, by_hash).await.data()["viewer"], Value::Null);
     let wrong = json!({ "query": "{ viewer { permissions } }", "extensions": extensions });
@@ -173,6 +192,17 @@ async fn every_answer_has_its_headers() {
     assert_eq!(headers["x-request-id"], "abc-123");
     let headers = send(&app, Method::GET, "/health", &[("x-request-id", "no spaces")], "").await.headers;
     assert_ne!(headers["x-request-id"], "no spaces");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_keeps_the_page_and_the_answer_at_one_address_apart() {
+    let app = TestApp::sqlite().await;
+    for accept in ["text/html", "application/json"] {
+        let answer = send(&app, Method::GET, "/graphql", &[("accept", accept)], "").await;
+        assert_eq!(answer.headers["content-type"], format!("{accept}; charset=utf-8"));
+        let varies = answer.headers.get_all("vary").iter().flat_map(|value| value.to_str().unwrap().split(", "));
+        assert!(varies.into_iter().any(|name| name == "accept"), "{:?}", answer.headers);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
