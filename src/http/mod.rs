@@ -10,6 +10,8 @@ mod observe;
 mod playground;
 mod request;
 mod router;
+mod serve;
 
 pub use metrics::Metrics;
 pub use router::{Server, router};
+pub use serve::{Limits, serve};
