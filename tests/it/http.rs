@@ -188,10 +188,17 @@ async fn every_answer_has_its_headers() {
         assert!(!headers["content-security-policy"].to_str().unwrap().contains("http"), "{path}");
         assert!(headers.contains_key("x-request-id"), "{path}");
     }
-    let headers = send(&app, Method::GET, "/health", &[("x-request-id", "abc-123")], "").await.headers;
-    assert_eq!(headers["x-request-id"], "abc-123");
-    let headers = send(&app, Method::GET, "/health", &[("x-request-id", "no spaces")], "").await.headers;
-    assert_ne!(headers["x-request-id"], "no spaces");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_gets_its_id_from_the_server_or_a_trusted_proxy() {
+    for (trusted, given, is_taken) in
+        [("", "abc-123", false), ("127.0.0.1", "abc-123", true), ("127.0.0.1", "no spaces", false)]
+    {
+        let app = TestApp::start(TestDatabase::sqlite(), [("TRUSTED_PROXIES", trusted.to_owned())]).await;
+        let headers = send(&app, Method::GET, "/health", &[("x-request-id", given)], "").await.headers;
+        assert_eq!(headers["x-request-id"] == given, is_taken, "{trusted} {given}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
