@@ -31,7 +31,7 @@ pub(super) const MAX_BODY: usize = 256 * 1024;
 const GRACE: Duration = Duration::from_secs(2);
 
 /// An answer to a request that was not executed.
-struct Unexecuted {
+pub(super) struct Unexecuted {
     status: StatusCode,
     code: &'static str,
     message: String,
@@ -189,7 +189,7 @@ fn document(server: &Server, request: &GraphqlRequest) -> Result<Arc<Document>, 
 }
 
 /// Who asks, and whether a token was sent that opens nothing. Such a caller is nobody: the fields say what needs a sign-in.
-async fn authenticate(server: &Server, headers: &HeaderMap) -> Result<(Actor, bool), Unexecuted> {
+pub(super) async fn authenticate(server: &Server, headers: &HeaderMap) -> Result<(Actor, bool), Unexecuted> {
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok((Actor::Anonymous, false)) };
     let token = value.to_str().ok().and_then(|value| value.split_once(' '));
     let Some((_, token)) = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) else {
