@@ -7,6 +7,7 @@ mod health;
 mod media_type;
 mod metrics;
 mod observe;
+mod panics;
 mod playground;
 mod request;
 mod router;

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -273,16 +274,33 @@ async fn large_answers_are_compressed() {
     let app = TestApp::sqlite().await;
     let plain = send(&app, Method::GET, "/schema.graphql", &[], "").await;
     assert_eq!(plain.body, Value::String(claviger::graphql::sdl()));
-    let packed = app
-        .anonymous()
-        .http()
-        .get(format!("{}/schema.graphql", app.url))
-        .header("accept-encoding", "br")
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(packed.headers()["content-encoding"], "br");
-    assert!(packed.bytes().await.unwrap().len() < claviger::graphql::sdl().len() / 3);
+    for coding in ["br", "gzip"] {
+        let (headers, body) = packed(&app, "/schema.graphql", coding).await;
+        assert_eq!(headers["content-encoding"], coding);
+        assert!(body.len() < claviger::graphql::sdl().len() / 2, "{coding}");
+        let (headers, _) = packed(&app, "/graphql?query={viewer{role}}", coding).await;
+        assert!(!headers.contains_key("content-encoding"), "a small answer is sent as it is");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_playgrounds_files_are_not_packed_for_each_caller() {
+    let app = TestApp::sqlite().await;
+    let Value::String(page) = send(&app, Method::GET, "/", &[], "").await.body else { panic!("text") };
+    let script = page.split('"').find(|part| part.ends_with("/app.js")).unwrap();
+    let (headers, plain) = packed(&app, script, "br").await;
+    assert!(!headers.contains_key("content-encoding"));
+    let (headers, gzip) = packed(&app, script, "br, gzip").await;
+    assert_eq!(headers["content-encoding"], "gzip");
+    assert!(gzip.len() < plain.len());
+}
+
+/// What is sent to a caller that takes some codings.
+async fn packed(app: &TestApp, path: &str, codings: &str) -> (HeaderMap, Vec<u8>) {
+    let client = app.anonymous();
+    let request = client.http().get(format!("{}{path}", app.url)).header("accept-encoding", codings);
+    let answer = request.send().await.unwrap();
+    (answer.headers().clone(), answer.bytes().await.unwrap().to_vec())
 }
 
 both_databases! {
@@ -297,6 +315,9 @@ both_databases! {
         assert_eq!(answer.status, StatusCode::FORBIDDEN);
         let answer = send(&app, Method::GET, "/health/detailed", &[("authorization", &bearer(&admin))], "").await;
         assert_eq!(answer.body["database"]["reachable"], true);
+        let lower = bearer(&admin).replace("Bearer", "bearer");
+        let answer = send(&app, Method::GET, "/health/detailed", &[("authorization", &lower)], "").await;
+        assert_eq!((answer.status, &answer.headers["cache-control"]), (StatusCode::OK, &"no-store".parse().unwrap()));
         admin.run("{ x: claudeAccounts(first: 1) { totalCount } }").await.data();
         let Value::String(metrics) = send(&app, Method::GET, "/metrics", &[], "").await.body else { panic!("text") };
         for line in [
@@ -307,6 +328,14 @@ both_databases! {
         ] {
             assert!(metrics.contains(line), "{line}\n{metrics}");
         }
+    }
+
+    async fn a_token_that_cannot_be_looked_up_is_not_a_wrong_one(app: TestApp) {
+        let admin = app.admin().await;
+        app.database.execute("ALTER TABLE sessions RENAME TO elsewhere").await.unwrap();
+        let bearer = format!("Bearer {}", admin.access_token.unwrap());
+        let answer = send(&app, Method::GET, "/health/detailed", &[("authorization", &bearer)], "").await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     }
 
     async fn a_database_error_is_not_told_to_the_caller(app: TestApp) {
