@@ -303,6 +303,23 @@ async fn packed(app: &TestApp, path: &str, codings: &str) -> (HeaderMap, Vec<u8>
     (answer.headers().clone(), answer.bytes().await.unwrap().to_vec())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_caller_names_what_is_measured() {
+    let app = TestApp::sqlite().await;
+    for path in ["/invented", "/playground/invented", "/health/invented"] {
+        send(&app, Method::GET, path, &[], "").await;
+    }
+    let method = Method::from_bytes(b"INVENTED").unwrap();
+    assert_eq!(send(&app, method, "/graphql", &[], "").await.status, StatusCode::METHOD_NOT_ALLOWED);
+    for query in ["query invented { invented: viewer { role } }", "{ invented }", "query @invented { viewer { role } }"]
+    {
+        post(&app, GRAPHQL, json!({ "query": query }).to_string()).await;
+    }
+    post(&app, GRAPHQL, json!({ "query": "{ viewer { role } }", "operationName": "invented" }).to_string()).await;
+    let Value::String(metrics) = send(&app, Method::GET, "/metrics", &[], "").await.body else { panic!("text") };
+    assert!(metrics.contains("route=\"none\"") && !metrics.contains("invented"), "{metrics}");
+}
+
 both_databases! {
     async fn probes_and_metrics_tell_how_the_server_does(app: TestApp) {
         let admin = app.admin().await;
