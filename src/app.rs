@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::crypto::{KeyRing, KeyRingError, Random, SecretText};
 use crate::domain::organization::{FirstAdmin, FirstStart, ensure};
 use crate::domain::{self, Services};
-use crate::http::{Server, router};
+use crate::http::{Limits, Server, router, serve};
 use crate::identity::password::Hasher;
 use crate::identity::{AccessTokens, Authenticator};
 use crate::model::{Clock, Email, InvalidEmail};
@@ -117,16 +117,9 @@ impl App {
         let listener = TcpListener::bind(settings.listen).await.map_err(wrong)?;
         let address = listener.local_addr().map_err(wrong)?;
         let server = Server::new(settings, self.services);
-        let (stop, mut stopping) = watch::channel(false);
-        let routes = router(server.clone()).into_make_service_with_connect_info::<SocketAddr>();
-        let task = tokio::spawn(async move {
-            let stopped = async move {
-                // An error means that the sender is gone, which is a stop as well.
-                let _ = stopping.wait_for(|stop| *stop).await;
-            };
-            axum::serve(listener, routes).with_graceful_shutdown(stopped).await
-        });
-        Ok(Running { address, stop, task, server })
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(serve(listener, router(server.clone()), Limits::default(), stop.clone()));
+        Ok(Running { address, stop: stop.drop_guard(), task, server })
     }
 }
 
@@ -149,15 +142,16 @@ pub async fn open_database(settings: &Settings) -> Result<Db, StartError> {
 pub struct Running {
     /// Where it listens.
     pub address: SocketAddr,
-    stop: watch::Sender<bool>,
-    task: JoinHandle<std::io::Result<()>>,
+    /// Gone, it is told to stop.
+    stop: DropGuard,
+    task: JoinHandle<()>,
     server: Arc<Server>,
 }
 
 impl Running {
     /// Takes no new connections, finishes what runs, and returns.
     pub async fn shut_down(self) {
-        self.stop.send_replace(true);
+        drop(self.stop);
         if let Err(error) = self.task.await {
             tracing::error!(error = &error as &dyn std::error::Error, "the listener did not end well");
         }

@@ -8,6 +8,11 @@ use crate::settings::Settings;
 
 /// Asks the server that these settings describe whether it is ready.
 pub(super) async fn run(settings: &Settings) -> Result<(), Failure> {
+    if settings.listen.port() == 0 {
+        return Err(Failure::Other(
+            "PORT is 0, which stands for any free port: set it to the one that is listened on".into(),
+        ));
+    }
     let ip = match settings.listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

@@ -33,7 +33,7 @@ pub(super) const MAX_BODY: usize = 256 * 1024;
 const GRACE: Duration = Duration::from_secs(2);
 
 /// An answer to a request that was not executed.
-struct Unexecuted {
+pub(super) struct Unexecuted {
     status: StatusCode,
     code: &'static str,
     errors: Vec<ServerError>,
@@ -68,7 +68,7 @@ impl From<Rejected> for Unexecuted {
     }
 }
 
-/// `/graphql`, by GET and POST.
+/// `/graphql`, by GET and POST; HEAD is GET without the body of its answer.
 pub(super) async fn handle(
     State(server): State<Arc<Server>>,
     Extension(context): Extension<RequestContext>,
@@ -77,8 +77,8 @@ pub(super) async fn handle(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    if method == Method::GET && server.playground && uri.query().is_none() && wants_page(&headers) {
-        return playground::page().await.into_response();
+    if method != Method::POST && server.playground && uri.query().is_none() && wants_page(&headers) {
+        return ([(header::VARY, "accept")], playground::page().await).into_response();
     }
     let Some(answer_type) = AnswerType::negotiate(&headers) else {
         let message = "The answer can be application/graphql-response+json or application/json.";
@@ -114,7 +114,7 @@ async fn execute(
     let document = document(server, &request).await?;
     let (operation, kind) = document.measured.operation(request.operation_name.as_deref())?;
     match kind {
-        OperationType::Mutation if method == Method::GET => {
+        OperationType::Mutation if method != Method::POST => {
             let message = "A mutation can only be sent by POST.";
             return Err(Unexecuted::new(StatusCode::METHOD_NOT_ALLOWED, "BAD_USER_INPUT", message));
         }
@@ -172,7 +172,7 @@ async fn read(
     body: Body,
     deadline: Instant,
 ) -> Result<GraphqlRequest, Unexecuted> {
-    if *method == Method::GET {
+    if *method != Method::POST {
         return GraphqlRequest::from_query_string(uri).map_err(Unexecuted::bad_request);
     }
     if !is_json(headers) {
@@ -201,15 +201,15 @@ async fn document(server: &Server, request: &GraphqlRequest) -> Result<Arc<Docum
         }
         (Some(query), hash) => Ok(server.documents.parse(query, hash, &server.api).await?),
         (None, Some(hash)) => server.documents.find(&hash).ok_or_else(|| {
-            // The text that Apollo's clients look for, and the status: they send the query after it.
-            Unexecuted::new(StatusCode::OK, "PERSISTED_QUERY_NOT_FOUND", "PersistedQueryNotFound")
+            // The text that Apollo's clients look for, under any status: they send the query after it.
+            Unexecuted::new(StatusCode::BAD_REQUEST, "PERSISTED_QUERY_NOT_FOUND", "PersistedQueryNotFound")
         }),
         (None, None) => Err(Unexecuted::bad_request("The parameter query is missing.")),
     }
 }
 
 /// Who asks, and whether a token was sent that opens nothing. Such a caller is nobody: the fields say what needs a sign-in.
-async fn authenticate(server: &Server, headers: &HeaderMap) -> Result<(Actor, bool), Unexecuted> {
+pub(super) async fn authenticate(server: &Server, headers: &HeaderMap) -> Result<(Actor, bool), Unexecuted> {
     let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok((Actor::Anonymous, false)) };
     let token = value.to_str().ok().and_then(|value| value.split_once(' '));
     let Some((_, token)) = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) else {
@@ -280,8 +280,10 @@ fn code_of(error: &ServerError) -> &str {
 
 fn unexecuted(mut refused: Unexecuted, answer_type: AnswerType, context: &RequestContext) -> Response {
     // By the specification: as JSON, a request that is well formed but whose document is not good is answered with 200.
-    let is_document =
-        matches!(refused.code, "GRAPHQL_PARSE_FAILED" | "GRAPHQL_VALIDATION_FAILED" | "QUERY_TOO_COMPLEX");
+    let is_document = matches!(
+        refused.code,
+        "GRAPHQL_PARSE_FAILED" | "GRAPHQL_VALIDATION_FAILED" | "QUERY_TOO_COMPLEX" | "PERSISTED_QUERY_NOT_FOUND"
+    );
     let status = match answer_type {
         AnswerType::Json if is_document && refused.status == StatusCode::BAD_REQUEST => StatusCode::OK,
         _ => refused.status,

@@ -4,38 +4,48 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use super::graphql::authenticate;
 use super::router::Server;
 use crate::model::Permission;
 
+/// An answer that holds for this moment only.
+fn answer(status: StatusCode, body: Value) -> Response {
+    (status, [(header::CACHE_CONTROL, "no-store")], Json(body)).into_response()
+}
+
 /// `/health/alive`: the process answers.
-pub(super) async fn alive() -> Json<Value> {
-    Json(json!({ "status": "alive" }))
+pub(super) async fn alive() -> Response {
+    answer(StatusCode::OK, json!({ "status": "alive" }))
 }
 
 /// `/health` and `/health/ready`: the database answers too.
 pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
     match server.services.db.ping().await {
-        Ok(()) => Json(json!({ "status": "ready" })).into_response(),
+        Ok(()) => answer(StatusCode::OK, json!({ "status": "ready" })),
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "not ready");
-            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "status": "unavailable" }))).into_response()
+            answer(StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "unavailable" }))
         }
     }
 }
 
 /// `/health/detailed`: for who may see the system.
 pub(super) async fn detailed(State(server): State<Arc<Server>>, headers: HeaderMap) -> Response {
-    let token = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = token.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-    let access = server.services.authenticator.authenticate(token).await.ok().and_then(|actor| actor.access());
-    match access {
-        None => (StatusCode::UNAUTHORIZED, Json(json!({ "error": "UNAUTHENTICATED" }))).into_response(),
+    let Ok((actor, _)) = authenticate(&server, &headers).await else {
+        return answer(StatusCode::SERVICE_UNAVAILABLE, json!({ "error": "SERVICE_UNAVAILABLE" }));
+    };
+    match actor.access() {
+        None => {
+            let mut response = answer(StatusCode::UNAUTHORIZED, json!({ "error": "UNAUTHENTICATED" }));
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            response
+        }
         Some(access) if !access.role().may(Permission::ViewSystem) => {
-            (StatusCode::FORBIDDEN, Json(json!({ "error": "FORBIDDEN" }))).into_response()
+            answer(StatusCode::FORBIDDEN, json!({ "error": "FORBIDDEN" }))
         }
         Some(_) => {
             let database = server.services.db.ping().await;
@@ -50,7 +60,7 @@ pub(super) async fn detailed(State(server): State<Arc<Server>>, headers: HeaderM
                     "connections": { "open": pool.open, "idle": pool.idle },
                 },
             });
-            Json(body).into_response()
+            answer(StatusCode::OK, body)
         }
     }
 }

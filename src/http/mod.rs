@@ -7,9 +7,12 @@ mod health;
 mod media_type;
 mod metrics;
 mod observe;
+mod panics;
 mod playground;
 mod request;
 mod router;
+mod serve;
 
 pub use metrics::Metrics;
 pub use router::{Server, router};
+pub use serve::{Limits, serve};

@@ -10,7 +10,7 @@ use axum::response::Response;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::client_address::client_address;
+use super::client_address::{client_address, is_trusted};
 use super::router::Server;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -32,7 +32,9 @@ pub(super) async fn observe(
     next: Next,
 ) -> Response {
     let started = Instant::now();
-    let request_id = given_id(request.headers()).unwrap_or_else(|| hex::encode(server.services.random.bytes::<16>()));
+    // It stands in the audit log: a caller must not choose it, nor give two requests the same.
+    let given = is_trusted(peer.ip(), &server.trusted_proxies).then(|| given_id(request.headers())).flatten();
+    let request_id = given.unwrap_or_else(|| hex::encode(server.services.random.bytes::<16>()));
     let client_address = client_address(peer.ip(), request.headers(), &server.trusted_proxies);
     // The route, not the path: a path is the caller's, and may hold anything.
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
@@ -54,7 +56,7 @@ pub(super) async fn observe(
     response
 }
 
-/// An id that the caller or a proxy gave, if it can stand in a log as it is.
+/// An id that a proxy gave, if it can stand in a log as it is.
 fn given_id(headers: &HeaderMap) -> Option<String> {
     let id = headers.get(REQUEST_ID)?.to_str().ok()?;
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');

@@ -1,9 +1,10 @@
 //! The playground: `GraphiQL`, served whole from the binary. `playground/` holds its sources, `playground/dist/` what is embedded here.
 
 use std::io::Read;
+use std::sync::OnceLock;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::Path;
 use axum::http::header::{
     ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, VARY,
@@ -12,6 +13,8 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use flate2::read::GzDecoder;
+
+use super::media_type::listed;
 
 /// What the page may load: its own files, and nothing from another host.
 ///
@@ -32,40 +35,36 @@ struct Asset {
     name: &'static str,
     content_type: &'static str,
     gzip: &'static [u8],
+    /// Unpacked when somebody first asks for it so: anybody may ask, as often as they like.
+    plain: OnceLock<Bytes>,
+}
+
+impl Asset {
+    const fn new(name: &'static str, content_type: &'static str, gzip: &'static [u8]) -> Self {
+        Self { name, content_type, gzip, plain: OnceLock::new() }
+    }
+
+    fn plain(&self) -> Bytes {
+        self.plain.get_or_init(|| unpacked(self.gzip).into()).clone()
+    }
 }
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
-const ASSETS: [Asset; 6] = [
-    Asset { name: "app.js", content_type: JAVASCRIPT, gzip: include_bytes!("../../playground/dist/app.js.gz") },
-    Asset {
-        name: "app.css",
-        content_type: "text/css; charset=utf-8",
-        gzip: include_bytes!("../../playground/dist/app.css.gz"),
-    },
-    Asset {
-        name: "editor.worker.js",
-        content_type: JAVASCRIPT,
-        gzip: include_bytes!("../../playground/dist/editor.worker.js.gz"),
-    },
-    Asset {
-        name: "graphql.worker.js",
-        content_type: JAVASCRIPT,
-        gzip: include_bytes!("../../playground/dist/graphql.worker.js.gz"),
-    },
-    Asset {
-        name: "json.worker.js",
-        content_type: JAVASCRIPT,
-        gzip: include_bytes!("../../playground/dist/json.worker.js.gz"),
-    },
-    Asset {
-        name: "THIRD-PARTY-LICENSES.txt",
-        content_type: "text/plain; charset=utf-8",
-        gzip: include_bytes!("../../playground/dist/THIRD-PARTY-LICENSES.txt.gz"),
-    },
+static ASSETS: [Asset; 6] = [
+    Asset::new("app.js", JAVASCRIPT, include_bytes!("../../playground/dist/app.js.gz")),
+    Asset::new("app.css", "text/css; charset=utf-8", include_bytes!("../../playground/dist/app.css.gz")),
+    Asset::new("editor.worker.js", JAVASCRIPT, include_bytes!("../../playground/dist/editor.worker.js.gz")),
+    Asset::new("graphql.worker.js", JAVASCRIPT, include_bytes!("../../playground/dist/graphql.worker.js.gz")),
+    Asset::new("json.worker.js", JAVASCRIPT, include_bytes!("../../playground/dist/json.worker.js.gz")),
+    Asset::new(
+        "THIRD-PARTY-LICENSES.txt",
+        "text/plain; charset=utf-8",
+        include_bytes!("../../playground/dist/THIRD-PARTY-LICENSES.txt.gz"),
+    ),
 ];
 
-/// The routes `/` and `/playground/…`, all public.
+/// The routes `/` and `/playground/…`, all public. What is large is packed already: nothing here is to be compressed again.
 pub(super) fn routes<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new().route("/", get(page)).route("/playground/{*file}", get(asset))
 }
@@ -100,29 +99,19 @@ async fn asset(Path(file): Path<String>, headers: HeaderMap) -> Response {
         answer.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         *response.body_mut() = Body::from(asset.gzip);
     } else {
-        *response.body_mut() = Body::from(unpacked(asset.gzip));
+        *response.body_mut() = Body::from(asset.plain());
     }
     response
 }
 
 /// RFC 9110, 12.5.3: without the header any coding will do; with it, one that it lists with a weight above zero.
 fn accepts_gzip(headers: &HeaderMap) -> bool {
-    if !headers.contains_key(ACCEPT_ENCODING) {
-        return true;
+    let codings = listed(headers, ACCEPT_ENCODING);
+    let named = |names: &[&str]| codings.iter().find(|coding| names.contains(&coding.name.as_str()));
+    match named(&["gzip", "x-gzip"]).or_else(|| named(&["*"])) {
+        Some(coding) => coding.is_wanted(),
+        None => !headers.contains_key(ACCEPT_ENCODING),
     }
-    let listed = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-    let mut any = false;
-    for coding in listed.flat_map(|value| value.split(',')) {
-        let (name, weight) = coding.split_once(';').unwrap_or((coding, "q=1"));
-        let weight = weight.trim().strip_prefix("q=").and_then(|weight| weight.parse::<f32>().ok());
-        let is_wanted = weight.is_some_and(|weight| weight > 0.0);
-        match name.trim().to_ascii_lowercase().as_str() {
-            "gzip" | "x-gzip" => return is_wanted,
-            "*" => any = is_wanted,
-            _ => {}
-        }
-    }
-    any
 }
 
 fn unpacked(gzip: &[u8]) -> Vec<u8> {

@@ -54,7 +54,7 @@ settings! {
     Secret "ADMIN_PASSWORD", "generated and printed once", "the first administrator's password, for the first start; also `ADMIN_PASSWORD_FILE`";
     Url "FRONTEND_URL", "none", "origins that browsers may call from, comma-separated";
     Url "PUBLIC_URL", "from HOST and PORT", "where the server is reached from outside";
-    Plain "TRUSTED_PROXIES", "none", "addresses and networks whose X-Forwarded-For is believed, comma-separated";
+    Plain "TRUSTED_PROXIES", "none", "addresses and networks whose X-Forwarded-For and X-Request-Id are believed, comma-separated";
     Url "ANTHROPIC_BASE_URL", "`https://api.anthropic.com`", "the default upstream";
     Plain "UPSTREAM_ALLOWED_HOSTS", "none", "hosts, with or without a port, that accounts may name over plain HTTP or at private addresses";
     Plain "LOG_LEVEL", "`info`", "`error`, `warn`, `info`, `debug`, `trace`, or a filter like `info,claviger=debug`";

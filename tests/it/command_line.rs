@@ -217,4 +217,8 @@ fn the_health_of_no_server_is_no_health() {
     let server = place.serve();
     let port = server.url.rsplit(':').next().unwrap();
     assert!(place.command(&["healthcheck"]).env("PORT", port).output().unwrap().status.success());
+    let output = place.run(&["healthcheck"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("PORT is 0"), "{said}");
 }

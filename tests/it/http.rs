@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -72,6 +73,23 @@ async fn a_deed_cannot_be_done_by_another_sites_form_or_image() {
     }
     let answer = send(&app, Method::POST, "/graphql", &[], body).await;
     assert_eq!(answer.status, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn head_is_get_without_the_answers_body_and_does_no_deed() {
+    let app = TestApp::sqlite().await;
+    let deed = "mutation{signOut{signedOut}}";
+    let head = async |path: &str, body: String| {
+        send(&app, Method::HEAD, path, &[("content-type", "application/json"), ("accept", GRAPHQL)], body).await
+    };
+    let answer = head("/graphql", json!({ "query": deed }).to_string()).await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST, "a body is not read");
+    let answer = head(&format!("/graphql?query={deed}"), String::new()).await;
+    assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
+    let answer = head("/graphql?query={viewer{role}}", String::new()).await;
+    assert_eq!((answer.status, &answer.body), (StatusCode::OK, &json!("")));
+    let entries = "{ auditLogs(filter: { action: [SIGN_OUT] }) { totalCount } }";
+    assert_eq!(app.admin().await.run(entries).await.data()["auditLogs"]["totalCount"], 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -150,9 +168,11 @@ async fn a_persisted_query_is_asked_for_by_its_hash() {
     let by_hash = json!({ "extensions": extensions }).to_string();
     let answer = post(&app, GRAPHQL, by_hash.clone()).await;
     assert_eq!(
-        (answer.code(), &answer.body["errors"][0]["message"]),
-        ("PERSISTED_QUERY_NOT_FOUND", &json!("PersistedQueryNotFound"))
+        (answer.code(), &answer.body["errors"][0]["message"], answer.status),
+        ("PERSISTED_QUERY_NOT_FOUND", &json!("PersistedQueryNotFound"), StatusCode::BAD_REQUEST)
     );
+    let answer = post(&app, "application/json", by_hash.clone()).await;
+    assert_eq!((answer.code(), answer.status), ("PERSISTED_QUERY_NOT_FOUND", StatusCode::OK));
     post(&app, GRAPHQL, json!({ "query": query, "extensions": extensions }).to_string()).await.data();
     assert_eq!(post(&app, GRAPHQL, by_hash).await.data()["viewer"], Value::Null);
     let wrong = json!({ "query": "{ viewer { permissions } }", "extensions": extensions });
@@ -169,10 +189,28 @@ async fn every_answer_has_its_headers() {
         assert!(!headers["content-security-policy"].to_str().unwrap().contains("http"), "{path}");
         assert!(headers.contains_key("x-request-id"), "{path}");
     }
-    let headers = send(&app, Method::GET, "/health", &[("x-request-id", "abc-123")], "").await.headers;
-    assert_eq!(headers["x-request-id"], "abc-123");
-    let headers = send(&app, Method::GET, "/health", &[("x-request-id", "no spaces")], "").await.headers;
-    assert_ne!(headers["x-request-id"], "no spaces");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_gets_its_id_from_the_server_or_a_trusted_proxy() {
+    for (trusted, given, is_taken) in
+        [("", "abc-123", false), ("127.0.0.1", "abc-123", true), ("127.0.0.1", "no spaces", false)]
+    {
+        let app = TestApp::start(TestDatabase::sqlite(), [("TRUSTED_PROXIES", trusted.to_owned())]).await;
+        let headers = send(&app, Method::GET, "/health", &[("x-request-id", given)], "").await.headers;
+        assert_eq!(headers["x-request-id"] == given, is_taken, "{trusted} {given}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cache_keeps_the_page_and_the_answer_at_one_address_apart() {
+    let app = TestApp::sqlite().await;
+    for accept in ["text/html", "application/json"] {
+        let answer = send(&app, Method::GET, "/graphql", &[("accept", accept)], "").await;
+        assert_eq!(answer.headers["content-type"], format!("{accept}; charset=utf-8"));
+        let varies = answer.headers.get_all("vary").iter().flat_map(|value| value.to_str().unwrap().split(", "));
+        assert!(varies.into_iter().any(|name| name == "accept"), "{:?}", answer.headers);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -236,16 +274,50 @@ async fn large_answers_are_compressed() {
     let app = TestApp::sqlite().await;
     let plain = send(&app, Method::GET, "/schema.graphql", &[], "").await;
     assert_eq!(plain.body, Value::String(claviger::graphql::sdl()));
-    let packed = app
-        .anonymous()
-        .http()
-        .get(format!("{}/schema.graphql", app.url))
-        .header("accept-encoding", "br")
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(packed.headers()["content-encoding"], "br");
-    assert!(packed.bytes().await.unwrap().len() < claviger::graphql::sdl().len() / 3);
+    for coding in ["br", "gzip"] {
+        let (headers, body) = packed(&app, "/schema.graphql", coding).await;
+        assert_eq!(headers["content-encoding"], coding);
+        assert!(body.len() < claviger::graphql::sdl().len() / 2, "{coding}");
+        let (headers, _) = packed(&app, "/graphql?query={viewer{role}}", coding).await;
+        assert!(!headers.contains_key("content-encoding"), "a small answer is sent as it is");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_playgrounds_files_are_not_packed_for_each_caller() {
+    let app = TestApp::sqlite().await;
+    let Value::String(page) = send(&app, Method::GET, "/", &[], "").await.body else { panic!("text") };
+    let script = page.split('"').find(|part| part.ends_with("/app.js")).unwrap();
+    let (headers, plain) = packed(&app, script, "br").await;
+    assert!(!headers.contains_key("content-encoding"));
+    let (headers, gzip) = packed(&app, script, "br, gzip").await;
+    assert_eq!(headers["content-encoding"], "gzip");
+    assert!(gzip.len() < plain.len());
+}
+
+/// What is sent to a caller that takes some codings.
+async fn packed(app: &TestApp, path: &str, codings: &str) -> (HeaderMap, Vec<u8>) {
+    let client = app.anonymous();
+    let request = client.http().get(format!("{}{path}", app.url)).header("accept-encoding", codings);
+    let answer = request.send().await.unwrap();
+    (answer.headers().clone(), answer.bytes().await.unwrap().to_vec())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_caller_names_what_is_measured() {
+    let app = TestApp::sqlite().await;
+    for path in ["/invented", "/playground/invented", "/health/invented"] {
+        send(&app, Method::GET, path, &[], "").await;
+    }
+    let method = Method::from_bytes(b"INVENTED").unwrap();
+    assert_eq!(send(&app, method, "/graphql", &[], "").await.status, StatusCode::METHOD_NOT_ALLOWED);
+    for query in ["query invented { invented: viewer { role } }", "{ invented }", "query @invented { viewer { role } }"]
+    {
+        post(&app, GRAPHQL, json!({ "query": query }).to_string()).await;
+    }
+    post(&app, GRAPHQL, json!({ "query": "{ viewer { role } }", "operationName": "invented" }).to_string()).await;
+    let Value::String(metrics) = send(&app, Method::GET, "/metrics", &[], "").await.body else { panic!("text") };
+    assert!(metrics.contains("route=\"none\"") && !metrics.contains("invented"), "{metrics}");
 }
 
 both_databases! {
@@ -260,6 +332,9 @@ both_databases! {
         assert_eq!(answer.status, StatusCode::FORBIDDEN);
         let answer = send(&app, Method::GET, "/health/detailed", &[("authorization", &bearer(&admin))], "").await;
         assert_eq!(answer.body["database"]["reachable"], true);
+        let lower = bearer(&admin).replace("Bearer", "bearer");
+        let answer = send(&app, Method::GET, "/health/detailed", &[("authorization", &lower)], "").await;
+        assert_eq!((answer.status, &answer.headers["cache-control"]), (StatusCode::OK, &"no-store".parse().unwrap()));
         admin.run("{ x: claudeAccounts(first: 1) { totalCount } }").await.data();
         app.anonymous().run("{ __invented }").await;
         let Value::String(metrics) = send(&app, Method::GET, "/metrics", &[], "").await.body else { panic!("text") };
@@ -272,6 +347,14 @@ both_databases! {
         ] {
             assert!(metrics.contains(line), "{line}\n{metrics}");
         }
+    }
+
+    async fn a_token_that_cannot_be_looked_up_is_not_a_wrong_one(app: TestApp) {
+        let admin = app.admin().await;
+        app.database.execute("ALTER TABLE sessions RENAME TO elsewhere").await.unwrap();
+        let bearer = format!("Bearer {}", admin.access_token.unwrap());
+        let answer = send(&app, Method::GET, "/health/detailed", &[("authorization", &bearer)], "").await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     }
 
     async fn a_database_error_is_not_told_to_the_caller(app: TestApp) {
