@@ -88,6 +88,7 @@ pub async fn reset_password(cx: Cx<'_>, email: &Email, password: &SecretText) ->
     let hash = accepted_hash(cx, password, email).await?;
     let now = cx.services.clock.now();
     audited(cx, async |tx| {
+        // The user first, which locks the row: see `sessions::lock_with_user`.
         users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
         let ended = sessions::revoke_all(tx, user.id, now).await?;
         let entry = Entry::new(AuditAction::Update, ResourceType::User)
