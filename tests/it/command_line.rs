@@ -210,6 +210,21 @@ fn a_database_that_cannot_be_reached_is_named() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn why_postgres_lets_nobody_in_is_told() {
+    let place = Place::new(TestDatabase::postgres().await);
+    let url = &place.database.url;
+    for (url, said) in [
+        (url.replace("claviger@", "locked:wrong@"), "password authentication failed for user \"locked\""),
+        (url.replace("/test_", "/unknown_"), "does not exist"),
+        (format!("{url}?sslmode=require"), "TLS"),
+    ] {
+        let output = place.command(&["migrate", "up"]).env("DATABASE_URL", &url).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{url}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(said), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
 #[test]
 fn the_health_of_no_server_is_no_health() {
     let place = Place::new(TestDatabase::sqlite());
