@@ -15,6 +15,8 @@ use crate::model::{
     UserId, ViewAuditLogs,
 };
 
+/// The version of the canonical form: it stands in what is hashed, so that a later form can be told from this one.
+const FORM: i32 = 1;
 /// The hash before the first entry.
 const GENESIS: [u8; 32] = [0; 32];
 
@@ -80,11 +82,13 @@ pub struct AuditLog {
 }
 
 impl AuditLog {
-    /// SHA-256 over the hash before and the entry's canonical form: a JSON array of its fields in the order of the table,
-    /// times as microseconds since 1970, absent ones as null.
+    /// SHA-256 over the hash before and the entry's canonical form: a JSON array of the form's version, 1, and the entry's
+    /// fields in the order of the table, times as microseconds since 1970, absent ones as null. Before the first entry stand
+    /// 32 zero bytes.
     #[must_use]
-    pub fn hash_after(&self, previous: &[u8]) -> [u8; 32] {
+    pub fn hash_after(&self, previous: &[u8; 32]) -> [u8; 32] {
         let canonical = json!([
+            FORM,
             self.id.to_string(),
             self.organization_id.to_string(),
             self.sequence,
@@ -148,6 +152,7 @@ pub(super) async fn append(tx: &mut Tx, new: &NewAuditLog) -> Result<()> {
     let conn = tx.conn().await?;
     let head = audit_heads::table.find(new.organization_id).select((audit_heads::sequence, audit_heads::hash));
     let (sequence, previous): (i64, Vec<u8>) = first_locked!(conn, head)?;
+    let previous: [u8; 32] = previous.try_into().map_err(|_| not_a_hash())?;
     let mut entry = AuditLog {
         id: new.id,
         organization_id: new.organization_id,
@@ -176,6 +181,10 @@ pub(super) async fn append(tx: &mut Tx, new: &NewAuditLog) -> Result<()> {
             .await?;
     });
     Ok(())
+}
+
+fn not_a_hash() -> diesel::result::Error {
+    diesel::result::Error::DeserializationError("the end of the hash chain is not 32 bytes".into())
 }
 
 macro_rules! filtered {

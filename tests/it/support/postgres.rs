@@ -150,6 +150,18 @@ impl TestDatabase {
         rows.into_iter().map(|column| (column.name, column.nullable)).collect()
     }
 
+    /// The column `text` of what a query finds.
+    pub(crate) async fn texts(&self, sql: &str) -> Vec<String> {
+        if self.url.starts_with("postgres") {
+            let (client, connection) = tokio_postgres::connect(&self.url, tokio_postgres::NoTls).await.unwrap();
+            tokio::spawn(connection);
+            return client.query(sql, &[]).await.unwrap().iter().map(|row| row.get("text")).collect();
+        }
+        let mut connection = diesel::SqliteConnection::establish(self.url.trim_start_matches("sqlite://")).unwrap();
+        let rows: Vec<TextRow> = diesel::sql_query(sql).load(&mut connection).unwrap();
+        rows.into_iter().map(|row| row.text).collect()
+    }
+
     /// Runs a statement past the server, as somebody with access to the database would.
     pub(crate) async fn execute(&self, sql: &str) -> Result<(), String> {
         if self.url.starts_with("postgres") {
@@ -164,6 +176,12 @@ impl TestDatabase {
         connection.batch_execute("PRAGMA busy_timeout = 5000").unwrap();
         connection.batch_execute(sql).map_err(|error| error.to_string())
     }
+}
+
+#[derive(diesel::QueryableByName)]
+struct TextRow {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    text: String,
 }
 
 #[derive(diesel::QueryableByName)]
