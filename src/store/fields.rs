@@ -98,7 +98,8 @@ macro_rules! text_fields {
         {
             fn from_sql(value: DB::RawValue<'_>) -> deserialize::Result<Self> {
                 let text = String::from_sql(value)?;
-                text.parse().map_err(|error| format!("{text:?}: {error}").into())
+                // Without the text: it may be long, and it may be what its owner would not have in the log.
+                text.parse().map_err(|error| format!("the stored {}: {error}", stringify!($field)).into())
             }
         }
 

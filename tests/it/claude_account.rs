@@ -58,6 +58,22 @@ both_databases! {
         assert_eq!(admin.run("{ claudeAccounts { totalCount } }").await.data()["claudeAccounts"]["totalCount"], 0);
     }
 
+    async fn an_object_of_more_than_64_levels_is_refused(app: TestApp) {
+        let admin = app.admin().await;
+        let deep = |levels: usize| (1..levels).fold(json!({}), |inner, n| if n % 2 == 0 { json!([inner]) } else { json!({ "k": inner }) });
+        let inside = "mutation($key: String!, $v: JSON) {
+          createClaudeAccount(input: { apiKey: $key, accountName: \"A\", metadata: { inside: $v } }) { claudeAccount { metadata } } }";
+        create(&admin, json!({ "apiKey": "sk-ant-1", "accountName": "A", "metadata": { "k": deep(63) } })).await;
+        let made = admin.with(inside, json!({ "key": "sk-ant-2", "v": deep(63) })).await;
+        assert_eq!(made.data()["createClaudeAccount"]["claudeAccount"]["metadata"]["inside"], deep(63));
+        let input = json!({ "apiKey": "sk-ant-3", "accountName": "A", "metadata": { "k": deep(64) } });
+        assert_eq!(admin.with(CREATE, json!({ "input": input })).await.fields(), ["metadata"]);
+        assert_eq!(admin.with(inside, json!({ "key": "sk-ant-4", "v": deep(64) })).await.fields(), ["metadata"]);
+        let entries = admin.run("{ claudeAccounts { nodes { metadata } } auditLogs(filter: { action: [CREATE] }) { nodes { changes } } }").await;
+        assert_eq!(entries.data()["claudeAccounts"]["nodes"].as_array().unwrap().len(), 2);
+        assert_eq!(entries.data()["auditLogs"]["nodes"][0]["changes"]["metadata"]["to"]["inside"], deep(63));
+    }
+
     async fn an_object_of_more_than_64_kib_is_refused(app: TestApp) {
         let admin = app.admin().await;
         let fits = json!({ "k": "x".repeat(64 * 1024 - 8) });
