@@ -268,21 +268,24 @@ pub async fn reset_usage(cx: Cx<'_>, id: ClaudeAccountId) -> Result<ClaudeAccoun
     .await
 }
 
-/// Asks the upstream for its models with the account's key, and notes how that went as the account's health.
+/// Asks the upstream for its models with the account's key, and notes how that went as the account's health, unless the
+/// account has another key or another upstream by then.
 ///
 /// # Errors
 /// Without permission, or where there is no such account. What the upstream answers is no error.
 pub async fn test(cx: Cx<'_>, id: ClaudeAccountId) -> Result<(ClaudeAccount, Probe)> {
-    let account = find(cx, id).await?.ok_or_else(no_such_account)?;
-    let api_key = open_key(cx, &account)?;
-    let probe = cx.services.upstream.probe(account.base_url.as_deref(), &api_key).await;
+    let tested = find(cx, id).await?.ok_or_else(no_such_account)?;
+    let api_key = open_key(cx, &tested)?;
+    let probe = cx.services.upstream.probe(tested.base_url.as_deref(), &api_key).await;
     let permit = cx.actor.require::<ManageClaudeAccounts>()?;
     audited(cx, async |tx| {
         let before = accounts::lock(tx, &permit, id).await?.ok_or_else(no_such_account)?;
         let mut account = before.clone();
-        account.health_state = health_after(&probe);
-        account.health_until = None;
-        account.health_last_error = if probe.ok { None } else { probe.message.clone() };
+        if (before.api_key_version, &before.base_url) == (tested.api_key_version, &tested.base_url) {
+            account.health_state = health_after(&probe);
+            account.health_until = None;
+            account.health_last_error = if probe.ok { None } else { probe.message.clone() };
+        }
         if Changes::between(&before, &account).is_empty() && before.health_last_error == account.health_last_error {
             account = before.clone();
         } else {

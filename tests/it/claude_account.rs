@@ -69,7 +69,7 @@ both_databases! {
         let input = json!({ "apiKey": "sk-ant-3", "accountName": "A", "metadata": { "k": deep(64) } });
         assert_eq!(admin.with(CREATE, json!({ "input": input })).await.fields(), ["metadata"]);
         assert_eq!(admin.with(inside, json!({ "key": "sk-ant-4", "v": deep(64) })).await.fields(), ["metadata"]);
-        let entries = admin.run("{ claudeAccounts { nodes { metadata } } auditLogs(filter: { action: [CREATE] }) { nodes { changes } } }").await;
+        let entries = admin.run("{ claudeAccounts { nodes { metadata } } auditLogs(filter: { action: [CREATE], outcome: [SUCCESS] }) { nodes { changes } } }").await;
         assert_eq!(entries.data()["claudeAccounts"]["nodes"].as_array().unwrap().len(), 2);
         assert_eq!(entries.data()["auditLogs"]["nodes"][0]["changes"]["metadata"]["to"]["inside"], deep(63));
     }
@@ -259,6 +259,24 @@ both_databases! {
         let answer = admin.with(test, json!({ "id": one["id"] })).await;
         assert_eq!(answer.code(), "INTERNAL_SERVER_ERROR");
         assert!(!answer.body.to_string().contains("seal"), "the cause is the log's alone");
+    }
+
+    async fn a_test_of_a_key_that_was_replaced_meanwhile_says_nothing_of_the_new_one(app: TestApp) {
+        let (admin, upstream) = (app.admin().await, MockUpstream::start().await);
+        let input = json!({ "apiKey": GOOD_KEY, "accountName": "A", "baseUrl": upstream.base_url("held") });
+        let id = create(&admin, input).await["id"].clone();
+        let test = admin.with("mutation($id: ID!) { testClaudeAccount(input: { id: $id }) { ok } }", json!({ "id": id }));
+        let replace = async {
+            upstream.arrived().await;
+            let replace = "mutation($id: ID!) { replaceClaudeAccountKey(input: { id: $id, apiKey: \"sk-ant-2\" }) { claudeAccount { id } } }";
+            admin.with(replace, json!({ "id": id })).await.data();
+            upstream.release();
+        };
+        let (tested, ()) = tokio::join!(test, replace);
+        assert_eq!(tested.data()["testClaudeAccount"]["ok"], true);
+        let seen = admin.run("{ claudeAccounts { nodes { health { state } } } auditLogs(filter: { action: [TEST] }) { nodes { outcome changes } } }").await;
+        assert_eq!(seen.data()["claudeAccounts"]["nodes"], json!([{ "health": { "state": "UNKNOWN" } }]));
+        assert_eq!(seen.data()["auditLogs"]["nodes"], json!([{ "outcome": "SUCCESS", "changes": null }]));
     }
 
     async fn stopping_finishes_what_runs(app: TestApp) {
