@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::time::Instant;
 
+use super::error::{Error, Result};
 use crate::audit::Origin;
 use crate::crypto::{KeyRing, Random};
 use crate::identity::password::Hasher;
@@ -56,6 +57,19 @@ pub struct Cx<'a> {
     pub record: &'a Record,
     /// When it must be done; none for commands.
     pub deadline: Option<Instant>,
+}
+
+impl Cx<'_> {
+    /// Waits for `work` no longer than the deed may take.
+    ///
+    /// # Errors
+    /// [`Code::Timeout`](super::Code::Timeout).
+    pub(super) async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T> {
+        match self.deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline, work).await.map_err(|_| Error::timeout()),
+            None => Ok(work.await),
+        }
+    }
 }
 
 /// What the deeds of one request have left in the audit log, and what the one that runs now is about.

@@ -20,11 +20,7 @@ where
     W: AsyncFnOnce(&mut Tx) -> Result<(T, Entry)>,
 {
     let mut tx = Tx::new(cx.services.db.clone());
-    let done = match cx.deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline, work(&mut tx)).await,
-        None => Ok(work(&mut tx).await),
-    };
-    match done {
+    match cx.in_time(work(&mut tx)).await {
         Ok(Ok((value, entry))) => {
             commit(cx, tx, entry).await?;
             Ok(value)
@@ -39,7 +35,7 @@ where
             Err(error)
         }
         // The connection may be in the middle of a statement: dropping it is the only way to roll back.
-        Err(_) => Err(Error::timeout()),
+        Err(timeout) => Err(timeout),
     }
 }
 

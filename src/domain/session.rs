@@ -56,14 +56,14 @@ async fn try_sign_in(cx: Cx<'_>, email: &str, password: &SecretText) -> Result<O
         Err(_) => None,
     };
     let hash = known.as_ref().and_then(|(_, hash)| hash.clone()).map(PasswordHash::from);
-    let verdict = cx.services.passwords.verify(password, hash).await?;
+    let verdict = cx.in_time(cx.services.passwords.verify(password, hash)).await??;
     let Some((user, verified)) = known else { return Err(Error::refused(WRONG_SIGN_IN)) };
     cx.record.concerns(user.organization_id, &user.id);
     if verdict == Verdict::NoMatch || user.status != UserStatus::Active {
         return Err(Error::refused(WRONG_SIGN_IN));
     }
     let upgraded = match verdict {
-        Verdict::MatchNeedsUpgrade => Some(cx.services.passwords.hash(password).await?),
+        Verdict::MatchNeedsUpgrade => Some(cx.in_time(cx.services.passwords.hash(password)).await??),
         Verdict::Match | Verdict::NoMatch => None,
     };
 

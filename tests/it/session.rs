@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, PASSWORD, both_databases};
+use crate::support::{Answer, Client, PASSWORD, TestApp, TestDatabase, both_databases};
 
 const SIGN_IN: &str = "mutation($email: String!, $password: String!) {
   signIn(input: { email: $email, password: { plain: $password } }) { accessToken refreshToken viewer { user { email } } }
@@ -17,6 +17,29 @@ async fn refresh(client: &Client, token: &str) -> Answer {
 
 fn refreshed(answer: &Answer) -> String {
     answer.data()["refreshSession"]["refreshToken"].as_str().unwrap().to_owned()
+}
+
+/// A sign-in whose password takes longer to compare than a request may take.
+async fn sign_in_too_slowly(database: TestDatabase) {
+    let app = TestApp::start(database, [("REQUEST_TIMEOUT", "1".to_owned())]).await;
+    // Of cost 16, and of no password: what is compared with it takes seconds.
+    let slow = format!("$2b$16${}", ".".repeat(53));
+    app.database.execute(&format!("UPDATE users SET password_hash = '{slow}'")).await.unwrap();
+    let variables = json!({ "email": "admin@localhost", "password": PASSWORD });
+    let answer = app.anonymous().with(SIGN_IN, variables).await;
+    assert_eq!(answer.code(), "TIMEOUT");
+    let entries = app.database.texts("SELECT error_code AS text FROM audit_logs WHERE operation = 'signIn'").await;
+    assert_eq!(entries, ["TIMEOUT"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn comparing_a_password_has_the_requests_deadline_on_sqlite() {
+    sign_in_too_slowly(TestDatabase::sqlite()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn comparing_a_password_has_the_requests_deadline_on_postgres() {
+    sign_in_too_slowly(TestDatabase::postgres().await).await;
 }
 
 both_databases! {
