@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::context::Cx;
 use super::deed::audited;
-use super::error::{Error, Result};
+use super::error::{Error, FieldError, Result};
 use super::validation::{Checks, Patch};
 use crate::audit::{Changes, Entry, Field, Recorded};
 use crate::crypto::{Aad, Purpose, Sealed, SecretText};
@@ -18,6 +18,8 @@ use crate::upstream::Probe;
 
 const NAME_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
 const ORGANIZATION_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
+/// Longer than any name, email or organization that is looked for needs.
+const SEARCH_LENGTH: usize = 200;
 /// Longer than any key that an upstream issues.
 const KEY_LENGTH: usize = 500;
 const TAKEN: &str = "Another account of the organization has this API key.";
@@ -80,7 +82,7 @@ impl Recorded for ClaudeAccount {
 /// A page of the organization's accounts.
 ///
 /// # Errors
-/// Without permission, or with a cursor of another list.
+/// Without permission, with a cursor of another list, or with more text to search for than is taken.
 pub async fn page(
     cx: Cx<'_>,
     filter: &ClaudeAccountFilter,
@@ -88,6 +90,10 @@ pub async fn page(
     page: &Page,
 ) -> Result<PageSlice<ClaudeAccount>> {
     let permit = cx.actor.require()?;
+    if filter.search.as_ref().is_some_and(|text| text.chars().count() > SEARCH_LENGTH) {
+        let message = format!("must have at most {SEARCH_LENGTH} characters").into();
+        return Err(Error::bad_input(vec![FieldError { path: vec!["search"], message }]));
+    }
     Ok(accounts::page(&mut cx.services.db.read().await?, &permit, filter, order, page).await?)
 }
 

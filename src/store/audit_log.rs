@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::backend::{Conn, first_locked, on_conn};
 use super::error::Result;
+use super::fields::{askable, distinct};
 use super::page::keyset;
 use super::tables::{audit_heads, audit_logs};
 use super::tx::Tx;
@@ -196,16 +197,16 @@ macro_rules! filtered {
             query = query.filter(audit_logs::user_id.eq(user));
         }
         if let Some(resource) = &filter.resource_id {
-            query = query.filter(audit_logs::resource_id.eq(resource));
+            query = query.filter(audit_logs::resource_id.eq_any(askable(resource)));
         }
         if let Some(types) = &filter.resource_type {
-            query = query.filter(audit_logs::resource_type.eq_any(types));
+            query = query.filter(audit_logs::resource_type.eq_any(distinct(types)));
         }
         if let Some(actions) = &filter.action {
-            query = query.filter(audit_logs::action.eq_any(actions));
+            query = query.filter(audit_logs::action.eq_any(distinct(actions)));
         }
         if let Some(outcomes) = &filter.outcome {
-            query = query.filter(audit_logs::outcome.eq_any(outcomes));
+            query = query.filter(audit_logs::outcome.eq_any(distinct(outcomes)));
         }
         if let Some(from) = filter.from {
             query = query.filter(audit_logs::occurred_at.ge(from));
@@ -214,7 +215,7 @@ macro_rules! filtered {
             query = query.filter(audit_logs::occurred_at.lt(to));
         }
         if let Some(request) = &filter.request_id {
-            query = query.filter(audit_logs::request_id.eq(request));
+            query = query.filter(audit_logs::request_id.eq_any(askable(request)));
         }
         query
     }};
