@@ -56,7 +56,8 @@ async fn commit(cx: Cx<'_>, tx: Tx, entry: Entry) -> Result<()> {
 pub async fn record_failure(cx: Cx<'_>, action: AuditAction, resource_type: ResourceType, error: &Error) -> Result<()> {
     let outcome = if error.code().is_denial() { AuditOutcome::Denied } else { AuditOutcome::Failed };
     let subject = cx.record.subject().clone();
-    let mut entry = Entry::new(action, resource_type).ended(outcome, error.code().as_str());
+    let mut entry =
+        Entry::new(action, subject.resource_type.unwrap_or(resource_type)).ended(outcome, error.code().as_str());
     entry.resource_id = subject.resource_id;
     entry.organization = subject.organization;
     commit(cx, Tx::new(cx.services.db.clone()), entry).await

@@ -58,7 +58,7 @@ async fn try_sign_in(cx: Cx<'_>, email: &str, password: &SecretText) -> Result<O
     let hash = known.as_ref().and_then(|(_, hash)| hash.clone()).map(PasswordHash::from);
     let verdict = cx.in_time(cx.services.passwords.verify(password, hash)).await??;
     let Some((user, verified)) = known else { return Err(Error::refused(WRONG_SIGN_IN)) };
-    cx.record.concerns(user.organization_id, &user.id);
+    cx.record.concerns(user.organization_id, ResourceType::User, user.id);
     if verdict == Verdict::NoMatch || user.status != UserStatus::Active {
         return Err(Error::refused(WRONG_SIGN_IN));
     }
@@ -113,7 +113,7 @@ pub async fn refresh(cx: Cx<'_>, presented: &SecretText) -> Result<Tokens> {
         let now = cx.services.clock.now();
         let locked = sessions::lock_with_user(tx, token.session_id).await?;
         let (session, user) = locked.ok_or_else(|| Error::refused(WRONG_REFRESH_TOKEN))?;
-        cx.record.concerns(session.organization_id, &session.id);
+        cx.record.concerns(session.organization_id, ResourceType::Session, session.id);
         if user.status != UserStatus::Active || !session.is_alive(now) {
             return Err(Error::refused(WRONG_REFRESH_TOKEN));
         }

@@ -149,6 +149,15 @@ both_databases! {
         assert!(left.iter().all(|entry| entry["requestId"] == left[0]["requestId"]));
     }
 
+    async fn a_sign_in_that_failed_names_the_user_that_it_was_tried_for(app: TestApp) {
+        let admin = app.admin().await;
+        let sign_in = |email: &str| format!(r#"signIn(input: {{ email: "{email}", password: {{ plain: "wrong" }} }}) {{ accessToken }}"#);
+        let known = &entries_of(&admin, &app.anonymous(), &sign_in("admin@localhost")).await[0];
+        assert_eq!((&known["resourceType"], &known["resourceId"].as_str().unwrap()[..5]), (&json!("USER"), "user_"));
+        let unknown = &entries_of(&admin, &app.anonymous(), &sign_in("nobody@localhost")).await[0];
+        assert_eq!((&unknown["resourceType"], &unknown["resourceId"]), (&json!("SESSION"), &Value::Null));
+    }
+
     async fn a_look_at_an_account_is_recorded(app: TestApp) {
         let admin = app.admin().await;
         let account = create(&admin, json!({ "apiKey": "sk-ant-1", "accountName": "A" })).await;
