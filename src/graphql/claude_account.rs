@@ -419,7 +419,7 @@ impl ClaudeAccountQuery {
         #[graphql(desc = "How many rows from the end, 1 to 100.")] last: Option<i32>,
         #[graphql(desc = "End before this cursor.")] before: Option<String>,
         #[graphql(desc = "Skip so many rows.")] offset: Option<i32>,
-        #[graphql(desc = "Text to find.")] search: Option<String>,
+        #[graphql(desc = "Text to find, at most 200 characters.")] search: Option<String>,
         #[graphql(desc = "Which accounts.")] filter: Option<ClaudeAccountFilter>,
         #[graphql(desc = "What to sort by.")] order_by: Option<ClaudeAccountOrder>,
     ) -> Result<Option<Connection<ClaudeAccount>>> {

@@ -307,7 +307,8 @@ impl bb8::ErrorSink<PoolError> for ToLog {
 }
 
 async fn sqlite_pool(path: &Path, size: u32, mode: Mode) -> Result<Pool<SqliteConn>> {
-    let path = path.to_str().ok_or_else(|| Error::Unavailable(format!("{path:?} is not UTF-8").into()))?;
+    let path =
+        path.to_str().ok_or_else(|| Error::Unavailable(format!("the path {} is not UTF-8", path.display()).into()))?;
     let mut config = ManagerConfig::<SqliteConn>::default();
     config.recycling_method = RecyclingMethod::Fast;
     config.custom_setup = Box::new(move |path| open_sqlite(path.to_owned(), mode).boxed());
