@@ -4,7 +4,7 @@ use std::io::Read as _;
 
 use clap::{Args, Subcommand};
 
-use super::{Failure, as_operator};
+use super::{Failure, as_operator, print_first_admin};
 use crate::app::App;
 use crate::crypto::SecretText;
 use crate::domain::user;
@@ -43,6 +43,7 @@ pub(super) struct Who {
 /// Makes an administrator or resets a password.
 pub(super) async fn run(settings: &Settings, admin: Admin) -> Result<(), Failure> {
     let app = App::build(settings, Clock::system()).await?;
+    print_first_admin(&app);
     let services = &app.services;
     let (Admin::Create { who, .. } | Admin::ResetPassword { who }) = &admin;
     let password = if who.password_stdin { read_password()? } else { services.random.password() };

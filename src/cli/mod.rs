@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::app::StartError;
+use crate::app::{App, StartError};
 use crate::audit::Origin;
 use crate::domain::{self, Cx, Record, Services};
 use crate::identity::Actor;
@@ -118,6 +118,15 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Admin(admin) => admin::run(&settings, admin).await,
         Command::Healthcheck => healthcheck::run(&settings).await,
         Command::Schema => Ok(()),
+    }
+}
+
+/// Prints the first administrator's password, where this command has just generated it.
+fn print_first_admin(app: &App) {
+    if let Some(admin) = &app.first_admin
+        && let Some(password) = &admin.generated_password
+    {
+        println!("{:<10} {:<24} {}", "ADMIN", admin.email, password.expose());
     }
 }
 

@@ -18,7 +18,14 @@ pub(super) async fn run(settings: &Settings) -> Result<(), Failure> {
     let app = App::build(settings, Clock::system()).await?;
     let first_admin = app.first_admin.as_ref().map(welcome);
     let has_generated_secrets = app.has_generated_secrets;
-    let running = app.serve(settings).await?;
+    let running = match app.serve(settings).await {
+        Ok(running) => running,
+        Err(error) => {
+            // The first administrator is made by now: the password would never be shown again.
+            let _ = std::io::stdout().write_all(first_admin.unwrap_or_default().as_bytes());
+            return Err(error.into());
+        }
+    };
     let address = running.address;
     // On the standard output: the log goes to the standard error, and a password has no place there.
     let mut text = format!("Claviger listens on http://{address}\n");

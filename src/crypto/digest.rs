@@ -78,7 +78,7 @@ impl KeyRing {
     }
 
     /// The refresh token that follows `token`: the same each time, so that a retry gets what the first try got. A key that
-    /// is added in between changes it, and the retry is refused.
+    /// is added in between changes it, and the retry is answered with a token that does not exist: its holder signs in again.
     #[must_use]
     pub fn refresh_successor(&self, token: &SecretText) -> SecretText {
         let digest = self.digest(Purpose::RefreshSuccessor, token.expose().as_bytes());

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::context::Cx;
 use super::deed::audited;
-use super::error::{Error, Result};
+use super::error::{Error, FieldError, Result};
 use super::validation::{Checks, Patch};
 use crate::audit::{Changes, Entry, Field, Recorded};
 use crate::crypto::{Aad, Purpose, Sealed, SecretText};
@@ -18,6 +18,8 @@ use crate::upstream::Probe;
 
 const NAME_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
 const ORGANIZATION_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
+/// Longer than any name, email or organization that is looked for needs.
+const SEARCH_LENGTH: usize = 200;
 /// Longer than any key that an upstream issues.
 const KEY_LENGTH: usize = 500;
 const TAKEN: &str = "Another account of the organization has this API key.";
@@ -80,7 +82,7 @@ impl Recorded for ClaudeAccount {
 /// A page of the organization's accounts.
 ///
 /// # Errors
-/// Without permission, or with a cursor of another list.
+/// Without permission, with a cursor of another list, or with more text to search for than is taken.
 pub async fn page(
     cx: Cx<'_>,
     filter: &ClaudeAccountFilter,
@@ -88,6 +90,10 @@ pub async fn page(
     page: &Page,
 ) -> Result<PageSlice<ClaudeAccount>> {
     let permit = cx.actor.require()?;
+    if filter.search.as_ref().is_some_and(|text| text.chars().count() > SEARCH_LENGTH) {
+        let message = format!("must have at most {SEARCH_LENGTH} characters").into();
+        return Err(Error::bad_input(vec![FieldError { path: vec!["search"], message }]));
+    }
     Ok(accounts::page(&mut cx.services.db.read().await?, &permit, filter, order, page).await?)
 }
 
@@ -268,21 +274,24 @@ pub async fn reset_usage(cx: Cx<'_>, id: ClaudeAccountId) -> Result<ClaudeAccoun
     .await
 }
 
-/// Asks the upstream for its models with the account's key, and notes how that went as the account's health.
+/// Asks the upstream for its models with the account's key, and notes how that went as the account's health, unless the
+/// account has another key or another upstream by then.
 ///
 /// # Errors
 /// Without permission, or where there is no such account. What the upstream answers is no error.
 pub async fn test(cx: Cx<'_>, id: ClaudeAccountId) -> Result<(ClaudeAccount, Probe)> {
-    let account = find(cx, id).await?.ok_or_else(no_such_account)?;
-    let api_key = open_key(cx, &account)?;
-    let probe = cx.services.upstream.probe(account.base_url.as_deref(), &api_key).await;
+    let tested = find(cx, id).await?.ok_or_else(no_such_account)?;
+    let api_key = open_key(cx, &tested)?;
+    let probe = cx.services.upstream.probe(tested.base_url.as_deref(), &api_key).await;
     let permit = cx.actor.require::<ManageClaudeAccounts>()?;
     audited(cx, async |tx| {
         let before = accounts::lock(tx, &permit, id).await?.ok_or_else(no_such_account)?;
         let mut account = before.clone();
-        account.health_state = health_after(&probe);
-        account.health_until = None;
-        account.health_last_error = if probe.ok { None } else { probe.message.clone() };
+        if (before.api_key_version, &before.base_url) == (tested.api_key_version, &tested.base_url) {
+            account.health_state = health_after(&probe);
+            account.health_until = None;
+            account.health_last_error = if probe.ok { None } else { probe.message.clone() };
+        }
         if Changes::between(&before, &account).is_empty() && before.health_last_error == account.health_last_error {
             account = before.clone();
         } else {

@@ -5,11 +5,12 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::time::Instant;
 
+use super::error::{Error, Result};
 use crate::audit::Origin;
 use crate::crypto::{KeyRing, Random};
 use crate::identity::password::Hasher;
 use crate::identity::{Actor, Authenticator};
-use crate::model::{Clock, Id, Kind, OrganizationId};
+use crate::model::{Clock, Id, Kind, OrganizationId, ResourceType};
 use crate::store::Db;
 use crate::upstream::Upstream;
 
@@ -58,6 +59,19 @@ pub struct Cx<'a> {
     pub deadline: Option<Instant>,
 }
 
+impl Cx<'_> {
+    /// Waits for `work` no longer than the deed may take.
+    ///
+    /// # Errors
+    /// [`Code::Timeout`](super::Code::Timeout).
+    pub(super) async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T> {
+        match self.deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline, work).await.map_err(|_| Error::timeout()),
+            None => Ok(work.await),
+        }
+    }
+}
+
 /// What the deeds of one request have left in the audit log, and what the one that runs now is about.
 #[derive(Debug, Default)]
 pub struct Record {
@@ -70,6 +84,8 @@ pub struct Record {
 pub(super) struct Subject {
     /// In whose log the failure belongs, where that is not the actor's organization.
     pub organization: Option<OrganizationId>,
+    /// Of what kind that is which it was to be done to, where it is not what the deed declares.
+    pub resource_type: Option<ResourceType>,
     /// What it was to be done to.
     pub resource_id: Option<String>,
 }
@@ -87,12 +103,16 @@ impl Record {
 
     /// Says what the deed that begins now is to be done to.
     pub fn begin(&self, resource_id: Option<String>) {
-        *self.subject() = Subject { organization: None, resource_id };
+        *self.subject() = Subject { resource_id, ..Subject::default() };
     }
 
     /// Says whom a deed of nobody concerns: a sign-in with a known address belongs in that user's organization.
-    pub(super) fn concerns(&self, organization: OrganizationId, resource_id: &impl ToString) {
-        *self.subject() = Subject { organization: Some(organization), resource_id: Some(resource_id.to_string()) };
+    pub(super) fn concerns<K: Kind>(&self, organization: OrganizationId, resource_type: ResourceType, id: Id<K>) {
+        *self.subject() = Subject {
+            organization: Some(organization),
+            resource_type: Some(resource_type),
+            resource_id: Some(id.to_string()),
+        };
     }
 
     pub(super) fn subject(&self) -> std::sync::MutexGuard<'_, Subject> {

@@ -20,11 +20,7 @@ where
     W: AsyncFnOnce(&mut Tx) -> Result<(T, Entry)>,
 {
     let mut tx = Tx::new(cx.services.db.clone());
-    let done = match cx.deadline {
-        Some(deadline) => tokio::time::timeout_at(deadline, work(&mut tx)).await,
-        None => Ok(work(&mut tx).await),
-    };
-    match done {
+    match cx.in_time(work(&mut tx)).await {
         Ok(Ok((value, entry))) => {
             commit(cx, tx, entry).await?;
             Ok(value)
@@ -39,7 +35,7 @@ where
             Err(error)
         }
         // The connection may be in the middle of a statement: dropping it is the only way to roll back.
-        Err(_) => Err(Error::timeout()),
+        Err(timeout) => Err(timeout),
     }
 }
 
@@ -60,7 +56,8 @@ async fn commit(cx: Cx<'_>, tx: Tx, entry: Entry) -> Result<()> {
 pub async fn record_failure(cx: Cx<'_>, action: AuditAction, resource_type: ResourceType, error: &Error) -> Result<()> {
     let outcome = if error.code().is_denial() { AuditOutcome::Denied } else { AuditOutcome::Failed };
     let subject = cx.record.subject().clone();
-    let mut entry = Entry::new(action, resource_type).ended(outcome, error.code().as_str());
+    let mut entry =
+        Entry::new(action, subject.resource_type.unwrap_or(resource_type)).ended(outcome, error.code().as_str());
     entry.resource_id = subject.resource_id;
     entry.organization = subject.organization;
     commit(cx, Tx::new(cx.services.db.clone()), entry).await

@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use std::fmt;
 
 use crate::identity::NoPermit;
-use crate::identity::password::Unavailable;
+use crate::identity::password::NotHashed;
 use crate::store;
 
 /// The result of a deed.
@@ -185,8 +185,11 @@ impl From<store::Error> for Error {
     }
 }
 
-impl From<Unavailable> for Error {
-    fn from(error: Unavailable) -> Self {
-        Self::unavailable(error)
+impl From<NotHashed> for Error {
+    fn from(error: NotHashed) -> Self {
+        match error {
+            NotHashed::Busy => Self::unavailable(error),
+            NotHashed::Panicked => Self::internal(error),
+        }
     }
 }

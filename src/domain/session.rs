@@ -42,19 +42,28 @@ pub struct Tokens {
 /// # Errors
 /// `UNAUTHENTICATED`, with one text and after the same work, for every reason that lies in the input.
 pub async fn sign_in(cx: Cx<'_>, email: &str, password: &SecretText) -> Result<Tokens> {
+    if let Some(tokens) = try_sign_in(cx, email, password).await? {
+        return Ok(tokens);
+    }
+    // Of two sign-ins at once that replace a hash of an older kind, the second finds the new hash the second time.
+    try_sign_in(cx, email, password).await?.ok_or_else(|| Error::refused(WRONG_SIGN_IN))
+}
+
+/// `None` where the password's hash was replaced while the password was compared with it.
+async fn try_sign_in(cx: Cx<'_>, email: &str, password: &SecretText) -> Result<Option<Tokens>> {
     let known = match email.parse::<Email>() {
         Ok(email) => users::find_by_email(&mut cx.services.db.read().await?, &email).await?,
         Err(_) => None,
     };
     let hash = known.as_ref().and_then(|(_, hash)| hash.clone()).map(PasswordHash::from);
-    let verdict = cx.services.passwords.verify(password, hash).await?;
-    let Some((user, _)) = known else { return Err(Error::refused(WRONG_SIGN_IN)) };
-    cx.record.concerns(user.organization_id, &user.id);
+    let verdict = cx.in_time(cx.services.passwords.verify(password, hash)).await??;
+    let Some((user, verified)) = known else { return Err(Error::refused(WRONG_SIGN_IN)) };
+    cx.record.concerns(user.organization_id, ResourceType::User, user.id);
     if verdict == Verdict::NoMatch || user.status != UserStatus::Active {
         return Err(Error::refused(WRONG_SIGN_IN));
     }
     let upgraded = match verdict {
-        Verdict::MatchNeedsUpgrade => Some(cx.services.passwords.hash(password).await?),
+        Verdict::MatchNeedsUpgrade => Some(cx.in_time(cx.services.passwords.hash(password)).await??),
         Verdict::Match | Verdict::NoMatch => None,
     };
 
@@ -72,10 +81,15 @@ pub async fn sign_in(cx: Cx<'_>, email: &str, password: &SecretText) -> Result<T
         expires_at: now + SESSION_LIFETIME,
         revoked_at: None,
     };
-    audited(cx, async |tx| {
-        // Again, under lock: whoever suspended the user meanwhile has ended all sessions but this one.
-        let user = users::lock(tx, user.id).await?.filter(|user| user.status == UserStatus::Active);
-        let user = user.ok_or_else(|| Error::refused(WRONG_SIGN_IN))?;
+    let mut is_replaced = false;
+    let done = audited(cx, async |tx| {
+        // Again, under lock: whoever suspended the user or reset the password meanwhile has ended all sessions but this one.
+        let locked = users::lock_with_hash(tx, user.id).await?.filter(|(user, _)| user.status == UserStatus::Active);
+        let (user, current) = locked.ok_or_else(|| Error::refused(WRONG_SIGN_IN))?;
+        is_replaced = current != verified;
+        if is_replaced {
+            return Err(Error::refused(WRONG_SIGN_IN));
+        }
         if let Some(hash) = upgraded {
             users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
         }
@@ -84,7 +98,8 @@ pub async fn sign_in(cx: Cx<'_>, email: &str, password: &SecretText) -> Result<T
         let entry = Entry::new(AuditAction::SignIn, ResourceType::Session).on(&session.id);
         Ok((tokens(cx, &session, &user, refresh), entry.by(user.organization_id, user.id)))
     })
-    .await
+    .await;
+    if is_replaced { Ok(None) } else { done.map(Some) }
 }
 
 /// Rotates a refresh token. A token that was used before ends its session, unless it is the one before the current one and
@@ -96,12 +111,10 @@ pub async fn refresh(cx: Cx<'_>, presented: &SecretText) -> Result<Tokens> {
     let token = find_token(cx, presented).await?.ok_or_else(|| Error::refused(WRONG_REFRESH_TOKEN))?;
     let refreshed = audited(cx, async |tx| {
         let now = cx.services.clock.now();
-        let session = sessions::lock(tx, token.session_id).await?;
-        let session = session.ok_or_else(|| Error::refused(WRONG_REFRESH_TOKEN))?;
-        cx.record.concerns(session.organization_id, &session.id);
-        let user = users::lock(tx, session.user_id).await?.filter(|user| user.status == UserStatus::Active);
-        let user = user.ok_or_else(|| Error::refused(WRONG_REFRESH_TOKEN))?;
-        if session.revoked_at.is_some() || session.expires_at <= now {
+        let locked = sessions::lock_with_user(tx, token.session_id).await?;
+        let (session, user) = locked.ok_or_else(|| Error::refused(WRONG_REFRESH_TOKEN))?;
+        cx.record.concerns(session.organization_id, ResourceType::Session, session.id);
+        if user.status != UserStatus::Active || !session.is_alive(now) {
             return Err(Error::refused(WRONG_REFRESH_TOKEN));
         }
         let entry = Entry::new(AuditAction::Refresh, ResourceType::Session)
@@ -139,21 +152,24 @@ pub async fn refresh(cx: Cx<'_>, presented: &SecretText) -> Result<Tokens> {
     refreshed
 }
 
-/// Signs out: the session of the refresh token where one is given, else the caller's; with `everywhere` all of that user's.
+/// Signs out: the session of the refresh token where one is given, else the caller's; with `everywhere` all of that user's,
+/// where the token still serves. One that does not may have been found by anybody, and ends its own session at most.
 /// Returns whether a session was ended.
 ///
 /// # Errors
 /// Where there is neither a token nor a signed-in caller.
 pub async fn sign_out(cx: Cx<'_>, presented: Option<&SecretText>, everywhere: bool) -> Result<bool> {
-    let session = match presented {
-        Some(presented) => find_token(cx, presented).await?.map(|token| token.session_id),
-        None => Some(cx.actor.signed_in().ok_or_else(Error::unauthenticated)?.session),
+    let (id, generation) = match presented {
+        Some(presented) => find_token(cx, presented).await?.map(|token| (token.session_id, token.generation)).unzip(),
+        None => (Some(cx.actor.signed_in().ok_or_else(Error::unauthenticated)?.session), None),
     };
     let ended = audited(cx, async |tx| {
         let entry = Entry::new(AuditAction::SignOut, ResourceType::Session);
-        let Some(session) = session else { return Ok((0, entry)) };
-        let Some(session) = sessions::lock(tx, session).await? else { return Ok((0, entry)) };
+        let Some(id) = id else { return Ok((0, entry)) };
+        let Some((session, _)) = sessions::lock_with_user(tx, id).await? else { return Ok((0, entry)) };
         let now = cx.services.clock.now();
+        let is_current = generation.is_none_or(|generation| generation == session.generation);
+        let everywhere = everywhere && is_current && session.is_alive(now);
         let ended = if everywhere {
             sessions::revoke_all(tx, session.user_id, now).await?
         } else {
@@ -163,7 +179,10 @@ pub async fn sign_out(cx: Cx<'_>, presented: Option<&SecretText>, everywhere: bo
         Ok((ended, entry.noting(json!({ "everywhere": everywhere, "sessionsEnded": ended }))))
     })
     .await?;
-    cx.services.authenticator.forget();
+    // Only then: anybody may call this, and forgetting costs every signed-in caller a look into the database.
+    if ended > 0 {
+        cx.services.authenticator.forget();
+    }
     Ok(ended > 0)
 }
 

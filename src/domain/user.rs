@@ -5,6 +5,7 @@ use serde_json::json;
 use super::context::Cx;
 use super::deed::audited;
 use super::error::{Error, FieldError, Result};
+use super::validation::Checks;
 use crate::audit::{Changes, Entry, Field, Recorded};
 use crate::crypto::SecretText;
 use crate::identity::password;
@@ -12,6 +13,8 @@ use crate::model::{AuditAction, Email, OrganizationId, Read, ResourceType, Role,
 use crate::store;
 use crate::store::session as sessions;
 use crate::store::user::{self as users, User};
+
+const NAME_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
 
 impl Recorded for User {
     fn fields(&self) -> Vec<(&'static str, Field)> {
@@ -45,16 +48,19 @@ pub async fn find_many(cx: Cx<'_>, ids: &[UserId]) -> Result<Vec<User>> {
 /// Makes an active user with a password in the operator's organization: from the command line.
 ///
 /// # Errors
-/// Where the password is not accepted or the address is taken.
+/// Where the name or the password is not accepted, or the address is taken.
 pub async fn create(cx: Cx<'_>, email: &Email, full_name: &str, role: Role, password: &SecretText) -> Result<User> {
     let organization_id = system_organization(cx)?;
+    let mut checks = Checks::new();
+    let full_name = checks.line("fullName", full_name, NAME_LENGTH).unwrap_or_default();
+    checks.finish()?;
     let hash = accepted_hash(cx, password, email).await?;
     let now = cx.services.clock.now();
     let user = User {
         id: cx.services.new_id(),
         organization_id,
         email: email.clone(),
-        full_name: full_name.to_owned(),
+        full_name,
         role,
         status: UserStatus::Active,
         email_verified_at: None,
@@ -88,6 +94,7 @@ pub async fn reset_password(cx: Cx<'_>, email: &Email, password: &SecretText) ->
     let hash = accepted_hash(cx, password, email).await?;
     let now = cx.services.clock.now();
     audited(cx, async |tx| {
+        // The user first, which locks the row: see `sessions::lock_with_user`.
         users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
         let ended = sessions::revoke_all(tx, user.id, now).await?;
         let entry = Entry::new(AuditAction::Update, ResourceType::User)
@@ -106,5 +113,5 @@ async fn accepted_hash(cx: Cx<'_>, password: &SecretText, email: &Email) -> Resu
     if let Some(objection) = password::objection(password, email) {
         return Err(Error::bad_input(vec![FieldError { path: vec!["password"], message: objection.into() }]));
     }
-    Ok(cx.services.passwords.hash(password).await?)
+    Ok(cx.in_time(cx.services.passwords.hash(password)).await??)
 }

@@ -260,9 +260,9 @@ pub(super) struct CreateClaudeAccountInput {
     base_url: Option<String>,
     /// Lower is preferred; 0 where left out.
     priority: Option<i32>,
-    /// Notes on what it can do, an object of at most 64 KiB.
+    /// Notes on what it can do, an object of at most 64 KiB and 64 levels.
     features: Option<Json>,
-    /// Anything else, an object of at most 64 KiB.
+    /// Anything else, an object of at most 64 KiB and 64 levels.
     metadata: Option<Json>,
 }
 
@@ -287,9 +287,9 @@ pub(super) struct UpdateClaudeAccountInput {
     base_url: MaybeUndefined<String>,
     /// Lower is preferred.
     priority: MaybeUndefined<i32>,
-    /// Notes on what it can do, an object of at most 64 KiB.
+    /// Notes on what it can do, an object of at most 64 KiB and 64 levels.
     features: MaybeUndefined<Json>,
-    /// Anything else, an object of at most 64 KiB.
+    /// Anything else, an object of at most 64 KiB and 64 levels.
     metadata: MaybeUndefined<Json>,
     /// Refuse with CONFLICT unless the account is at this version.
     expected_version: Option<i32>,
@@ -419,7 +419,7 @@ impl ClaudeAccountQuery {
         #[graphql(desc = "How many rows from the end, 1 to 100.")] last: Option<i32>,
         #[graphql(desc = "End before this cursor.")] before: Option<String>,
         #[graphql(desc = "Skip so many rows.")] offset: Option<i32>,
-        #[graphql(desc = "Text to find.")] search: Option<String>,
+        #[graphql(desc = "Text to find, at most 200 characters.")] search: Option<String>,
         #[graphql(desc = "Which accounts.")] filter: Option<ClaudeAccountFilter>,
         #[graphql(desc = "What to sort by.")] order_by: Option<ClaudeAccountOrder>,
     ) -> Result<Option<Connection<ClaudeAccount>>> {

@@ -23,7 +23,7 @@ pub struct Authenticator {
     clock: Clock,
     tokens: AccessTokens,
     states: Cache<SessionId, State>,
-    /// Counts the changes: a state that was read before a change is not kept after it.
+    /// Counts the changes: a state that was read before a change is not believed after it.
     epoch: AtomicU64,
 }
 
@@ -36,6 +36,8 @@ struct State {
     is_active: bool,
     expires_at: Timestamp,
     read_at: Timestamp,
+    /// The authenticator's epoch when it was read.
+    epoch: u64,
 }
 
 /// Why a token opens nothing.
@@ -77,12 +79,15 @@ impl Authenticator {
     }
 
     async fn state(&self, session: SessionId, now: Timestamp) -> Result<Option<State>, store::Error> {
+        let epoch = self.epoch.load(Ordering::Acquire);
         if let Some(state) = self.states.get(&session)
+            && state.epoch == epoch
+            // A clock that was set back must not make it live longer.
+            && now >= state.read_at
             && now - state.read_at < LIFETIME
         {
             return Ok(Some(state));
         }
-        let epoch = self.epoch.load(Ordering::Acquire);
         let found = store::session::find_with_user(&mut self.db.read().await?, session).await?;
         let state = found.map(|(session, user)| State {
             user: user.id,
@@ -91,12 +96,10 @@ impl Authenticator {
             is_active: user.status == UserStatus::Active && session.revoked_at.is_none(),
             expires_at: session.expires_at,
             read_at: now,
+            epoch,
         });
         if let Some(state) = state {
             self.states.insert(session, state);
-            if self.epoch.load(Ordering::Acquire) != epoch {
-                self.states.remove(&session);
-            }
         }
         Ok(state)
     }

@@ -17,6 +17,8 @@ use crate::model::Email;
 const MEMORY_KIB: u32 = 19 * 1024;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
+/// How many may wait for each core: a few seconds' work, after which a caller had better come again later.
+const WAITING: usize = 16;
 /// A refused password need not be common to be guessed first: 8 characters at least, by NIST SP 800-63B.
 const LENGTH: std::ops::RangeInclusive<usize> = 8..=256;
 
@@ -59,10 +61,16 @@ pub enum Verdict {
     NoMatch,
 }
 
-/// Hashing was given up because the server stops.
+/// Why a password was not hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("passwords cannot be hashed at the moment")]
-pub struct Unavailable;
+pub enum NotHashed {
+    /// Too many wait already, or the server stops.
+    #[error("passwords cannot be hashed at the moment")]
+    Busy,
+    /// A fault of the program.
+    #[error("hashing a password panicked")]
+    Panicked,
+}
 
 /// What is wrong with a new password, if anything; the message follows "the password" in a sentence.
 #[must_use]
@@ -83,7 +91,10 @@ pub fn objection(password: &SecretText, email: &Email) -> Option<&'static str> {
 #[derive(Clone)]
 pub struct Hasher {
     random: Random,
+    /// Those that are hashed.
     places: Arc<Semaphore>,
+    /// Those that are hashed or wait for it.
+    queue: Arc<Semaphore>,
     /// What a password is compared with where there is none to compare it with.
     dummy: Arc<phc::PasswordHash>,
 }
@@ -99,17 +110,18 @@ impl Hasher {
         // Never equal to a hash: it has the parameters of one, and a digest that nobody computed.
         let dummy = format!("{}{}${}", current(), "A".repeat(22), "A".repeat(43));
         let dummy = phc::PasswordHash::new(&dummy).expect("parameters, 16 bytes of salt and 32 of digest are a hash");
-        Self { random, places: Arc::new(Semaphore::new(cores)), dummy: Arc::new(dummy) }
+        let queue = Arc::new(Semaphore::new(cores * (1 + WAITING)));
+        Self { random, places: Arc::new(Semaphore::new(cores)), queue, dummy: Arc::new(dummy) }
     }
 
     /// The hash of a new password.
     ///
     /// # Errors
-    /// Where the server stops.
+    /// Where too many wait already, or the server stops.
     ///
     /// # Panics
     /// Never: the salt and the parameters are within Argon2's limits.
-    pub async fn hash(&self, password: &SecretText) -> Result<PasswordHash, Unavailable> {
+    pub async fn hash(&self, password: &SecretText) -> Result<PasswordHash, NotHashed> {
         let password = normalized(password);
         let salt = self.random.bytes::<16>();
         self.run(move || {
@@ -124,8 +136,8 @@ impl Hasher {
     /// Compares a password with the stored hash. Without one it does the same work for nothing.
     ///
     /// # Errors
-    /// Where the server stops.
-    pub async fn verify(&self, password: &SecretText, hash: Option<PasswordHash>) -> Result<Verdict, Unavailable> {
+    /// Where too many wait already, or the server stops.
+    pub async fn verify(&self, password: &SecretText, hash: Option<PasswordHash>) -> Result<Verdict, NotHashed> {
         let password = normalized(password);
         // A longer one was never accepted; hashing it would cost what the caller likes.
         let is_possible = password.expose().chars().count() <= *LENGTH.end();
@@ -141,14 +153,15 @@ impl Hasher {
         .await
     }
 
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Unavailable> {
-        let place = self.places.clone().acquire_owned().await.map_err(|_| Unavailable)?;
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, NotHashed> {
+        let _turn = self.queue.try_acquire().map_err(|_| NotHashed::Busy)?;
+        let place = self.places.clone().acquire_owned().await.map_err(|_| NotHashed::Busy)?;
         tokio::task::spawn_blocking(move || {
             let _place = place;
             work()
         })
         .await
-        .map_err(|_| Unavailable)
+        .map_err(|error| if error.is_panic() { NotHashed::Panicked } else { NotHashed::Busy })
     }
 }
 

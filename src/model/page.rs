@@ -58,8 +58,10 @@ impl Cursor {
     /// Reads a cursor; `None` where the text is none.
     #[must_use]
     pub fn decode(text: &str) -> Option<Self> {
-        let (order, key, id) = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
-        Some(Self { order, position: Position { key, id } })
+        let (order, key, id): (_, _, String) = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
+        // No row has a NUL in it, and PostgreSQL cannot be asked for one.
+        let has_nul = id.contains('\0') || matches!(&key, SortKey::Text(text) if text.contains('\0'));
+        (!has_nul).then_some(Self { order, position: Position { key, id } })
     }
 }
 

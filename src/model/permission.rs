@@ -105,7 +105,8 @@ pub struct Access {
 }
 
 impl Access {
-    /// Whoever makes this says who is asking: only `identity`, from a checked session, and the command line, as the system.
+    /// Whoever makes this says who is asking: `identity`, from a checked session or as the system, and a sign-in or a refresh,
+    /// for whom it has just let in.
     #[must_use]
     pub fn new(organization: OrganizationId, role: Role) -> Self {
         Self { organization, role }

@@ -2,7 +2,7 @@
 
 use std::ops::{Add, Sub};
 
-use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, SubsecRound, TimeDelta, Utc};
 
 /// An instant, UTC, cut to the microsecond, so that what was written compares equal to what is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -15,10 +15,10 @@ impl Timestamp {
         self.0.timestamp_micros()
     }
 
-    /// The instant so many microseconds after 1970; `None` outside of what a calendar holds.
+    /// The instant so many microseconds after 1970; `None` outside of the years 0 to 9999, which every database holds.
     #[must_use]
     pub fn from_micros(micros: i64) -> Option<Self> {
-        DateTime::from_timestamp_micros(micros).map(Self)
+        DateTime::from_timestamp_micros(micros).filter(|time| (0..=9999).contains(&time.year())).map(Self)
     }
 
     /// As chrono's type.

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::backend::{Conn, first_locked, on_conn};
 use super::error::Result;
+use super::fields::{askable, distinct};
 use super::page::keyset;
 use super::tables::{audit_heads, audit_logs};
 use super::tx::Tx;
@@ -15,6 +16,8 @@ use crate::model::{
     UserId, ViewAuditLogs,
 };
 
+/// The version of the canonical form: it stands in what is hashed, so that a later form can be told from this one.
+const FORM: i32 = 1;
 /// The hash before the first entry.
 const GENESIS: [u8; 32] = [0; 32];
 
@@ -80,11 +83,13 @@ pub struct AuditLog {
 }
 
 impl AuditLog {
-    /// SHA-256 over the hash before and the entry's canonical form: a JSON array of its fields in the order of the table,
-    /// times as microseconds since 1970, absent ones as null.
+    /// SHA-256 over the hash before and the entry's canonical form: a JSON array of the form's version, 1, and the entry's
+    /// fields in the order of the table, times as microseconds since 1970, absent ones as null. Before the first entry stand
+    /// 32 zero bytes.
     #[must_use]
-    pub fn hash_after(&self, previous: &[u8]) -> [u8; 32] {
+    pub fn hash_after(&self, previous: &[u8; 32]) -> [u8; 32] {
         let canonical = json!([
+            FORM,
             self.id.to_string(),
             self.organization_id.to_string(),
             self.sequence,
@@ -148,6 +153,7 @@ pub(super) async fn append(tx: &mut Tx, new: &NewAuditLog) -> Result<()> {
     let conn = tx.conn().await?;
     let head = audit_heads::table.find(new.organization_id).select((audit_heads::sequence, audit_heads::hash));
     let (sequence, previous): (i64, Vec<u8>) = first_locked!(conn, head)?;
+    let previous: [u8; 32] = previous.try_into().map_err(|_| not_a_hash())?;
     let mut entry = AuditLog {
         id: new.id,
         organization_id: new.organization_id,
@@ -178,6 +184,10 @@ pub(super) async fn append(tx: &mut Tx, new: &NewAuditLog) -> Result<()> {
     Ok(())
 }
 
+fn not_a_hash() -> diesel::result::Error {
+    diesel::result::Error::DeserializationError("the end of the hash chain is not 32 bytes".into())
+}
+
 macro_rules! filtered {
     ($backend:ident, $permit:expr, $filter:expr) => {{
         let filter: &AuditLogFilter = $filter;
@@ -187,16 +197,16 @@ macro_rules! filtered {
             query = query.filter(audit_logs::user_id.eq(user));
         }
         if let Some(resource) = &filter.resource_id {
-            query = query.filter(audit_logs::resource_id.eq(resource));
+            query = query.filter(audit_logs::resource_id.eq_any(askable(resource)));
         }
         if let Some(types) = &filter.resource_type {
-            query = query.filter(audit_logs::resource_type.eq_any(types));
+            query = query.filter(audit_logs::resource_type.eq_any(distinct(types)));
         }
         if let Some(actions) = &filter.action {
-            query = query.filter(audit_logs::action.eq_any(actions));
+            query = query.filter(audit_logs::action.eq_any(distinct(actions)));
         }
         if let Some(outcomes) = &filter.outcome {
-            query = query.filter(audit_logs::outcome.eq_any(outcomes));
+            query = query.filter(audit_logs::outcome.eq_any(distinct(outcomes)));
         }
         if let Some(from) = filter.from {
             query = query.filter(audit_logs::occurred_at.ge(from));
@@ -205,7 +215,7 @@ macro_rules! filtered {
             query = query.filter(audit_logs::occurred_at.lt(to));
         }
         if let Some(request) = &filter.request_id {
-            query = query.filter(audit_logs::request_id.eq(request));
+            query = query.filter(audit_logs::request_id.eq_any(askable(request)));
         }
         query
     }};

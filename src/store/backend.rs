@@ -1,15 +1,18 @@
 //! The only file that names SQLite and PostgreSQL: the pools, the connections, and the macros that expand one query body
 //! for each of them.
 
-use std::borrow::Cow;
 use std::error::Error as StdError;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel::sql_types::{BigInt, Text};
 use diesel::{Connection as _, ConnectionError, ConnectionResult, SqliteConnection};
-use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, PoolError, RecyclingMethod};
+use diesel_async::pooled_connection::{
+    AsyncDieselConnectionManager, ManagerConfig, PoolError, PoolableConnection as _, RecyclingMethod,
+};
 use diesel_async::sync_connection_wrapper::{SpawnBlocking, SyncConnectionWrapper};
 use diesel_async::{
     AnsiTransactionManager, AsyncConnection, AsyncPgConnection, SimpleAsyncConnection, TransactionManager,
@@ -41,6 +44,7 @@ enum Kind {
         writer: Pool<SqliteConn>,
         readers: Pool<SqliteConn>,
         scanners: Pool<SqliteConn>,
+        path: PathBuf,
     },
     Postgres(Pool<PgConn>),
 }
@@ -117,19 +121,20 @@ macro_rules! first_locked {
 pub(super) use first_locked;
 
 impl Db {
-    /// Opens the database. PostgreSQL is first connected to when a connection is needed.
+    /// Opens the database, and makes a connection: what is wrong with its URL is told at once.
     ///
     /// # Errors
-    /// Where an SQLite file cannot be opened, or a PostgreSQL URL cannot be understood.
+    /// Where an SQLite file cannot be opened or PostgreSQL cannot be reached.
     pub async fn open(url: &DatabaseUrl, pool_size: u32, statement_timeout: Duration) -> Result<Self> {
         Ok(Self(match url {
             DatabaseUrl::Sqlite(path) => {
                 // The writer comes first: it makes the file and turns on the write-ahead log.
                 let writer = sqlite_pool(path, 1, Mode::Write).await?;
                 let readers = sqlite_pool(path, pool_size, Mode::Read).await?;
-                Kind::Sqlite { writer, readers, scanners: sqlite_pool(path, pool_size, Mode::Scan).await? }
+                let scanners = sqlite_pool(path, pool_size, Mode::Scan).await?;
+                Kind::Sqlite { writer, readers, scanners, path: path.clone() }
             }
-            DatabaseUrl::Postgres(url) => Kind::Postgres(postgres_pool(url, pool_size, statement_timeout)?),
+            DatabaseUrl::Postgres(url) => Kind::Postgres(postgres_pool(url, pool_size, statement_timeout).await?),
         }))
     }
 
@@ -161,29 +166,23 @@ impl Db {
             Kind::Sqlite { writer, .. } => Conn::Sqlite(writer.get_owned().await?),
             Kind::Postgres(pool) => Conn::Postgres(pool.get_owned().await?),
         };
-        match &mut conn {
-            // IMMEDIATE takes the write lock at once: a read that is upgraded later fails instead of waiting.
-            Conn::Sqlite(conn) => {
-                conn.spawn_blocking(|conn| {
-                    diesel::connection::AnsiTransactionManager::begin_transaction_sql(conn, "BEGIN IMMEDIATE")
-                })
-                .await?;
-            }
-            Conn::Postgres(conn) => {
-                AnsiTransactionManager::begin_transaction_sql(&mut **conn, "BEGIN READ WRITE").await?;
-            }
-        }
+        conn.begin().await?;
         Ok(conn)
     }
 
-    /// Lets one server at a time pass until the transaction on `conn` ends. SQLite's write lock is that already.
-    pub(super) async fn lock_alone(conn: &mut Conn) -> Result<()> {
-        /// Any number that no other program that shares the database uses: "claviger" in hexadecimal.
-        const LOCK: i64 = 0x636c_6176_6967_6572;
-        if let Conn::Postgres(conn) = conn {
-            conn.batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})")).await?;
+    /// A connection on which a transaction for migrating has begun: alone, and however long it takes.
+    pub(super) async fn begin_migrating(&self) -> Result<Conn> {
+        let mut conn = match &self.0 {
+            // One of its own: it goes with the setting that only migrations may have.
+            Kind::Sqlite { path, .. } => Conn::Sqlite(sqlite_pool(path, 1, Mode::Migrate).await?.get_owned().await?),
+            Kind::Postgres(pool) => Conn::Postgres(pool.get_owned().await?),
+        };
+        conn.begin().await?;
+        if let Conn::Postgres(conn) = &mut conn {
+            conn.batch_execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0").await?;
         }
-        Ok(())
+        conn.lock_alone().await?;
+        Ok(conn)
     }
 
     /// Asks the database for an answer.
@@ -200,7 +199,7 @@ impl Db {
     #[must_use]
     pub fn pool_state(&self) -> PoolState {
         let states = match &self.0 {
-            Kind::Sqlite { writer, readers, scanners } => vec![writer.state(), readers.state(), scanners.state()],
+            Kind::Sqlite { writer, readers, scanners, .. } => vec![writer.state(), readers.state(), scanners.state()],
             Kind::Postgres(pool) => vec![pool.state()],
         };
         PoolState {
@@ -220,6 +219,45 @@ impl Db {
 }
 
 impl Conn {
+    async fn begin(&mut self) -> Result<()> {
+        match self {
+            // IMMEDIATE takes the write lock at once: a read that is upgraded later fails instead of waiting.
+            Self::Sqlite(conn) => {
+                conn.spawn_blocking(|conn| {
+                    diesel::connection::AnsiTransactionManager::begin_transaction_sql(conn, "BEGIN IMMEDIATE")
+                })
+                .await?;
+            }
+            // The isolation is named: a server may have a stricter default, under which waiting for a lock ends in an error.
+            Self::Postgres(conn) => {
+                let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
+                AnsiTransactionManager::begin_transaction_sql(&mut **conn, begin).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets one server at a time pass until the transaction ends. SQLite's write lock is that already.
+    pub(super) async fn lock_alone(&mut self) -> Result<()> {
+        /// Any number that no other program that shares the database uses: "claviger" in hexadecimal.
+        const LOCK: i64 = 0x636c_6176_6967_6572;
+        if let Self::Postgres(conn) = self {
+            conn.batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})")).await?;
+        }
+        Ok(())
+    }
+
+    /// How many rows refer to one that is not there. PostgreSQL lets none come to be; SQLite does while it migrates.
+    pub(super) async fn broken_references(&mut self) -> Result<i64> {
+        Ok(match self {
+            Self::Sqlite(conn) => {
+                let count = diesel::dsl::sql::<BigInt>("(SELECT count(*) FROM pragma_foreign_key_check)");
+                diesel_async::RunQueryDsl::get_result(diesel::select(count), &mut **conn).await?
+            }
+            Self::Postgres(_) => 0,
+        })
+    }
+
     pub(super) async fn commit(&mut self) -> Result<()> {
         match self {
             Self::Sqlite(conn) => {
@@ -279,19 +317,37 @@ enum Mode {
     Read,
     Scan,
     Write,
+    Migrate,
+}
+
+/// Tells the log why a connection was not made or was given up: who waits for one learns only that it took too long.
+#[derive(Debug, Clone, Copy)]
+struct ToLog;
+
+impl bb8::ErrorSink<PoolError> for ToLog {
+    fn sink(&self, error: PoolError) {
+        tracing::warn!(error = &error as &dyn StdError, "a connection to the database was not made, or broke");
+    }
+
+    fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<PoolError>> {
+        Box::new(*self)
+    }
 }
 
 async fn sqlite_pool(path: &Path, size: u32, mode: Mode) -> Result<Pool<SqliteConn>> {
+    let path =
+        path.to_str().ok_or_else(|| Error::Unavailable(format!("the path {} is not UTF-8", path.display()).into()))?;
     let mut config = ManagerConfig::<SqliteConn>::default();
     config.recycling_method = RecyclingMethod::Fast;
     config.custom_setup = Box::new(move |path| open_sqlite(path.to_owned(), mode).boxed());
-    let manager = AsyncDieselConnectionManager::new_with_config(path.to_string_lossy(), config);
+    let manager = AsyncDieselConnectionManager::new_with_config(path, config);
     let pool = bb8::Pool::builder()
         .max_size(size)
         .min_idle((mode != Mode::Scan).then_some(1))
         .test_on_check_out(false)
         .connection_timeout(CHECKOUT_TIMEOUT)
         .retry_connection(false)
+        .error_sink(Box::new(ToLog))
         .build(manager)
         .await
         .map_err(|error: PoolError| Error::Unavailable(error.into()))?;
@@ -312,6 +368,8 @@ async fn open_sqlite(path: String, mode: Mode) -> ConnectionResult<SqliteConn> {
         match mode {
             Mode::Read | Mode::Scan => conn.batch_execute("PRAGMA query_only = ON;"),
             Mode::Write => turn_on_write_ahead_log(conn),
+            // A table that is rebuilt is dropped in between: what refers to its rows must not go with them.
+            Mode::Migrate => conn.batch_execute("PRAGMA foreign_keys = OFF;"),
         }
     })
     .await
@@ -324,47 +382,70 @@ async fn open_sqlite(path: String, mode: Mode) -> ConnectionResult<SqliteConn> {
 fn turn_on_write_ahead_log(conn: &mut SqliteConnection) -> diesel::QueryResult<()> {
     const PAUSE: Duration = Duration::from_millis(20);
     const TRIES: u32 = 100;
-    for _ in 1..TRIES {
-        match conn.batch_execute("PRAGMA journal_mode = WAL;") {
-            Err(error) if error.to_string().contains("locked") => std::thread::sleep(PAUSE),
-            done => return done,
+    for tried in 1.. {
+        // Where it cannot be turned on, as on some network drives, the answer is the mode that stays.
+        let mode = diesel::dsl::sql::<Text>("PRAGMA journal_mode = WAL");
+        match diesel::RunQueryDsl::get_result::<String>(mode, conn) {
+            Ok(mode) if mode == "wal" => break,
+            Ok(mode) => {
+                let error = format!("the write-ahead log cannot be turned on: the journal mode stays {mode}");
+                return Err(DieselError::QueryBuilderError(error.into()));
+            }
+            Err(error) if tried < TRIES && error.to_string().contains("locked") => std::thread::sleep(PAUSE),
+            Err(error) => return Err(error),
         }
     }
-    conn.batch_execute("PRAGMA journal_mode = WAL;")
+    Ok(())
 }
 
-fn postgres_pool(url: &secrecy::SecretString, size: u32, statement_timeout: Duration) -> Result<Pool<PgConn>> {
+async fn postgres_pool(url: &secrecy::SecretString, size: u32, statement_timeout: Duration) -> Result<Pool<PgConn>> {
     use secrecy::ExposeSecret as _;
 
     let config = Arc::new(postgres_config(url.expose_secret())?);
     let tls = rustls::ClientConfig::with_platform_verifier().map_err(|error| Error::Unavailable(error.into()))?;
     let tls = MakeRustlsConnect::new(tls);
+    // The language of messages is a superuser's to choose: see `is_passing`.
     let session = format!(
-        "SET default_transaction_read_only = on; SET TimeZone = 'UTC'; SET lc_messages = 'C';
-         SET statement_timeout = {timeout}; SET lock_timeout = {timeout};
+        "SET default_transaction_read_only = on;
+         DO $$ BEGIN SET lc_messages = 'C'; EXCEPTION WHEN insufficient_privilege THEN NULL; END $$;
+         SET TimeZone = 'UTC'; SET statement_timeout = {timeout}; SET lock_timeout = {timeout};
          SET idle_in_transaction_session_timeout = 60000;",
         timeout = statement_timeout.as_millis()
     );
     let mut manager = ManagerConfig::<PgConn>::default();
-    manager.recycling_method = RecyclingMethod::Fast;
-    manager.custom_setup = Box::new(move |_| {
-        let (config, tls, session) = (config.clone(), tls.clone(), session.clone());
-        async move {
-            let (client, connection) =
-                config.connect(tls).await.map_err(|error| ConnectionError::BadConnection(describe(&error)))?;
-            let mut conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
-            conn.batch_execute(&session).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
-            Ok(conn)
-        }
-        .boxed()
-    });
+    // Whether the server has closed the connection is known without asking it.
+    manager.recycling_method = RecyclingMethod::CustomFunction(Box::new(|conn| {
+        let is_broken = conn.is_broken();
+        let closed = || DieselError::DatabaseError(DatabaseErrorKind::ClosedConnection, Box::new("closed".to_owned()));
+        std::future::ready(if is_broken { Err(closed()) } else { Ok(()) }).boxed()
+    }));
+    let connect = move || open_postgres(config.clone(), tls.clone(), session.clone());
+    // The pool would try again and again, and then say only that it took too long.
+    match tokio::time::timeout(CHECKOUT_TIMEOUT, connect()).await {
+        Ok(connected) => drop(connected.map_err(|error| Error::Unavailable(error.into()))?),
+        Err(too_long) => return Err(Error::Unavailable(too_long.into())),
+    }
+    manager.custom_setup = Box::new(move |_| connect().boxed());
     // The URL is in the configuration; the manager's own copy would be one more place that holds the password.
     let manager = AsyncDieselConnectionManager::new_with_config("postgres", manager);
     Ok(bb8::Pool::builder()
         .max_size(size)
-        .test_on_check_out(false)
+        .test_on_check_out(true)
         .connection_timeout(CHECKOUT_TIMEOUT)
+        .error_sink(Box::new(ToLog))
         .build_unchecked(manager))
+}
+
+async fn open_postgres(
+    config: Arc<tokio_postgres::Config>,
+    tls: MakeRustlsConnect,
+    session: String,
+) -> ConnectionResult<PgConn> {
+    let (client, connection) =
+        config.connect(tls).await.map_err(|error| ConnectionError::BadConnection(describe(&error)))?;
+    let mut conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
+    conn.batch_execute(&session).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+    Ok(conn)
 }
 
 /// Reads the URL. Without an `sslmode`, TLS is required of a server on another machine and not used on this one: a
@@ -372,15 +453,18 @@ fn postgres_pool(url: &secrecy::SecretString, size: u32, statement_timeout: Dura
 fn postgres_config(url: &str) -> Result<tokio_postgres::Config> {
     use tokio_postgres::config::{Host, SslMode};
 
-    // libpq's two stricter modes are what `require` means here: the certificate is always verified.
-    let known: Cow<'_, str> = url.replace("sslmode=verify-full", "sslmode=require").into();
+    // libpq's two stricter modes are what `require` means here: the certificate is always verified, and the host's name.
+    let known = url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
     let mut config: tokio_postgres::Config =
         known.parse().map_err(|error: tokio_postgres::Error| Error::Unavailable(error.into()))?;
     if !known.contains("sslmode=") {
-        let is_near = config.get_hosts().iter().all(|host| match host {
+        let is_near_host = |host: &Host| match host {
             Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback()),
             Host::Unix(_) => true,
-        });
+        };
+        // `hostaddr` is where the connection goes, whatever `host` says.
+        let is_near = config.get_hosts().iter().all(is_near_host)
+            && config.get_hostaddrs().iter().all(std::net::IpAddr::is_loopback);
         config.ssl_mode(if is_near { SslMode::Disable } else { SslMode::Require });
     }
     config.connect_timeout(CHECKOUT_TIMEOUT).application_name("claviger");
@@ -396,4 +480,64 @@ fn describe(error: &dyn StdError) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is its answer")]
+mod tests {
+    use tokio_postgres::config::SslMode;
+
+    use super::*;
+
+    #[test]
+    fn tls_is_required_of_servers_on_other_machines() {
+        for (url, mode) in [
+            ("postgres://u@localhost/d", SslMode::Disable),
+            ("postgres://u@127.0.0.1/d", SslMode::Disable),
+            ("host=/run/postgresql dbname=d", SslMode::Disable),
+            ("hostaddr=127.0.0.1 dbname=d", SslMode::Disable),
+            ("hostaddr=192.0.2.1 dbname=d", SslMode::Require),
+            ("host=localhost hostaddr=192.0.2.1 dbname=d", SslMode::Require),
+            ("postgres://u@localhost,db.example.com/d", SslMode::Require),
+            ("postgres://u@db.example.com/d", SslMode::Require),
+            ("postgres://u@db.example.com/d?sslmode=disable", SslMode::Disable),
+            ("postgres://u@localhost/d?sslmode=verify-full", SslMode::Require),
+            ("postgres://u@localhost/d?sslmode=verify-ca", SslMode::Require),
+        ] {
+            assert_eq!(postgres_config(url).unwrap().get_ssl_mode(), mode, "{url}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn sqlite_looks_after_references_but_for_migrations() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::Sqlite(folder.path().join("test.db"));
+        let db = Db::open(&url, 1, CHECKOUT_TIMEOUT).await.unwrap();
+        let mut conn = db.begin_migrating().await.unwrap();
+        on_conn!(&mut conn, |c| c
+            .batch_execute(
+                "CREATE TABLE a (id INTEGER PRIMARY KEY);
+                 CREATE TABLE b (a REFERENCES a (id) ON DELETE CASCADE);
+                 INSERT INTO a VALUES (1); INSERT INTO b VALUES (1);
+                 CREATE TABLE rebuilt (id INTEGER PRIMARY KEY); DROP TABLE a"
+            )
+            .await
+            .unwrap());
+        assert_eq!(conn.broken_references().await.unwrap(), 1);
+        on_conn!(&mut conn, |c| c
+            .batch_execute("ALTER TABLE rebuilt RENAME TO a; INSERT INTO a VALUES (1)")
+            .await
+            .unwrap());
+        assert_eq!(conn.broken_references().await.unwrap(), 0);
+        conn.commit().await.unwrap();
+        let mut conn = db.begin().await.unwrap();
+        on_conn!(&mut conn, |c| assert!(c.batch_execute("INSERT INTO b VALUES (2)").await.is_err()));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_path_that_is_no_text_is_refused() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let path = std::ffi::OsString::from_vec(b"/tmp/\xff.db".to_vec()).into();
+        assert!(Db::open(&DatabaseUrl::Sqlite(path), 1, CHECKOUT_TIMEOUT).await.is_err());
+    }
 }

@@ -5,7 +5,7 @@ use diesel_async::RunQueryDsl;
 
 use super::backend::{Conn, first_locked, on_conn};
 use super::error::{Error, Result};
-use super::fields::{contains, fold};
+use super::fields::{contains, distinct, fold};
 use super::page::keyset;
 use super::tables::claude_accounts;
 use super::tx::Tx;
@@ -132,10 +132,10 @@ macro_rules! filtered {
             .filter(claude_accounts::organization_id.eq($permit.organization()))
             .into_boxed::<$backend>();
         if let Some(statuses) = &filter.status {
-            query = query.filter(claude_accounts::status.eq_any(statuses));
+            query = query.filter(claude_accounts::status.eq_any(distinct(statuses)));
         }
         if let Some(tiers) = &filter.tier {
-            query = query.filter(claude_accounts::tier.eq_any(tiers));
+            query = query.filter(claude_accounts::tier.eq_any(distinct(tiers)));
         }
         if let Some(text) = &filter.search {
             query = query.filter(claude_accounts::search_text.like(contains(text)).escape('\\'));

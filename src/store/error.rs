@@ -43,14 +43,16 @@ impl From<DieselError> for Error {
 }
 
 /// Conditions that diesel has no kind for: the disk is full, the lock was not to be had in time, the server stops.
-/// The texts are those of `SQLite`'s `sqlite3ErrStr` and of PostgreSQL's message catalogue in English.
+/// The texts are those of `SQLite`'s `sqlite3ErrStr` and of PostgreSQL's message catalogue in English: where PostgreSQL
+/// speaks another language and does not let the role change that, its conditions count as faults.
 fn is_passing(message: &str) -> bool {
-    const PASSING: [&str; 8] = [
+    const PASSING: [&str; 9] = [
         "database or disk is full",
         "database is locked",
         "disk I/O error",
         "unable to open database file",
         "canceling statement due to",
+        "deadlock detected",
         "terminating connection",
         "could not extend file",
         "No space left on device",

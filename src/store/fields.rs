@@ -1,5 +1,7 @@
 //! Field types with one meaning on every database: times, and values that are kept as text.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, SecondsFormat, Utc};
 use diesel::backend::Backend;
 use diesel::deserialize::{self, FromSql, Queryable};
@@ -98,7 +100,8 @@ macro_rules! text_fields {
         {
             fn from_sql(value: DB::RawValue<'_>) -> deserialize::Result<Self> {
                 let text = String::from_sql(value)?;
-                text.parse().map_err(|error| format!("{text:?}: {error}").into())
+                // Without the text: it may be long, and it may be what its owner would not have in the log.
+                text.parse().map_err(|error| format!("the stored {}: {error}", stringify!($field)).into())
             }
         }
 
@@ -155,6 +158,16 @@ text_fields! {
     [] AuditAction: |name| name.as_str();
     [] AuditOutcome: |name| name.as_str();
     [] ResourceType: |name| name.as_str();
+}
+
+/// A list to filter by, each value once: a database takes only so many, and the caller may repeat them.
+pub(super) fn distinct<T: Ord + Copy>(values: &[T]) -> BTreeSet<T> {
+    values.iter().copied().collect()
+}
+
+/// Text to filter by, unless it has a NUL: no row has one, and PostgreSQL cannot be asked for it.
+pub(super) fn askable(text: &str) -> Option<&str> {
+    (!text.contains('\0')).then_some(text)
 }
 
 /// Text as it is compared in searches and sorted in lists: lower case by Unicode, NFC. Databases fold only ASCII alike.

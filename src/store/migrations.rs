@@ -81,9 +81,7 @@ impl Db {
 
     /// One transaction around all of it: both databases can undo changes of tables.
     async fn migrate(&self, step: Step) -> Result<Vec<Migration>, MigrationError> {
-        let mut conn = self.begin().await?;
-        Self::lock_alone(&mut conn).await?;
-        let (mut conn, done) = match conn {
+        let (mut conn, mut done) = match self.begin_migrating().await? {
             Conn::Sqlite(conn) => {
                 let mut harness = AsyncMigrationHarness::new(conn);
                 let done = run(&mut harness, &SQLITE, step);
@@ -95,16 +93,17 @@ impl Db {
                 (Conn::Postgres(harness.into_inner()), done)
             }
         };
-        match done {
-            Ok(migrations) => {
-                conn.commit().await?;
-                Ok(migrations)
-            }
-            Err(error) => {
-                conn.rollback().await?;
-                Err(error)
+        if done.is_ok() {
+            let broken = conn.broken_references().await?;
+            if broken > 0 {
+                done = Err(MigrationError::Failed(format!("{broken} rows would refer to none").into()));
             }
         }
+        match done {
+            Ok(_) => conn.commit().await?,
+            Err(_) => conn.rollback().await?,
+        }
+        done
     }
 }
 

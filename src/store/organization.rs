@@ -4,7 +4,7 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use super::audit_log;
-use super::backend::{Conn, Db, on_conn};
+use super::backend::{Conn, on_conn};
 use super::error::Result;
 use super::tables::organizations;
 use super::tx::Tx;
@@ -70,5 +70,5 @@ pub async fn first(conn: &mut Conn) -> Result<Option<OrganizationId>> {
 /// # Errors
 /// Where the database fails.
 pub async fn lock_making(tx: &mut Tx) -> Result<()> {
-    Db::lock_alone(tx.conn().await?).await
+    tx.conn().await?.lock_alone().await
 }

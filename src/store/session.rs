@@ -8,7 +8,7 @@ use super::backend::{Conn, first_locked, on_conn};
 use super::error::Result;
 use super::tables::{refresh_tokens, sessions, users};
 use super::tx::Tx;
-use super::user::User;
+use super::user::{self, User};
 use crate::model::{OrganizationId, RefreshTokenId, SessionId, Timestamp, UserId};
 
 /// One sign-in on one device.
@@ -35,6 +35,14 @@ pub struct Session {
     pub expires_at: Timestamp,
     /// When it was ended.
     pub revoked_at: Option<Timestamp>,
+}
+
+impl Session {
+    /// Whether it has neither been ended nor run out.
+    #[must_use]
+    pub fn is_alive(&self, now: Timestamp) -> bool {
+        self.revoked_at.is_none() && self.expires_at > now
+    }
 }
 
 /// A refresh token that a session has or had.
@@ -96,13 +104,19 @@ pub async fn issued_at(tx: &mut Tx, session: SessionId, generation: i32) -> Resu
         .optional()?))
 }
 
-/// The session, locked to the end of the transaction.
+/// The session and its user, locked to the end of the transaction. A user is always locked before any of the user's sessions:
+/// two that lock in different orders would wait for each other.
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn lock(tx: &mut Tx, id: SessionId) -> Result<Option<Session>> {
+pub async fn lock_with_user(tx: &mut Tx, id: SessionId) -> Result<Option<(Session, User)>> {
     let conn = tx.conn().await?;
-    Ok(first_locked!(conn, sessions::table.find(id).select(Session::as_select())).optional()?)
+    let owner = on_conn!(conn, |c| sessions::table.find(id).select(sessions::user_id).first(c).await.optional()?);
+    let Some(owner) = owner else { return Ok(None) };
+    let Some(user) = user::lock(tx, owner).await? else { return Ok(None) };
+    let conn = tx.conn().await?;
+    let session = first_locked!(conn, sessions::table.find(id).select(Session::as_select())).optional()?;
+    Ok(session.map(|session| (session, user)))
 }
 
 /// Makes `token` the session's current one.
@@ -138,7 +152,7 @@ pub async fn revoke(tx: &mut Tx, id: SessionId, at: Timestamp) -> Result<bool> {
     Ok(ended > 0)
 }
 
-/// Ends all of a user's sessions. Returns how many were alive.
+/// Ends all sessions of a user who is locked already. Returns how many were alive.
 ///
 /// # Errors
 /// Where the database fails.

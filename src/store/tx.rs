@@ -56,7 +56,8 @@ impl Tx {
     /// Then nothing lasts: neither the writes nor the entry.
     pub async fn commit(mut self, entry: &NewAuditLog) -> Result<()> {
         if let Err(error) = audit_log::append(&mut self, entry).await {
-            self.rollback().await?;
+            // What went wrong first is told; the pool closes a connection on which the transaction is still open.
+            let _ = self.rollback().await;
             return Err(error);
         }
         self.conn().await?.commit().await

@@ -94,6 +94,15 @@ pub async fn lock(tx: &mut Tx, id: UserId) -> Result<Option<User>> {
     Ok(first_locked!(conn, users::table.find(id).select(User::as_select())).optional()?)
 }
 
+/// The same, with the hash of the password.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn lock_with_hash(tx: &mut Tx, id: UserId) -> Result<Option<(User, Option<String>)>> {
+    let conn = tx.conn().await?;
+    Ok(first_locked!(conn, users::table.find(id).select((User::as_select(), users::password_hash))).optional()?)
+}
+
 /// Notes a sign-in.
 ///
 /// # Errors

@@ -58,6 +58,22 @@ both_databases! {
         assert_eq!(admin.run("{ claudeAccounts { totalCount } }").await.data()["claudeAccounts"]["totalCount"], 0);
     }
 
+    async fn an_object_of_more_than_64_levels_is_refused(app: TestApp) {
+        let admin = app.admin().await;
+        let deep = |levels: usize| (1..levels).fold(json!({}), |inner, n| if n % 2 == 0 { json!([inner]) } else { json!({ "k": inner }) });
+        let inside = "mutation($key: String!, $v: JSON) {
+          createClaudeAccount(input: { apiKey: $key, accountName: \"A\", metadata: { inside: $v } }) { claudeAccount { metadata } } }";
+        create(&admin, json!({ "apiKey": "sk-ant-1", "accountName": "A", "metadata": { "k": deep(63) } })).await;
+        let made = admin.with(inside, json!({ "key": "sk-ant-2", "v": deep(63) })).await;
+        assert_eq!(made.data()["createClaudeAccount"]["claudeAccount"]["metadata"]["inside"], deep(63));
+        let input = json!({ "apiKey": "sk-ant-3", "accountName": "A", "metadata": { "k": deep(64) } });
+        assert_eq!(admin.with(CREATE, json!({ "input": input })).await.fields(), ["metadata"]);
+        assert_eq!(admin.with(inside, json!({ "key": "sk-ant-4", "v": deep(64) })).await.fields(), ["metadata"]);
+        let entries = admin.run("{ claudeAccounts { nodes { metadata } } auditLogs(filter: { action: [CREATE], outcome: [SUCCESS] }) { nodes { changes } } }").await;
+        assert_eq!(entries.data()["claudeAccounts"]["nodes"].as_array().unwrap().len(), 2);
+        assert_eq!(entries.data()["auditLogs"]["nodes"][0]["changes"]["metadata"]["to"]["inside"], deep(63));
+    }
+
     async fn an_object_of_more_than_64_kib_is_refused(app: TestApp) {
         let admin = app.admin().await;
         let fits = json!({ "k": "x".repeat(64 * 1024 - 8) });
@@ -243,6 +259,24 @@ both_databases! {
         let answer = admin.with(test, json!({ "id": one["id"] })).await;
         assert_eq!(answer.code(), "INTERNAL_SERVER_ERROR");
         assert!(!answer.body.to_string().contains("seal"), "the cause is the log's alone");
+    }
+
+    async fn a_test_of_a_key_that_was_replaced_meanwhile_says_nothing_of_the_new_one(app: TestApp) {
+        let (admin, upstream) = (app.admin().await, MockUpstream::start().await);
+        let input = json!({ "apiKey": GOOD_KEY, "accountName": "A", "baseUrl": upstream.base_url("held") });
+        let id = create(&admin, input).await["id"].clone();
+        let test = admin.with("mutation($id: ID!) { testClaudeAccount(input: { id: $id }) { ok } }", json!({ "id": id }));
+        let replace = async {
+            upstream.arrived().await;
+            let replace = "mutation($id: ID!) { replaceClaudeAccountKey(input: { id: $id, apiKey: \"sk-ant-2\" }) { claudeAccount { id } } }";
+            admin.with(replace, json!({ "id": id })).await.data();
+            upstream.release();
+        };
+        let (tested, ()) = tokio::join!(test, replace);
+        assert_eq!(tested.data()["testClaudeAccount"]["ok"], true);
+        let seen = admin.run("{ claudeAccounts { nodes { health { state } } } auditLogs(filter: { action: [TEST] }) { nodes { outcome changes } } }").await;
+        assert_eq!(seen.data()["claudeAccounts"]["nodes"], json!([{ "health": { "state": "UNKNOWN" } }]));
+        assert_eq!(seen.data()["auditLogs"]["nodes"], json!([{ "outcome": "SUCCESS", "changes": null }]));
     }
 
     async fn stopping_finishes_what_runs(app: TestApp) {

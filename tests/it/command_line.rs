@@ -105,10 +105,45 @@ on_both! {
         assert!(place.run_well(&["migrate", "up"]).starts_with("applied "));
         assert_eq!(place.run_well(&["migrate", "up"]), "nothing to do\n");
         assert!(place.run_well(&["migrate", "status"]).starts_with("applied "));
-        assert!(place.run_well(&["migrate", "redo"]).starts_with("applied again "));
-        assert!(place.run_well(&["migrate", "down"]).starts_with("reverted "));
-        assert_eq!(place.run(&["migrate", "down"]).status.code(), Some(1));
+        assert!(place.run_well(&["migrate", "redo", "--yes"]).starts_with("applied again "));
+        assert!(place.run_well(&["migrate", "down", "--yes"]).starts_with("reverted "));
+        let output = place.run(&["migrate", "down", "--yes"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("no migration is applied"));
         assert!(place.run_well(&["migrate", "up"]).starts_with("applied "));
+    }
+
+    async fn tables_are_deleted_only_where_somebody_means_it(place: Place) {
+        place.run_well(&["migrate", "up"]);
+        for command in ["down", "redo"] {
+            let output = place.run(&["migrate", command]);
+            assert_eq!(output.status.code(), Some(1));
+            assert!(String::from_utf8_lossy(&output.stderr).contains("add --yes"));
+        }
+        assert!(place.run_well(&["migrate", "status"]).starts_with("applied "));
+    }
+
+    async fn the_first_administrators_password_is_shown_though_the_port_is_taken(place: Place) {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port().to_string();
+        let output = place.command(&["serve"]).env("PORT", port).env_remove("ADMIN_PASSWORD").output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let password = text.lines().find_map(|line| line.trim().strip_prefix("password")).unwrap().trim();
+        let server = place.serve();
+        Client::new(&server.url).signed_in("admin@localhost", password).await;
+    }
+
+    async fn the_first_administrator_is_shown_though_another_is_made_first(place: Place) {
+        let output = place
+            .command(&["admin", "create", "--email", "second@example.com"])
+            .env_remove("ADMIN_PASSWORD")
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let first = text.lines().find(|line| line.starts_with("ADMIN ")).unwrap();
+        let server = place.serve();
+        Client::new(&server.url).signed_in("admin@localhost", first.split_whitespace().last().unwrap()).await;
     }
 
     async fn a_database_of_a_newer_program_is_left_alone(place: Place) {
@@ -138,6 +173,11 @@ on_both! {
         let made = place.run_well(&["admin", "create", "--email", "Second@Example.com"]);
         let password = made.lines().find_map(|line| line.strip_prefix("password")).unwrap().trim().to_owned();
         assert_eq!(place.run(&["admin", "create", "--email", "second@example.com"]).status.code(), Some(1));
+        for (name, said) in [("", "must have 1 to 100 characters"), ("a\u{7}b", "must not have control characters")] {
+            let output = place.run(&["admin", "create", "--email", "third@example.com", "--full-name", name]);
+            assert_eq!(output.status.code(), Some(1));
+            assert!(String::from_utf8_lossy(&output.stderr).contains(said), "{name:?}");
+        }
         let server = place.serve();
         let client = Client::new(&server.url).signed_in("second@example.com", &password).await;
         let mut reset = place
@@ -205,6 +245,21 @@ fn a_database_that_cannot_be_reached_is_named() {
         ("sqlite:///proc/none/claviger.db", "the database cannot be opened"),
     ] {
         let output = place.command(&["serve"]).env("DATABASE_URL", url).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{url}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(said), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn why_postgres_lets_nobody_in_is_told() {
+    let place = Place::new(TestDatabase::postgres().await);
+    let url = &place.database.url;
+    for (url, said) in [
+        (url.replace("claviger@", "locked:wrong@"), "password authentication failed for user \"locked\""),
+        (url.replace("/test_", "/unknown_"), "does not exist"),
+        (format!("{url}?sslmode=require"), "TLS"),
+    ] {
+        let output = place.command(&["migrate", "up"]).env("DATABASE_URL", &url).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{url}");
         assert!(String::from_utf8_lossy(&output.stderr).contains(said), "{}", String::from_utf8_lossy(&output.stderr));
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 
 use crate::command_line::Place;
-use crate::support::{Client, PASSWORD, TestDatabase};
+use crate::support::{Client, PASSWORD, TestApp, TestDatabase};
 
 const ROUNDS: usize = 20;
 const WORKERS: usize = 4;
@@ -89,6 +89,19 @@ async fn twenty_kills_lose_nothing_on_sqlite() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_kills_lose_nothing_on_postgres() {
     survives(TestDatabase::postgres().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_postgres_has_closed_are_not_used_again() {
+    let app = TestApp::postgres().await;
+    let admin = app.admin().await;
+    let others = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+                  WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    app.database.execute(others).await.unwrap();
+    // The server hears of it a moment later.
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    admin.run("{ claudeAccounts { totalCount } auditLogs { totalCount } }").await.data();
+    admin.run("mutation { signOut { signedOut } }").await.data();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -31,6 +31,15 @@ async fn fill(client: &Client) {
     }
 }
 
+/// The name of the default order, as it stands in a cursor.
+async fn order_name(client: &Client) -> Value {
+    use base64::Engine as _;
+    let page = list(client, json!({ "first": 1 })).await;
+    let cursor = page["pageInfo"]["endCursor"].as_str().unwrap();
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(cursor).unwrap();
+    serde_json::from_slice::<Value>(&bytes).unwrap()[0].clone()
+}
+
 both_databases! {
     async fn every_ordering_walks_all_rows_once_in_both_directions(app: TestApp) {
         let admin = app.admin().await;
@@ -125,6 +134,36 @@ both_databases! {
         ] {
             let answer = admin.with(LIST, variables.clone()).await;
             assert_eq!((answer.code(), answer.fields().as_slice()), ("BAD_USER_INPUT", &[field][..]), "{variables}");
+        }
+    }
+
+    async fn odd_arguments_are_answered_alike_on_both_databases(app: TestApp) {
+        use base64::Engine as _;
+        let admin = app.admin().await;
+        fill(&admin).await;
+        let cursor = |position: Value| base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(position.to_string());
+        let order = list(&admin, json!({ "orderBy": { "field": "ACCOUNT_NAME" }, "first": 1 })).await;
+        let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
+            .decode(order["pageInfo"]["endCursor"].as_str().unwrap()).unwrap();
+        let by_name: Value = serde_json::from_slice(&bytes).unwrap();
+        for (variables, field) in [
+            (json!({ "search": "é".repeat(201) }), "search"),
+            (json!({ "orderBy": { "field": "ACCOUNT_NAME" }, "after": cursor(json!([by_name[0], "a\0", by_name[2]])) }), "after"),
+            (json!({ "orderBy": { "field": "ACCOUNT_NAME" }, "after": cursor(json!([by_name[0], "a", "\0"])) }), "after"),
+            (json!({ "after": cursor(json!([order_name(&admin).await, 253_402_300_800_000_000_i64, "a"])) }), "after"),
+            (json!({ "after": cursor(json!([order_name(&admin).await, -62_167_219_200_000_001_i64, "a"])) }), "after"),
+        ] {
+            let answer = admin.with(LIST, variables.clone()).await;
+            assert_eq!((answer.code(), answer.fields().as_slice()), ("BAD_USER_INPUT", &[field][..]), "{variables}");
+        }
+        assert_eq!(list(&admin, json!({ "search": "é".repeat(200) })).await["totalCount"], 0);
+        let many = json!({ "filter": { "tier": vec!["PRO"; 33_000] } });
+        assert_eq!(list(&admin, many).await["totalCount"], 4);
+        let many = json!({ "f": { "action": vec!["CREATE"; 9_000], "outcome": vec!["SUCCESS"; 9_000], "resourceType": vec!["USER"; 9_000] } });
+        let entries = "query($f: AuditLogFilter) { auditLogs(filter: $f) { totalCount nodes { id } } }";
+        assert_eq!(admin.with(entries, many).await.data()["auditLogs"]["totalCount"], 0);
+        for filter in [json!({ "requestId": "\0" }), json!({ "resourceId": "acct_\0" })] {
+            assert_eq!(admin.with(entries, json!({ "f": filter })).await.data()["auditLogs"]["nodes"], json!([]));
         }
     }
 

@@ -3,7 +3,8 @@
 use argon2::password_hash::{PasswordHasher as _, phc};
 use argon2::{Algorithm, Argon2, Params, Version};
 use claviger::crypto::{Random, SecretText};
-use claviger::identity::password::{Hasher, PasswordHash, Verdict, objection};
+use claviger::domain::{Code, Error};
+use claviger::identity::password::{Hasher, NotHashed, PasswordHash, Verdict, objection};
 
 fn secret(text: &str) -> SecretText {
     SecretText::from(text.to_owned())
@@ -109,4 +110,18 @@ async fn a_hash_of_an_older_kind_is_to_be_upgraded() {
             Verdict::NoMatch
         );
     }
+}
+
+#[tokio::test]
+async fn only_so_many_passwords_wait_to_be_hashed() {
+    let hasher = Hasher::new(Random::system());
+    let fit = 17 * std::thread::available_parallelism().unwrap().get();
+    let password = secret("password");
+    // On one thread: all are begun before the first is looked at again.
+    let verdicts = futures_util::future::join_all((0..fit + 10).map(|_| hasher.verify(&password, None))).await;
+    let compared = verdicts.iter().filter(|verdict| **verdict == Ok(Verdict::NoMatch)).count();
+    let refused = verdicts.iter().filter(|verdict| **verdict == Err(NotHashed::Busy)).count();
+    assert_eq!((compared, refused), (fit, 10));
+    assert_eq!(Error::from(NotHashed::Busy).code(), Code::ServiceUnavailable);
+    assert_eq!(hasher.verify(&password, None).await, Ok(Verdict::NoMatch), "there is room again");
 }

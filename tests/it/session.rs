@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, PASSWORD, both_databases};
+use crate::support::{Answer, Client, PASSWORD, TestApp, TestDatabase, both_databases};
 
 const SIGN_IN: &str = "mutation($email: String!, $password: String!) {
   signIn(input: { email: $email, password: { plain: $password } }) { accessToken refreshToken viewer { user { email } } }
@@ -17,6 +17,29 @@ async fn refresh(client: &Client, token: &str) -> Answer {
 
 fn refreshed(answer: &Answer) -> String {
     answer.data()["refreshSession"]["refreshToken"].as_str().unwrap().to_owned()
+}
+
+/// A sign-in whose password takes longer to compare than a request may take.
+async fn sign_in_too_slowly(database: TestDatabase) {
+    let app = TestApp::start(database, [("REQUEST_TIMEOUT", "1".to_owned())]).await;
+    // Of cost 15, and of no password: what is compared with it takes seconds.
+    let slow = format!("$2b$15${}", ".".repeat(53));
+    app.database.execute(&format!("UPDATE users SET password_hash = '{slow}'")).await.unwrap();
+    let variables = json!({ "email": "admin@localhost", "password": PASSWORD });
+    let answer = app.anonymous().with(SIGN_IN, variables).await;
+    assert_eq!(answer.code(), "TIMEOUT");
+    let entries = app.database.texts("SELECT error_code AS text FROM audit_logs WHERE operation = 'signIn'").await;
+    assert_eq!(entries, ["TIMEOUT"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn comparing_a_password_has_the_requests_deadline_on_sqlite() {
+    sign_in_too_slowly(TestDatabase::sqlite()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn comparing_a_password_has_the_requests_deadline_on_postgres() {
+    sign_in_too_slowly(TestDatabase::postgres().await).await;
 }
 
 both_databases! {
@@ -147,6 +170,47 @@ both_databases! {
         }
     }
 
+    async fn a_token_that_no_longer_serves_signs_out_nobody_else(app: TestApp) {
+        let query = "mutation($t: String) { signOut(input: { refreshToken: $t, everywhere: true }) { signedOut } }";
+        let sign_out = async |token: Option<String>| {
+            app.anonymous().with(query, json!({ "t": token })).await.data()["signOut"]["signedOut"].clone()
+        };
+        let is_alive = async |client: &Client| !client.run("{ viewer { role } }").await.data()["viewer"].is_null();
+        let (used, other) = (app.admin().await, app.admin().await);
+        refresh(&app.anonymous(), used.refresh_token.as_ref().unwrap()).await.data();
+        assert_eq!(sign_out(used.refresh_token.clone()).await, true, "its own session is ended");
+        assert_eq!((is_alive(&used).await, is_alive(&other).await), (false, true));
+        assert_eq!(sign_out(used.refresh_token).await, false, "its session has ended");
+        assert!(is_alive(&other).await);
+        app.advance(31 * 24 * 3600);
+        let newer = app.admin().await;
+        sign_out(other.refresh_token).await;
+        assert!(is_alive(&newer).await, "the other's has run out");
+    }
+
+    async fn a_token_that_never_was_makes_the_server_forget_nothing(app: TestApp) {
+        let admin = app.admin().await;
+        admin.run("{ claudeAccounts { totalCount } }").await.data();
+        app.database.execute("UPDATE users SET role = 'READ_ONLY'").await.unwrap();
+        let answer = app.anonymous().run(r#"mutation { signOut(input: { refreshToken: "made up" }) { signedOut } }"#).await;
+        assert_eq!(answer.data()["signOut"]["signedOut"], false);
+        admin.run("{ claudeAccounts { totalCount } }").await.data();
+    }
+
+    async fn devices_that_sign_out_everywhere_at_once_do_not_trip_over_each_other(app: TestApp) {
+        for _ in 0..5 {
+            let devices = futures_util::future::join_all((0..4).map(|_| app.admin())).await;
+            let answers = futures_util::future::join_all(
+                devices.iter().map(|device| device.run("mutation { signOut(input: { everywhere: true }) { signedOut } }")),
+            ).await;
+            assert!(answers.iter().any(|answer| answer.body["data"]["signOut"]["signedOut"] == true));
+            for answer in answers {
+                // Who comes late is not signed in any more.
+                assert!(answer.body.get("errors").is_none() || answer.code() == "UNAUTHENTICATED", "{:#}", answer.body);
+            }
+        }
+    }
+
     async fn a_demoted_or_suspended_user_loses_the_right_soon(app: TestApp) {
         let admin = app.admin().await;
         app.database.execute("UPDATE users SET role = 'READ_ONLY'").await.unwrap();
@@ -167,6 +231,32 @@ both_databases! {
         app.restart().await;
         again.url.clone_from(&app.url);
         assert_eq!(again.run("{ viewer { role } }").await.data()["viewer"]["role"], "ADMIN");
+    }
+
+    async fn a_password_that_is_replaced_while_it_is_compared_opens_nothing(app: TestApp) {
+        // It takes long to compare, so that it is replaced in the middle.
+        let slow = bcrypt::hash("the old password", 13).unwrap();
+        app.database.execute(&format!("UPDATE users SET password_hash = '{slow}'")).await.unwrap();
+        let variables = json!({ "email": "admin@localhost", "password": "the old password" });
+        let replaced = bcrypt::hash("the new password", 4).unwrap();
+        let replace = async {
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            app.database.execute(&format!("UPDATE users SET password_hash = '{replaced}'")).await.unwrap();
+        };
+        let client = app.anonymous();
+        let (answer, ()) = tokio::join!(client.with(SIGN_IN, variables), replace);
+        assert_eq!(answer.code(), "UNAUTHENTICATED");
+        client.with(SIGN_IN, json!({ "email": "admin@localhost", "password": "the new password" })).await.data();
+    }
+
+    async fn sign_ins_at_once_that_upgrade_one_hash_all_succeed(app: TestApp) {
+        let hash = bcrypt::hash("imported password", 10).unwrap();
+        app.database.execute(&format!("UPDATE users SET password_hash = '{hash}'")).await.unwrap();
+        let variables = json!({ "email": "admin@localhost", "password": "imported password" });
+        let client = app.anonymous();
+        for answer in futures_util::future::join_all((0..4).map(|_| client.with(SIGN_IN, variables.clone()))).await {
+            answer.data();
+        }
     }
 
     async fn a_bcrypt_hash_is_accepted_and_upgraded(app: TestApp) {

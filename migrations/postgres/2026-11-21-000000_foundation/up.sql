@@ -114,6 +114,7 @@ CREATE TABLE audit_logs (
   hash                bytea            NOT NULL
 );
 CREATE UNIQUE INDEX audit_logs_by_sequence ON audit_logs (organization_id, sequence);
+CREATE INDEX audit_logs_by_time ON audit_logs (organization_id, occurred_at, sequence);
 CREATE INDEX audit_logs_by_resource ON audit_logs (organization_id, resource_id, sequence);
 CREATE INDEX audit_logs_by_user ON audit_logs (organization_id, user_id, sequence);
 CREATE INDEX audit_logs_by_request ON audit_logs (organization_id, request_id, sequence);

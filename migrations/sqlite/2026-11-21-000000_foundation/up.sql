@@ -113,6 +113,7 @@ CREATE TABLE audit_logs (
   hash            BLOB    NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX audit_logs_by_sequence ON audit_logs (organization_id, sequence);
+CREATE INDEX audit_logs_by_time ON audit_logs (organization_id, occurred_at, sequence);
 CREATE INDEX audit_logs_by_resource ON audit_logs (organization_id, resource_id, sequence);
 CREATE INDEX audit_logs_by_user ON audit_logs (organization_id, user_id, sequence);
 CREATE INDEX audit_logs_by_request ON audit_logs (organization_id, request_id, sequence);
@@ -125,6 +126,13 @@ CREATE TABLE audit_heads (
 ) STRICT;
 
 CREATE TRIGGER audit_logs_refuse_update BEFORE UPDATE ON audit_logs
+BEGIN
+  SELECT RAISE(ABORT, 'the audit log is append-only');
+END;
+-- OR REPLACE deletes the row that is in its way, without asking the trigger for deletions.
+CREATE TRIGGER audit_logs_refuse_replace BEFORE INSERT ON audit_logs
+WHEN EXISTS (SELECT 1 FROM audit_logs
+             WHERE id = NEW.id OR (organization_id = NEW.organization_id AND sequence = NEW.sequence))
 BEGIN
   SELECT RAISE(ABORT, 'the audit log is append-only');
 END;

@@ -28,10 +28,12 @@ fi
 trap '' PIPE
 trap 'as "$PG_CTL" -D "$folder/data" -m immediate stop >/dev/null 2>&1 || true; rm -rf "$folder"' EXIT
 cd "$folder"
-as "$INITDB" -D "$folder/data" -U claviger -A trust -E UTF8 --locale=C --no-sync >"$folder/initdb.log" 2>&1 || {
+as "$INITDB" -D "$folder/data" -U postgres -A trust -E UTF8 --locale=C --no-sync >"$folder/initdb.log" 2>&1 || {
   cat "$folder/initdb.log" >&2
   exit 1
 }
+# Everybody is let in but `locked`, who needs the password.
+as sh -c 'printf "host all locked all scram-sha-256\n" | cat - "$1" >"$1.new" && mv "$1.new" "$1"' - "$folder/data/pg_hba.conf"
 cat >>"$folder/data/postgresql.conf" <<CONF
 listen_addresses = '127.0.0.1'
 port = $port
@@ -46,6 +48,8 @@ as "$PG_CTL" -D "$folder/data" -l "$folder/server.log" -w start >/dev/null || {
   cat "$folder/server.log" >&2
   exit 1
 }
+as "$PSQL" -q -h 127.0.0.1 -p "$port" -U postgres -d postgres \
+  -c "CREATE ROLE claviger LOGIN" -c "CREATE ROLE locked LOGIN PASSWORD 'right'" >&2
 echo ready
 cat >/dev/null
 "#;
@@ -86,6 +90,7 @@ fn cluster() -> &'static Cluster {
             .arg(port.to_string())
             .env("INITDB", program("initdb"))
             .env("PG_CTL", program("pg_ctl"))
+            .env("PSQL", program("psql"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // Ctrl-C in a terminal goes to the tests' group: the watchdog must outlive them.
@@ -114,10 +119,11 @@ impl TestDatabase {
     pub(crate) async fn postgres() -> Self {
         let port = tokio::task::spawn_blocking(|| cluster().port).await.unwrap();
         let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
-        let url = format!("postgres://claviger@127.0.0.1:{port}/postgres");
+        let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
         let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
         tokio::spawn(connection);
-        client.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+        client.batch_execute(&format!("CREATE DATABASE {name} OWNER claviger")).await.unwrap();
+        // As an operator would: the role owns its database and is no superuser.
         Self { url: format!("postgres://claviger@127.0.0.1:{port}/{name}"), _folder: None }
     }
 
@@ -144,6 +150,18 @@ impl TestDatabase {
         rows.into_iter().map(|column| (column.name, column.nullable)).collect()
     }
 
+    /// The column `text` of what a query finds.
+    pub(crate) async fn texts(&self, sql: &str) -> Vec<String> {
+        if self.url.starts_with("postgres") {
+            let (client, connection) = tokio_postgres::connect(&self.url, tokio_postgres::NoTls).await.unwrap();
+            tokio::spawn(connection);
+            return client.query(sql, &[]).await.unwrap().iter().map(|row| row.get("text")).collect();
+        }
+        let mut connection = diesel::SqliteConnection::establish(self.url.trim_start_matches("sqlite://")).unwrap();
+        let rows: Vec<TextRow> = diesel::sql_query(sql).load(&mut connection).unwrap();
+        rows.into_iter().map(|row| row.text).collect()
+    }
+
     /// Runs a statement past the server, as somebody with access to the database would.
     pub(crate) async fn execute(&self, sql: &str) -> Result<(), String> {
         if self.url.starts_with("postgres") {
@@ -158,6 +176,12 @@ impl TestDatabase {
         connection.batch_execute("PRAGMA busy_timeout = 5000").unwrap();
         connection.batch_execute(sql).map_err(|error| error.to_string())
     }
+}
+
+#[derive(diesel::QueryableByName)]
+struct TextRow {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    text: String,
 }
 
 #[derive(diesel::QueryableByName)]
