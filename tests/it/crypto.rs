@@ -125,7 +125,8 @@ fn digests_differ_by_purpose_and_key_and_never_drift() {
     assert_ne!(digest, both.digest(Purpose::RefreshToken, b"token"));
     assert!(both.digests(Purpose::RefreshToken, b"token").contains(&digest));
     // Stored digests are found by computing them again: a change of the derivation would lose them all.
-    insta::assert_snapshot!(hex::encode(digest.as_bytes()));
+    let fingerprint = one.digest(Purpose::UpstreamKeyFingerprint, b"token");
+    insta::assert_snapshot!(format!("{}\n{}", hex::encode(digest.as_bytes()), hex::encode(fingerprint.as_bytes())));
 }
 
 #[test]
