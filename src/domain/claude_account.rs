@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::context::Cx;
 use super::deed::audited;
-use super::error::{Error, FieldError, Result};
-use super::validation::{Checks, Patch};
+use super::error::{Error, Result};
+use super::validation::{Checks, Patch, check_search};
 use crate::audit::{Changes, Entry, Field, Recorded};
 use crate::crypto::{Aad, Purpose, Sealed, SecretText};
 use crate::model::{
@@ -18,8 +18,6 @@ use crate::upstream::Probe;
 
 const NAME_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
 const ORGANIZATION_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
-/// Longer than any name, email or organization that is looked for needs.
-const SEARCH_LENGTH: usize = 200;
 /// Longer than any key that an upstream issues.
 const KEY_LENGTH: usize = 500;
 const TAKEN: &str = "Another account of the organization has this API key.";
@@ -90,10 +88,7 @@ pub async fn page(
     page: &Page,
 ) -> Result<PageSlice<ClaudeAccount>> {
     let permit = cx.actor.require()?;
-    if filter.search.as_ref().is_some_and(|text| text.chars().count() > SEARCH_LENGTH) {
-        let message = format!("must have at most {SEARCH_LENGTH} characters").into();
-        return Err(Error::bad_input(vec![FieldError { path: vec!["search"], message }]));
-    }
+    check_search(filter.search.as_deref())?;
     Ok(accounts::page(&mut cx.services.db.read().await?, &permit, filter, order, page).await?)
 }
 

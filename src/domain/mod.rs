@@ -7,9 +7,11 @@ mod validation;
 
 pub mod audit_log;
 pub mod claude_account;
+pub mod client;
 pub mod demonstration;
 pub mod organization;
 pub mod session;
+pub mod task;
 pub mod user;
 
 pub use context::{Cx, Record, Services};

@@ -10,9 +10,9 @@ use crate::audit::{Changes, Entry, Field, Recorded};
 use crate::crypto::SecretText;
 use crate::identity::password;
 use crate::model::{AuditAction, Email, OrganizationId, Read, ResourceType, Role, UserId, UserStatus};
-use crate::store;
 use crate::store::session as sessions;
 use crate::store::user::{self as users, User};
+use crate::store::{self, Tx};
 
 const NAME_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
 
@@ -43,6 +43,19 @@ pub async fn find(cx: Cx<'_>, id: UserId) -> Result<Option<User>> {
 pub async fn find_many(cx: Cx<'_>, ids: &[UserId]) -> Result<Vec<User>> {
     let permit = cx.actor.require::<Read>()?;
     Ok(users::find_many(&mut cx.services.db.read().await?, &permit, ids).await?)
+}
+
+/// Checks that a field of the input names a user of the caller's organization.
+///
+/// # Errors
+/// Where it does not.
+pub(super) async fn check_member(cx: Cx<'_>, tx: &mut Tx, field: &'static str, id: UserId) -> Result<()> {
+    let permit = cx.actor.require::<Read>()?;
+    if users::find(tx.conn().await?, &permit, id).await?.is_some() {
+        return Ok(());
+    }
+    let message = "is not the id of a user of the organization".into();
+    Err(Error::bad_input(vec![FieldError { path: vec!["input", field], message }]))
 }
 
 /// Makes an active user with a password in the operator's organization: from the command line.

@@ -6,7 +6,22 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 
 use super::error::{Error, FieldError, Result};
-use crate::model::{Email, JsonObject};
+use crate::model::{Email, Id, JsonObject, Kind};
+
+/// Longer than any name or address that is looked for.
+const SEARCH_LENGTH: usize = 200;
+
+/// Checks what is searched for.
+///
+/// # Errors
+/// Where it is too long.
+pub(super) fn check_search(text: Option<&str>) -> Result<()> {
+    if text.is_some_and(|text| text.chars().count() > SEARCH_LENGTH) {
+        let message = format!("must have at most {SEARCH_LENGTH} characters").into();
+        return Err(Error::bad_input(vec![FieldError { path: vec!["search"], message }]));
+    }
+    Ok(())
+}
 
 /// A field of an update: left as it is, cleared, or set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -82,6 +97,25 @@ impl Checks {
         } else {
             Some(text.to_owned())
         }
+    }
+
+    /// Text of several lines, of so many characters at most; the ends of lines become those of Unix.
+    pub(super) fn text(&mut self, field: &'static str, text: &str, most: usize) -> Option<String> {
+        let text = text.trim().replace("\r\n", "\n");
+        if text.is_empty() || text.chars().count() > most {
+            self.fail(field, format!("must have 1 to {most} characters"));
+            None
+        } else if text.chars().any(|character| character.is_control() && !matches!(character, '\n' | '\t')) {
+            self.fail(field, "must not have control characters other than tabs and ends of lines");
+            None
+        } else {
+            Some(text)
+        }
+    }
+
+    /// The id of what the field refers to.
+    pub(super) fn id<K: Kind>(&mut self, field: &'static str, text: &str) -> Option<Id<K>> {
+        self.noting(field, text.parse())
     }
 
     pub(super) fn email(&mut self, field: &'static str, text: &str) -> Option<Email> {

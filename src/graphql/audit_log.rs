@@ -162,8 +162,8 @@ fn json(text: Option<&str>) -> Option<Json> {
 impl Listed for AuditLog {
     type Filter = Filter;
 
-    async fn count(cx: Cx<'_>, filter: &Filter) -> domain::Result<i64> {
-        domain::audit_log::count(cx, filter).await
+    async fn count(ctx: &Context<'_>, filter: &Filter) -> Result<i64> {
+        Ok(domain::audit_log::count(ctx.cx(), filter).await?)
     }
 }
 

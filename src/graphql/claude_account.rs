@@ -9,10 +9,11 @@ use super::connection::{Connection, Listed, OrderDirection, PageArguments};
 use super::context::{Caller, ContextExt};
 use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, requires};
 use super::error::Result;
+use super::inputs::{id_inputs, patch, payloads, searched, target};
 use super::scalars::{BigInt, DateTime, Json};
 use crate::crypto::SecretText;
 use crate::domain::claude_account::{self as deeds, Create, Update, usage_at};
-use crate::domain::{self, Cx, Error, Patch};
+use crate::domain::{self, Error};
 use crate::model::{self, ClaudeAccountId, Direction};
 use crate::store::audit_log::AuditLogFilter;
 use crate::store::claude_account::{ClaudeAccount as Row, ClaudeAccountFilter as Filter, ClaudeAccountOrder as Order};
@@ -195,8 +196,8 @@ impl ClaudeAccount {
 impl Listed for ClaudeAccount {
     type Filter = Filter;
 
-    async fn count(cx: Cx<'_>, filter: &Filter) -> domain::Result<i64> {
-        deeds::count(cx, filter).await
+    async fn count(ctx: &Context<'_>, filter: &Filter) -> Result<i64> {
+        Ok(deeds::count(ctx.cx(), filter).await?)
     }
 }
 
@@ -304,17 +305,6 @@ pub(super) struct ReplaceClaudeAccountKeyInput {
     api_key: String,
 }
 
-macro_rules! id_inputs {
-    ($($(#[$meta:meta])* $name:ident),+ $(,)?) => {$(
-        $(#[$meta])*
-        #[derive(InputObject)]
-        pub(super) struct $name {
-            /// Which account.
-            id: ID,
-        }
-    )+};
-}
-
 id_inputs! {
     /// Which account to try out.
     TestClaudeAccountInput,
@@ -324,24 +314,8 @@ id_inputs! {
     DeleteClaudeAccountInput,
 }
 
-macro_rules! account_payloads {
-    ($($(#[$meta:meta])* $name:ident),+ $(,)?) => {$(
-        $(#[$meta])*
-        #[derive(SimpleObject)]
-        pub(super) struct $name {
-            /// The account as it is now.
-            claude_account: ClaudeAccount,
-        }
-
-        impl From<Row> for $name {
-            fn from(row: Row) -> Self {
-                Self { claude_account: ClaudeAccount(row) }
-            }
-        }
-    )+};
-}
-
-account_payloads! {
+payloads! {
+    claude_account: ClaudeAccount(Row):
     /// The new account.
     CreateClaudeAccountPayload,
     /// The changed account.
@@ -374,17 +348,9 @@ pub(super) struct DeleteClaudeAccountPayload {
     deleted_id: ID,
 }
 
-fn patch<T, U>(value: MaybeUndefined<T>, into: impl FnOnce(T) -> U) -> Patch<U> {
-    match value {
-        MaybeUndefined::Undefined => Patch::Keep,
-        MaybeUndefined::Null => Patch::Clear,
-        MaybeUndefined::Value(value) => Patch::Set(into(value)),
-    }
-}
-
 /// An id that is none of an account's is the id of no account.
 fn account_id(id: &ID) -> domain::Result<ClaudeAccountId> {
-    id.parse().map_err(|_| Error::not_found("Claude account"))
+    target(id, "Claude account")
 }
 
 #[derive(Default)]
@@ -427,7 +393,7 @@ impl ClaudeAccountQuery {
         let filter = Filter {
             status: filter.status.map(|statuses| statuses.into_iter().map(model::ClaudeAccountStatus::from).collect()),
             tier: filter.tier.map(|tiers| tiers.into_iter().map(model::ClaudeTier::from).collect()),
-            search: search.filter(|text| !text.trim().is_empty()),
+            search: searched(search),
         };
         let (field, direction) = match order_by {
             Some(order) => (order.field, Direction::from(order.direction)),

@@ -5,9 +5,8 @@ use std::future::Future;
 
 use async_graphql::{Context, InputObject, Object, ObjectType, SimpleObject, TypeName};
 
-use super::context::ContextExt;
 use super::error::Result;
-use crate::domain::{self, Cx, Error, FieldError};
+use crate::domain::{self, Error, FieldError};
 use crate::model::{Cursor, MAX_PAGE_SIZE, Page, PageSlice, Position, Window};
 
 /// The page size where none is asked for.
@@ -19,7 +18,7 @@ pub(super) trait Listed: ObjectType + Sync + 'static {
     type Filter: Send + Sync;
 
     /// How many there are in all: asked for only where `totalCount` is selected.
-    fn count(cx: Cx<'_>, filter: &Self::Filter) -> impl Future<Output = domain::Result<i64>> + Send;
+    fn count(ctx: &Context<'_>, filter: &Self::Filter) -> impl Future<Output = Result<i64>> + Send;
 }
 
 /// A page of a list.
@@ -95,7 +94,7 @@ impl<T: Listed> Connection<T> {
 
     /// How many rows the whole list has. Counted only where it is selected.
     async fn total_count(&self, ctx: &Context<'_>) -> Result<i32> {
-        let count = T::count(ctx.cx(), &self.filter).await?;
+        let count = T::count(ctx, &self.filter).await?;
         Ok(i32::try_from(count).unwrap_or(i32::MAX))
     }
 }

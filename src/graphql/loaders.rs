@@ -16,22 +16,38 @@ use dataloader::cached::Loader;
 use super::context::Caller;
 use super::error::{Failure, Result};
 use crate::domain::{self, Cx};
-use crate::model::{ClaudeAccountId, UserId};
+use crate::model::{ClaudeAccountId, ClientId, Direction, Page, PageSlice, TaskId, Timestamp, UserId};
 use crate::store::claude_account::ClaudeAccount;
+use crate::store::client::Client;
+use crate::store::task::{Task, TaskFilter, TaskOrder};
 use crate::store::user::User;
 
 type Found<V> = Result<Option<V>>;
+type Cached<R> = Loader<<R as Read>::Key, Found<<R as Read>::Value>, Batch<R>>;
 
 /// The loaders of one request.
 pub(super) struct Loaders {
-    users: Loader<UserId, Found<User>, Batch<Users>>,
-    claude_accounts: Loader<ClaudeAccountId, Found<ClaudeAccount>, Batch<ClaudeAccounts>>,
+    now: Timestamp,
+    users: Cached<Users>,
+    claude_accounts: Cached<ClaudeAccounts>,
+    clients: Cached<Clients>,
+    tasks: Cached<Tasks>,
+    task_pages: Cached<TaskPages>,
+    task_counts: Cached<TaskCounts>,
 }
 
 impl Loaders {
     /// Loaders that read as this caller.
     pub(super) fn new(caller: &Arc<Caller>) -> Self {
-        Self { users: Loader::new(Batch::new(caller)), claude_accounts: Loader::new(Batch::new(caller)) }
+        Self {
+            now: caller.services.clock.now(),
+            users: Loader::new(Batch::new(caller)),
+            claude_accounts: Loader::new(Batch::new(caller)),
+            clients: Loader::new(Batch::new(caller)),
+            tasks: Loader::new(Batch::new(caller)),
+            task_pages: Loader::new(Batch::new(caller)),
+            task_counts: Loader::new(Batch::new(caller)),
+        }
     }
 
     /// The request's loaders.
@@ -43,6 +59,15 @@ impl Loaders {
     pub(super) async fn clear(&self) {
         self.users.clear_all().await;
         self.claude_accounts.clear_all().await;
+        self.clients.clear_all().await;
+        self.tasks.clear_all().await;
+        self.task_pages.clear_all().await;
+        self.task_counts.clear_all().await;
+    }
+
+    /// The time that a whole request is answered for: lists that are asked for together are of one moment.
+    pub(super) fn now(&self) -> Timestamp {
+        self.now
     }
 
     /// A user of the caller's organization.
@@ -54,15 +79,38 @@ impl Loaders {
     pub(super) async fn claude_account(&self, id: ClaudeAccountId) -> Found<ClaudeAccount> {
         self.claude_accounts.load(id).await
     }
+
+    /// A client of the caller's organization.
+    pub(super) async fn client(&self, id: ClientId) -> Found<Client> {
+        self.clients.load(id).await
+    }
+
+    /// A task of the caller's organization.
+    pub(super) async fn task(&self, id: TaskId) -> Found<Task> {
+        self.tasks.load(id).await
+    }
+
+    /// A page of a client's tasks.
+    pub(super) async fn task_page(&self, key: TaskPage) -> Result<PageSlice<Task>> {
+        let page = key.page.clone();
+        Ok(self.task_pages.load(key).await?.unwrap_or_else(|| page.slice(Vec::new())))
+    }
+
+    /// How many tasks pass the filter.
+    pub(super) async fn task_count(&self, filter: TaskFilter) -> Result<i64> {
+        Ok(self.task_counts.load(filter).await?.unwrap_or_default())
+    }
 }
 
-/// How many of one noun are read by their ids.
-trait ReadMany {
-    type Id: Copy + Eq + Hash + Send + Sync;
-    type Row: Clone + Send;
+/// What a batch reads: the values of its keys; a key without one is left out.
+trait Read {
+    type Key: Clone + Eq + Hash + Send + Sync;
+    type Value: Clone + Send;
 
-    fn id(row: &Self::Row) -> Self::Id;
-    fn read(cx: Cx<'_>, ids: &[Self::Id]) -> impl Future<Output = domain::Result<Vec<Self::Row>>> + Send;
+    fn read(
+        cx: Cx<'_>,
+        keys: &[Self::Key],
+    ) -> impl Future<Output = domain::Result<HashMap<Self::Key, Self::Value>>> + Send;
 }
 
 struct Batch<R> {
@@ -76,47 +124,100 @@ impl<R> Batch<R> {
     }
 }
 
-impl<R: ReadMany> BatchFn<R::Id, Found<R::Row>> for Batch<R> {
-    async fn load(&mut self, ids: &[R::Id]) -> HashMap<R::Id, Found<R::Row>> {
-        match R::read(self.caller.cx("load"), ids).await {
-            Ok(rows) => {
-                let mut found: HashMap<_, _> = rows.into_iter().map(|row| (R::id(&row), row)).collect();
-                ids.iter().map(|id| (*id, Ok(found.remove(id)))).collect()
-            }
+impl<R: Read> BatchFn<R::Key, Found<R::Value>> for Batch<R> {
+    async fn load(&mut self, keys: &[R::Key]) -> HashMap<R::Key, Found<R::Value>> {
+        match R::read(self.caller.cx("load"), keys).await {
+            Ok(mut found) => keys.iter().map(|key| (key.clone(), Ok(found.remove(key)))).collect(),
             Err(error) => {
                 let failure = Failure::from(error);
-                ids.iter().map(|id| (*id, Err(failure.clone()))).collect()
+                keys.iter().map(|key| (key.clone(), Err(failure.clone()))).collect()
             }
         }
     }
 }
 
-enum Users {}
+/// Loaders of one noun by its ids.
+macro_rules! by_id {
+    ($($loader:ident: $id:ident => $row:ident by $module:ident),+ $(,)?) => {$(
+        enum $loader {}
 
-impl ReadMany for Users {
-    type Id = UserId;
-    type Row = User;
+        impl Read for $loader {
+            type Key = $id;
+            type Value = $row;
 
-    fn id(row: &User) -> UserId {
-        row.id
-    }
+            async fn read(cx: Cx<'_>, ids: &[$id]) -> domain::Result<HashMap<$id, $row>> {
+                let rows = domain::$module::find_many(cx, ids).await?;
+                Ok(rows.into_iter().map(|row| (row.id, row)).collect())
+            }
+        }
+    )+};
+}
 
-    async fn read(cx: Cx<'_>, ids: &[UserId]) -> domain::Result<Vec<User>> {
-        domain::user::find_many(cx, ids).await
+by_id! {
+    Users: UserId => User by user,
+    ClaudeAccounts: ClaudeAccountId => ClaudeAccount by claude_account,
+    Clients: ClientId => Client by client,
+    Tasks: TaskId => Task by task,
+}
+
+/// A page of a client's tasks; the filter names no client.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct TaskPage {
+    pub(super) client: ClientId,
+    pub(super) filter: TaskFilter,
+    pub(super) order: TaskOrder,
+    pub(super) direction: Direction,
+    pub(super) page: Page,
+}
+
+enum TaskPages {}
+
+impl Read for TaskPages {
+    type Key = TaskPage;
+    type Value = PageSlice<Task>;
+
+    async fn read(cx: Cx<'_>, keys: &[TaskPage]) -> domain::Result<HashMap<TaskPage, PageSlice<Task>>> {
+        let mut found = HashMap::new();
+        let alike = |key: &TaskPage| (key.filter.clone(), key.order, key.direction, key.page.clone());
+        for ((filter, order, direction, page), clients) in grouped(keys, alike, |key| key.client) {
+            let pages = domain::task::pages(cx, &clients, &filter, (order, direction), &page).await?;
+            found.extend(pages.into_iter().map(|(client, slice)| {
+                (TaskPage { client, filter: filter.clone(), order, direction, page: page.clone() }, slice)
+            }));
+        }
+        Ok(found)
     }
 }
 
-enum ClaudeAccounts {}
+enum TaskCounts {}
 
-impl ReadMany for ClaudeAccounts {
-    type Id = ClaudeAccountId;
-    type Row = ClaudeAccount;
+impl Read for TaskCounts {
+    type Key = TaskFilter;
+    type Value = i64;
 
-    fn id(row: &ClaudeAccount) -> ClaudeAccountId {
-        row.id
+    async fn read(cx: Cx<'_>, filters: &[TaskFilter]) -> domain::Result<HashMap<TaskFilter, i64>> {
+        let mut found = HashMap::new();
+        let alike = |filter: &TaskFilter| TaskFilter { client_id: None, ..filter.clone() };
+        for (filter, clients) in grouped(filters, alike, |filter| filter.client_id) {
+            if clients.contains(&None) {
+                found.insert(filter.clone(), domain::task::count(cx, &filter).await?);
+            }
+            let clients: Vec<_> = clients.into_iter().flatten().collect();
+            if !clients.is_empty() {
+                let counts = domain::task::counts(cx, &clients, &filter).await?;
+                let with = |client| TaskFilter { client_id: Some(client), ..filter.clone() };
+                found.extend(counts.into_iter().map(|(client, count)| (with(client), count)));
+            }
+        }
+        Ok(found)
     }
+}
 
-    async fn read(cx: Cx<'_>, ids: &[ClaudeAccountId]) -> domain::Result<Vec<ClaudeAccount>> {
-        domain::claude_account::find_many(cx, ids).await
+/// The parents of the keys that ask for the same: each group is one statement.
+fn grouped<K, G: Eq + Hash, P>(keys: &[K], alike: impl Fn(&K) -> G, parent: impl Fn(&K) -> P) -> HashMap<G, Vec<P>> {
+    let mut groups: HashMap<G, Vec<P>> = HashMap::new();
+    for key in keys {
+        groups.entry(alike(key)).or_default().push(parent(key));
     }
+    groups
 }

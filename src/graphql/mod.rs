@@ -5,6 +5,7 @@ mod connection;
 mod context;
 mod declarations;
 mod error;
+mod inputs;
 mod loaders;
 mod middleware;
 mod node;
@@ -19,8 +20,10 @@ pub mod walls;
 
 mod audit_log;
 mod claude_account;
+mod client;
 mod organization;
 mod session;
+mod task;
 mod user;
 mod viewer;
 

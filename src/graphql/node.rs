@@ -4,15 +4,17 @@ use async_graphql::{Context, ID, Interface, Object, PathSegment};
 
 use super::audit_log::AuditLog;
 use super::claude_account::ClaudeAccount;
+use super::client::Client;
 use super::context::ContextExt;
 use super::declarations::Declared;
 use super::error::Result;
 use super::loaders::Loaders;
 use super::organization::Organization;
 use super::session::Session;
+use super::task::Task;
 use super::user::User;
 use crate::domain;
-use crate::model::{AuditLogId, ClaudeAccountId, OrganizationId, SessionId, UserId};
+use crate::model::{AuditLogId, ClaudeAccountId, ClientId, OrganizationId, SessionId, TaskId, UserId};
 
 /// The most ids that `nodes` takes.
 const MAX_IDS: usize = 100;
@@ -29,6 +31,10 @@ pub(super) enum Node {
     Session(Session),
     /// A Claude account.
     ClaudeAccount(ClaudeAccount),
+    /// A client.
+    Client(Client),
+    /// A task.
+    Task(Task),
     /// An entry of the audit log.
     AuditLog(AuditLog),
 }
@@ -51,6 +57,12 @@ impl Node {
         }
         if let Ok(id) = id.parse::<ClaudeAccountId>() {
             return Ok(Loaders::of(ctx).claude_account(id).await?.map(|row| Self::ClaudeAccount(ClaudeAccount(row))));
+        }
+        if let Ok(id) = id.parse::<ClientId>() {
+            return Ok(Loaders::of(ctx).client(id).await?.map(|row| Self::Client(Client(row))));
+        }
+        if let Ok(id) = id.parse::<TaskId>() {
+            return Ok(Loaders::of(ctx).task(id).await?.map(|row| Self::Task(Task(row))));
         }
         if let Ok(id) = id.parse::<AuditLogId>() {
             return Ok(domain::audit_log::find(cx, id).await?.map(|row| Self::AuditLog(AuditLog(row))));

@@ -11,6 +11,7 @@ use async_graphql::{
 use super::audit_log::AuditLogQuery;
 use super::audit_log::ErrorCode;
 use super::claude_account::{ClaudeAccountMutation, ClaudeAccountQuery};
+use super::client::{ClientMutation, ClientQuery};
 use super::collected::Collected;
 use super::context::Caller;
 use super::declarations::Declarations;
@@ -21,18 +22,28 @@ use super::organization::OrganizationQuery;
 use super::response::complete;
 use super::schema_types::SchemaTypes;
 use super::session::SessionMutation;
+use super::task::{TaskMutation, TaskQuery};
 use super::user::UserQuery;
 use super::viewer::ViewerQuery;
 
 /// What can be read.
 #[derive(MergedObject, Default)]
 #[graphql(name = "Query")]
-struct Query(ViewerQuery, NodeQuery, OrganizationQuery, UserQuery, ClaudeAccountQuery, AuditLogQuery);
+struct Query(
+    ViewerQuery,
+    NodeQuery,
+    OrganizationQuery,
+    UserQuery,
+    ClaudeAccountQuery,
+    ClientQuery,
+    TaskQuery,
+    AuditLogQuery,
+);
 
 /// What can be done. Each field leaves exactly one entry in the audit log, whatever its outcome.
 #[derive(MergedObject, Default)]
 #[graphql(name = "Mutation")]
-struct Mutation(SessionMutation, ClaudeAccountMutation);
+struct Mutation(SessionMutation, ClaudeAccountMutation, ClientMutation, TaskMutation);
 
 type Roots = Schema<Query, Mutation, EmptySubscription>;
 

@@ -68,6 +68,21 @@ names! {
         Exhausted = "EXHAUSTED",
     }
 
+    /// How far one is with a client.
+    ClientStatus { Lead = "LEAD", Active = "ACTIVE", Paused = "PAUSED", Archived = "ARCHIVED" }
+
+    /// How far a task is.
+    TaskStatus {
+        Todo = "TODO",
+        InProgress = "IN_PROGRESS",
+        Blocked = "BLOCKED",
+        Done = "DONE",
+        Cancelled = "CANCELLED",
+    }
+
+    /// How urgent a task is, the least first.
+    TaskPriority { Low = "LOW", Normal = "NORMAL", High = "HIGH", Urgent = "URGENT" }
+
     /// The kind of deed that an audit entry records.
     AuditAction {
         Create = "CREATE",

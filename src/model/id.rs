@@ -41,6 +41,10 @@ pub mod kind {
         RefreshToken = "rtok",
         /// An upstream account.
         ClaudeAccount = "acct",
+        /// A client of the organization.
+        Client = "client",
+        /// Something to do for a client.
+        Task = "task",
         /// An entry of the audit log.
         AuditLog = "audit",
     }
@@ -59,6 +63,10 @@ pub type SessionId = Id<kind::Session>;
 pub type RefreshTokenId = Id<kind::RefreshToken>;
 /// Id of a Claude account.
 pub type ClaudeAccountId = Id<kind::ClaudeAccount>;
+/// Id of a client.
+pub type ClientId = Id<kind::Client>;
+/// Id of a task.
+pub type TaskId = Id<kind::Task>;
 /// Id of an audit entry.
 pub type AuditLogId = Id<kind::AuditLog>;
 

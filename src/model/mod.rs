@@ -12,13 +12,17 @@ mod timestamp;
 pub use clock::Clock;
 pub use email::{Email, InvalidEmail};
 pub use enums::{
-    AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus, ClaudeTier, Plan, ResourceType,
-    UnknownName, UserStatus,
+    AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus, ClaudeTier, ClientStatus, Plan,
+    ResourceType, TaskPriority, TaskStatus, UnknownName, UserStatus,
 };
 pub use id::{
-    AuditLogId, ClaudeAccountId, Id, InvalidId, Kind, OrganizationId, RefreshTokenId, SessionId, UserId, kind,
+    AuditLogId, ClaudeAccountId, ClientId, Id, InvalidId, Kind, OrganizationId, RefreshTokenId, SessionId, TaskId,
+    UserId, kind,
 };
 pub use json_object::{InvalidJsonObject, JsonObject};
 pub use page::{Cursor, Direction, MAX_PAGE_SIZE, Page, PageSlice, Position, SortKey, Window};
-pub use permission::{Access, Denied, Grant, ManageClaudeAccounts, Permission, Permit, Read, Role, ViewAuditLogs};
+pub use permission::{
+    Access, ArchiveClients, DeleteTasks, Denied, Grant, ManageClaudeAccounts, Permission, Permit, Read, Role,
+    ViewAuditLogs, WriteClients, WriteTasks,
+};
 pub use timestamp::Timestamp;

@@ -1,5 +1,8 @@
 //! Pages of a list: by cursor forwards, by cursor backwards, or by offset.
 
+use std::collections::HashMap;
+use std::hash::Hash;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
@@ -8,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub const MAX_PAGE_SIZE: usize = 100;
 
 /// Ascending or descending.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// Smallest first.
     Ascending,
@@ -17,7 +20,7 @@ pub enum Direction {
 }
 
 /// Where a row stands in an ordering: the value that is sorted by, then the id that breaks ties.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Position {
     /// The value that is sorted by.
     pub key: SortKey,
@@ -26,7 +29,7 @@ pub struct Position {
 }
 
 /// A value that a list is sorted by.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Hash)]
 #[serde(untagged)]
 pub enum SortKey {
     /// A number; times are microseconds since 1970.
@@ -66,7 +69,7 @@ impl Cursor {
 }
 
 /// Which part of the list.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Window {
     /// The rows after a position, or from the start.
     After(Option<Position>),
@@ -77,7 +80,7 @@ pub enum Window {
 }
 
 /// A request for one page.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Page {
     /// How many rows, 1 to [`MAX_PAGE_SIZE`].
     pub size: usize,
@@ -128,6 +131,22 @@ impl Page {
         } else {
             PageSlice { rows, has_previous: started_inside, has_next: more }
         }
+    }
+}
+
+impl Page {
+    /// A page for each parent of the rows that were read by [`Page::limit`] of each, in the order they were read.
+    #[must_use]
+    pub fn slices<P: Copy + Eq + Hash, T>(
+        &self,
+        parents: &[P],
+        rows: impl IntoIterator<Item = (P, T)>,
+    ) -> HashMap<P, PageSlice<T>> {
+        let mut of: HashMap<P, Vec<T>> = parents.iter().map(|parent| (*parent, Vec::new())).collect();
+        for (parent, row) in rows {
+            of.entry(parent).or_default().push(row);
+        }
+        of.into_iter().map(|(parent, rows)| (parent, self.slice(rows))).collect()
     }
 }
 

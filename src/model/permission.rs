@@ -87,6 +87,14 @@ macro_rules! grants {
 grants! {
     /// To read what every member of the organization may read.
     Read => None,
+    /// To create and change clients.
+    WriteClients => Some(Permission::WriteClients),
+    /// To archive and restore clients.
+    ArchiveClients => Some(Permission::ArchiveClients),
+    /// To create and change tasks.
+    WriteTasks => Some(Permission::WriteTasks),
+    /// To delete tasks.
+    DeleteTasks => Some(Permission::DeleteTasks),
     /// To see and manage Claude accounts.
     ManageClaudeAccounts => Some(Permission::ManageClaudeAccounts),
     /// To read the audit log.

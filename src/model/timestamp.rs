@@ -9,6 +9,9 @@ use chrono::{DateTime, Datelike, SubsecRound, TimeDelta, Utc};
 pub struct Timestamp(DateTime<Utc>);
 
 impl Timestamp {
+    /// Later than any that is kept: the end of the year 9999.
+    pub const MAX: Self = Self(DateTime::from_timestamp_micros(253_402_300_799_999_999).expect("chrono has that year"));
+
     /// Microseconds since 1970.
     #[must_use]
     pub fn micros(self) -> i64 {

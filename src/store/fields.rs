@@ -15,8 +15,8 @@ use diesel::sqlite::Sqlite;
 use unicode_normalization::UnicodeNormalization;
 
 use crate::model::{
-    AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus, ClaudeTier, Email, Id, JsonObject, Kind,
-    Plan, ResourceType, Role, Timestamp, UserStatus,
+    AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus, ClaudeTier, ClientStatus, Email, Id,
+    JsonObject, Kind, Plan, ResourceType, Role, TaskPriority, TaskStatus, Timestamp, UserStatus,
 };
 
 /// `timestamptz` on PostgreSQL; on SQLite RFC 3339 text of fixed width, which sorts by time. To the microsecond, as the
@@ -155,6 +155,9 @@ text_fields! {
     [] ClaudeAccountStatus: |name| name.as_str();
     [] ClaudeTier: |name| name.as_str();
     [] ClaudeAccountHealthState: |name| name.as_str();
+    [] ClientStatus: |name| name.as_str();
+    [] TaskStatus: |name| name.as_str();
+    [] TaskPriority: |name| name.as_str();
     [] AuditAction: |name| name.as_str();
     [] AuditOutcome: |name| name.as_str();
     [] ResourceType: |name| name.as_str();

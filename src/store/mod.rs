@@ -16,8 +16,10 @@ mod tx;
 
 pub mod audit_log;
 pub mod claude_account;
+pub mod client;
 pub mod organization;
 pub mod session;
+pub mod task;
 pub mod user;
 
 pub use backend::{Conn, Db, PoolState};

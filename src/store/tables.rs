@@ -102,6 +102,57 @@ diesel::table! {
 }
 
 diesel::table! {
+    use diesel::sql_types::{Integer, Nullable, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    clients (id) {
+        id -> Text,
+        organization_id -> Text,
+        name -> Text,
+        name_folded -> Text,
+        company -> Nullable<Text>,
+        company_folded -> Text,
+        search_text -> Text,
+        email -> Nullable<Text>,
+        phone -> Nullable<Text>,
+        notes -> Nullable<Text>,
+        status -> Text,
+        owner_id -> Nullable<Text>,
+        metadata -> Nullable<Text>,
+        archived_at -> Nullable<UtcTimestamp>,
+        created_at -> UtcTimestamp,
+        updated_at -> UtcTimestamp,
+        version -> Integer,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::{Integer, Nullable, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    tasks (id) {
+        id -> Text,
+        organization_id -> Text,
+        client_id -> Text,
+        title -> Text,
+        title_folded -> Text,
+        search_text -> Text,
+        description -> Nullable<Text>,
+        status -> Text,
+        priority -> Text,
+        priority_rank -> Integer,
+        assignee_id -> Nullable<Text>,
+        due_at -> Nullable<UtcTimestamp>,
+        due_sort -> UtcTimestamp,
+        completed_at -> Nullable<UtcTimestamp>,
+        created_by -> Nullable<Text>,
+        created_at -> UtcTimestamp,
+        updated_at -> UtcTimestamp,
+        version -> Integer,
+    }
+}
+
+diesel::table! {
     use diesel::sql_types::{BigInt, Binary, Nullable, Text};
     use crate::store::fields::UtcTimestamp;
 

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use crate::claude_account::create;
 use crate::support::{Client, GOOD_KEY, MockUpstream, PASSWORD, TestApp, both_databases};
 
-/// Every mutation of the schema, with a call that succeeds and one that fails. `ID` is an account's id, `TOKEN` a refresh
-/// token; both are fresh for each call.
+/// Every mutation of the schema, with a call that succeeds and one that fails. `ID` is an account's id, `CLIENT` a client's,
+/// `TASK` a task's, `TOKEN` a refresh token; each is fresh for each call.
 const CALLS: &[(&str, &str, &str)] = &[
     (
         "signIn",
@@ -53,6 +53,41 @@ const CALLS: &[(&str, &str, &str)] = &[
         r#"deleteClaudeAccount(input: { id: "ID" }) { deletedId }"#,
         r#"deleteClaudeAccount(input: { id: "acct_00000000000000000000000000" }) { deletedId }"#,
     ),
+    (
+        "createClient",
+        r#"createClient(input: { name: "N" }) { client { id } }"#,
+        r#"createClient(input: { name: "" }) { client { id } }"#,
+    ),
+    (
+        "updateClient",
+        r#"updateClient(input: { id: "CLIENT", name: "M" }) { client { id } }"#,
+        r#"updateClient(input: { id: "CLIENT", name: null }) { client { id } }"#,
+    ),
+    (
+        "archiveClient",
+        r#"archiveClient(input: { id: "CLIENT" }) { client { id } }"#,
+        r#"archiveClient(input: { id: "no id" }) { client { id } }"#,
+    ),
+    (
+        "restoreClient",
+        r#"restoreClient(input: { id: "CLIENT" }) { client { id } }"#,
+        r#"restoreClient(input: { id: "no id" }) { client { id } }"#,
+    ),
+    (
+        "createTask",
+        r#"createTask(input: { clientId: "CLIENT", title: "T" }) { task { id } }"#,
+        r#"createTask(input: { clientId: "CLIENT", title: "" }) { task { id } }"#,
+    ),
+    (
+        "updateTask",
+        r#"updateTask(input: { id: "TASK", title: "U" }) { task { id } }"#,
+        r#"updateTask(input: { id: "TASK", title: null }) { task { id } }"#,
+    ),
+    (
+        "deleteTask",
+        r#"deleteTask(input: { id: "TASK" }) { deletedId }"#,
+        r#"deleteTask(input: { id: "task_00000000000000000000000000" }) { deletedId }"#,
+    ),
 ];
 
 fn mutations_of_the_schema() -> BTreeSet<String> {
@@ -77,18 +112,35 @@ async fn entries(admin: &Client) -> Vec<Value> {
     admin.run(ENTRIES).await.data()["auditLogs"]["nodes"].as_array().unwrap().clone()
 }
 
+async fn count(admin: &Client) -> u64 {
+    admin.run("{ auditLogs { totalCount } }").await.data()["auditLogs"]["totalCount"].as_u64().unwrap()
+}
+
 /// Runs one mutation and returns the entries that it left.
 async fn entries_of(admin: &Client, client: &Client, mutation: &str) -> Vec<Value> {
-    let before = entries(admin).await.len();
+    let before = count(admin).await;
     client.run(&format!("mutation {{ {mutation} }}")).await;
-    let after = entries(admin).await;
-    after[..after.len() - before].to_vec()
+    let left = usize::try_from(count(admin).await - before).unwrap();
+    entries(admin).await[..left].to_vec()
 }
 
 async fn filled_in(app: &TestApp, admin: &Client, mutation: &str, key: &str) -> String {
     let mut text = mutation.replace("PASSWORD", PASSWORD);
     if text.contains("TOKEN") {
         text = text.replace("TOKEN", &app.admin().await.refresh_token.unwrap());
+    }
+    if text.contains("\"CLIENT\"") || text.contains("\"TASK\"") {
+        let made = admin.run("mutation { createClient(input: { name: \"C\" }) { client { id } } }").await;
+        let client = made.data()["createClient"]["client"]["id"].to_string();
+        if text.contains("\"TASK\"") {
+            let made = admin
+                .run(&format!(
+                    "mutation {{ createTask(input: {{ clientId: {client}, title: \"T\" }}) {{ task {{ id }} }} }}"
+                ))
+                .await;
+            text = text.replace("\"TASK\"", &made.data()["createTask"]["task"]["id"].to_string());
+        }
+        text = text.replace("\"CLIENT\"", &client);
     }
     if text.contains("\"ID\"") {
         let account = create(admin, json!({ "apiKey": key, "accountName": "A" })).await;
@@ -132,7 +184,7 @@ both_databases! {
                     let left = entries_of(&admin, client, &mutation).await;
                     assert_eq!(left.len(), 1, "{name} denied: {left:?}");
                     assert_eq!((&left[0]["outcome"], &left[0]["errorCode"]), (&json!("DENIED"), &json!(code)));
-                    assert_eq!(left[0]["resourceId"].is_string(), mutation.contains("acct_"));
+                    assert_eq!(left[0]["resourceId"].is_string(), mutation.contains("{ id: \""), "{mutation}");
                 }
             }
         }

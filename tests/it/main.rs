@@ -6,6 +6,7 @@
 mod architecture;
 mod audit;
 mod claude_account;
+mod client;
 mod command_line;
 mod crypto;
 mod data_dir;
