@@ -1,5 +1,7 @@
 //! Reading the audit log.
 
+use std::collections::HashMap;
+
 use super::context::Cx;
 use super::error::Result;
 use crate::model::{AuditLogId, Page, PageSlice};
@@ -13,8 +15,7 @@ pub async fn page(cx: Cx<'_>, filter: &AuditLogFilter, page: &Page) -> Result<Pa
     let permit = cx.actor.require()?;
     let db = &cx.services.db;
     // Any filter but that by thing may pass over most of the log.
-    let is_narrow = *filter == AuditLogFilter { resource_id: filter.resource_id.clone(), ..AuditLogFilter::default() };
-    let mut conn = if is_narrow && page.offset() == 0 { db.read().await? } else { db.scan().await? };
+    let mut conn = if filter.is_by_resource() && page.offset() == 0 { db.read().await? } else { db.scan().await? };
     Ok(logs::page(&mut conn, &permit, filter, page).await?)
 }
 
@@ -27,11 +28,29 @@ pub async fn count(cx: Cx<'_>, filter: &AuditLogFilter) -> Result<i64> {
     Ok(logs::count(&mut cx.services.db.scan().await?, &permit, filter).await?)
 }
 
-/// One entry.
+/// The same page of the entries on each of the resources.
+///
+/// # Errors
+/// As for [`page`].
+pub async fn pages(cx: Cx<'_>, resources: &[String], page: &Page) -> Result<HashMap<String, PageSlice<AuditLog>>> {
+    let permit = cx.actor.require()?;
+    Ok(logs::pages(&mut cx.services.db.scan().await?, &permit, resources, page).await?)
+}
+
+/// How many entries there are on each of the resources; one without any is left out.
 ///
 /// # Errors
 /// Without permission.
-pub async fn find(cx: Cx<'_>, id: AuditLogId) -> Result<Option<AuditLog>> {
+pub async fn counts(cx: Cx<'_>, resources: &[String]) -> Result<HashMap<String, i64>> {
     let permit = cx.actor.require()?;
-    Ok(logs::find(&mut cx.services.db.read().await?, &permit, id).await?)
+    Ok(logs::counts(&mut cx.services.db.scan().await?, &permit, resources).await?)
+}
+
+/// The entries among `ids`, in no order.
+///
+/// # Errors
+/// Without permission.
+pub async fn find_many(cx: Cx<'_>, ids: &[AuditLogId]) -> Result<Vec<AuditLog>> {
+    let permit = cx.actor.require()?;
+    Ok(logs::find_many(&mut cx.services.db.read().await?, &permit, ids).await?)
 }

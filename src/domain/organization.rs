@@ -33,6 +33,18 @@ pub async fn find(cx: Cx<'_>) -> Result<Option<Organization>> {
     Ok(organizations::find(&mut cx.services.db.read().await?, &permit).await?)
 }
 
+/// The organization among `ids` that is the caller's.
+///
+/// # Errors
+/// Where nobody is signed in.
+pub async fn find_many(cx: Cx<'_>, ids: &[OrganizationId]) -> Result<Vec<Organization>> {
+    let permit = cx.actor.require::<Read>()?;
+    if !ids.contains(&permit.organization()) {
+        return Ok(Vec::new());
+    }
+    Ok(organizations::find(&mut cx.services.db.read().await?, &permit).await?.into_iter().collect())
+}
+
 /// What the first start needs.
 pub struct FirstStart<'a> {
     /// The database, with its tables.

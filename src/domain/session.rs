@@ -196,12 +196,14 @@ pub async fn of_viewer(cx: Cx<'_>) -> Result<Vec<Session>> {
     Ok(sessions::find_alive(&mut cx.services.db.read().await?, signed_in.user, now).await?)
 }
 
-/// One of the caller's own sessions that is alive.
+/// The caller's own sessions among `ids` that are alive, in no order.
 ///
 /// # Errors
 /// Where nobody is signed in.
-pub async fn find(cx: Cx<'_>, id: SessionId) -> Result<Option<Session>> {
-    Ok(of_viewer(cx).await?.into_iter().find(|session| session.id == id))
+pub async fn find_many(cx: Cx<'_>, ids: &[SessionId]) -> Result<Vec<Session>> {
+    let signed_in = cx.actor.signed_in().ok_or_else(Error::unauthenticated)?;
+    let now = cx.services.clock.now();
+    Ok(sessions::find_many(&mut cx.services.db.read().await?, signed_in.user, now, ids).await?)
 }
 
 async fn find_token(cx: Cx<'_>, presented: &SecretText) -> Result<Option<RefreshToken>> {

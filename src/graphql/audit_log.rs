@@ -10,8 +10,8 @@ use super::loaders::Loaders;
 use super::node::Node;
 use super::scalars::{DateTime, Json};
 use super::user::User;
-use crate::domain::{self, Cx};
-use crate::model::{self, Position, SortKey};
+use crate::domain;
+use crate::model::{self, PageSlice, Position, SortKey};
 use crate::store::audit_log::{AuditLog as Row, AuditLogFilter as Filter};
 
 /// The name of the one order that the log has.
@@ -163,7 +163,10 @@ impl Listed for AuditLog {
     type Filter = Filter;
 
     async fn count(ctx: &Context<'_>, filter: &Filter) -> Result<i64> {
-        Ok(domain::audit_log::count(ctx.cx(), filter).await?)
+        match &filter.resource_id {
+            Some(resource) if filter.is_by_resource() => Loaders::of(ctx).audit_log_count(resource.clone()).await,
+            _ => Ok(domain::audit_log::count(ctx.cx(), filter).await?),
+        }
     }
 }
 
@@ -207,12 +210,20 @@ impl AuditLogFilter {
     }
 }
 
-/// A page of the log.
-pub(super) async fn page(cx: Cx<'_>, filter: Filter, arguments: PageArguments) -> Result<Connection<AuditLog>> {
-    let page = arguments.page(ORDER)?;
-    let slice = domain::audit_log::page(cx, &filter, &page).await?;
+fn connection(slice: PageSlice<Row>, filter: Filter) -> Connection<AuditLog> {
     let position = |row: &Row| Position { key: SortKey::Number(row.sequence), id: row.id.to_string() };
-    Ok(Connection::new(slice, ORDER, filter, position, AuditLog))
+    Connection::new(slice, ORDER, filter, position, AuditLog)
+}
+
+/// A page of the entries on one thing: with those on all things that the query asks for, in one statement.
+pub(super) async fn on(
+    ctx: &Context<'_>,
+    resource: &impl ToString,
+    page: PageArguments,
+) -> Result<Connection<AuditLog>> {
+    let resource = resource.to_string();
+    let slice = Loaders::of(ctx).audit_log_page(resource.clone(), page.page(ORDER)?).await?;
+    Ok(connection(slice, Filter { resource_id: Some(resource), ..Filter::default() }))
 }
 
 #[derive(Default)]
@@ -241,6 +252,7 @@ impl AuditLogQuery {
             }])
             .into());
         };
-        page(ctx.cx(), filter, arguments).await.map(Some)
+        let slice = domain::audit_log::page(ctx.cx(), &filter, &arguments.page(ORDER)?).await?;
+        Ok(Some(connection(slice, filter)))
     }
 }

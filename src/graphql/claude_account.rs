@@ -15,7 +15,6 @@ use crate::crypto::SecretText;
 use crate::domain::claude_account::{self as deeds, Create, Update, usage_at};
 use crate::domain::{self, Error};
 use crate::model::{self, ClaudeAccountId, Direction};
-use crate::store::audit_log::AuditLogFilter;
 use crate::store::claude_account::{ClaudeAccount as Row, ClaudeAccountFilter as Filter, ClaudeAccountOrder as Order};
 
 /// An account at a Claude upstream: an API key, with what the relay needs to know of it.
@@ -188,8 +187,7 @@ impl ClaudeAccount {
         #[graphql(desc = "End before this cursor.")] before: Option<String>,
         #[graphql(desc = "Skip so many rows.")] offset: Option<i32>,
     ) -> Result<Connection<AuditLog>> {
-        let filter = AuditLogFilter { resource_id: Some(self.0.id.to_string()), ..AuditLogFilter::default() };
-        audit_log::page(ctx.cx(), filter, PageArguments { first, after, last, before, offset }).await
+        audit_log::on(ctx, &self.0.id, PageArguments { first, after, last, before, offset }).await
     }
 }
 

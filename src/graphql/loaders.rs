@@ -16,9 +16,15 @@ use dataloader::cached::Loader;
 use super::context::Caller;
 use super::error::{Failure, Result};
 use crate::domain::{self, Cx};
-use crate::model::{ClaudeAccountId, ClientId, Direction, Page, PageSlice, TaskId, Timestamp, UserId};
+use crate::model::{
+    AuditLogId, ClaudeAccountId, ClientId, Direction, OrganizationId, Page, PageSlice, SessionId, TaskId, Timestamp,
+    UserId,
+};
+use crate::store::audit_log::AuditLog;
 use crate::store::claude_account::ClaudeAccount;
 use crate::store::client::Client;
+use crate::store::organization::Organization;
+use crate::store::session::Session;
 use crate::store::task::{Task, TaskFilter, TaskOrder};
 use crate::store::user::User;
 
@@ -28,12 +34,17 @@ type Cached<R> = Loader<<R as Read>::Key, Found<<R as Read>::Value>, Batch<R>>;
 /// The loaders of one request.
 pub(super) struct Loaders {
     now: Timestamp,
+    organizations: Cached<Organizations>,
     users: Cached<Users>,
+    sessions: Cached<Sessions>,
     claude_accounts: Cached<ClaudeAccounts>,
     clients: Cached<Clients>,
     tasks: Cached<Tasks>,
     task_pages: Cached<TaskPages>,
     task_counts: Cached<TaskCounts>,
+    audit_logs: Cached<AuditLogs>,
+    audit_log_pages: Cached<AuditLogPages>,
+    audit_log_counts: Cached<AuditLogCounts>,
 }
 
 impl Loaders {
@@ -41,12 +52,17 @@ impl Loaders {
     pub(super) fn new(caller: &Arc<Caller>) -> Self {
         Self {
             now: caller.services.clock.now(),
+            organizations: Loader::new(Batch::new(caller)),
             users: Loader::new(Batch::new(caller)),
+            sessions: Loader::new(Batch::new(caller)),
             claude_accounts: Loader::new(Batch::new(caller)),
             clients: Loader::new(Batch::new(caller)),
             tasks: Loader::new(Batch::new(caller)),
             task_pages: Loader::new(Batch::new(caller)),
             task_counts: Loader::new(Batch::new(caller)),
+            audit_logs: Loader::new(Batch::new(caller)),
+            audit_log_pages: Loader::new(Batch::new(caller)),
+            audit_log_counts: Loader::new(Batch::new(caller)),
         }
     }
 
@@ -57,17 +73,32 @@ impl Loaders {
 
     /// Forgets what was read.
     pub(super) async fn clear(&self) {
+        self.organizations.clear_all().await;
         self.users.clear_all().await;
+        self.sessions.clear_all().await;
         self.claude_accounts.clear_all().await;
         self.clients.clear_all().await;
         self.tasks.clear_all().await;
         self.task_pages.clear_all().await;
         self.task_counts.clear_all().await;
+        self.audit_logs.clear_all().await;
+        self.audit_log_pages.clear_all().await;
+        self.audit_log_counts.clear_all().await;
     }
 
     /// The time that a whole request is answered for: lists that are asked for together are of one moment.
     pub(super) fn now(&self) -> Timestamp {
         self.now
+    }
+
+    /// The caller's organization, by its id.
+    pub(super) async fn organization(&self, id: OrganizationId) -> Found<Organization> {
+        self.organizations.load(id).await
+    }
+
+    /// One of the caller's sessions that is alive.
+    pub(super) async fn session(&self, id: SessionId) -> Found<Session> {
+        self.sessions.load(id).await
     }
 
     /// A user of the caller's organization.
@@ -99,6 +130,23 @@ impl Loaders {
     /// How many tasks pass the filter.
     pub(super) async fn task_count(&self, filter: TaskFilter) -> Result<i64> {
         Ok(self.task_counts.load(filter).await?.unwrap_or_default())
+    }
+
+    /// An entry of the organization's audit log.
+    pub(super) async fn audit_log(&self, id: AuditLogId) -> Found<AuditLog> {
+        self.audit_logs.load(id).await
+    }
+
+    /// A page of the entries on one resource.
+    pub(super) async fn audit_log_page(&self, resource: String, page: Page) -> Result<PageSlice<AuditLog>> {
+        let key = (resource, page);
+        let empty = key.1.slice(Vec::new());
+        Ok(self.audit_log_pages.load(key).await?.unwrap_or(empty))
+    }
+
+    /// How many entries there are on one resource.
+    pub(super) async fn audit_log_count(&self, resource: String) -> Result<i64> {
+        Ok(self.audit_log_counts.load(resource).await?.unwrap_or_default())
     }
 }
 
@@ -154,10 +202,13 @@ macro_rules! by_id {
 }
 
 by_id! {
+    Organizations: OrganizationId => Organization by organization,
     Users: UserId => User by user,
+    Sessions: SessionId => Session by session,
     ClaudeAccounts: ClaudeAccountId => ClaudeAccount by claude_account,
     Clients: ClientId => Client by client,
     Tasks: TaskId => Task by task,
+    AuditLogs: AuditLogId => AuditLog by audit_log,
 }
 
 /// A page of a client's tasks; the filter names no client.
@@ -210,6 +261,33 @@ impl Read for TaskCounts {
             }
         }
         Ok(found)
+    }
+}
+
+enum AuditLogPages {}
+
+impl Read for AuditLogPages {
+    type Key = (String, Page);
+    type Value = PageSlice<AuditLog>;
+
+    async fn read(cx: Cx<'_>, keys: &[Self::Key]) -> domain::Result<HashMap<Self::Key, Self::Value>> {
+        let mut found = HashMap::new();
+        for (page, resources) in grouped(keys, |(_, page)| page.clone(), |(resource, _)| resource.clone()) {
+            let pages = domain::audit_log::pages(cx, &resources, &page).await?;
+            found.extend(pages.into_iter().map(|(resource, slice)| ((resource, page.clone()), slice)));
+        }
+        Ok(found)
+    }
+}
+
+enum AuditLogCounts {}
+
+impl Read for AuditLogCounts {
+    type Key = String;
+    type Value = i64;
+
+    async fn read(cx: Cx<'_>, resources: &[String]) -> domain::Result<HashMap<String, i64>> {
+        domain::audit_log::counts(cx, resources).await
     }
 }
 

@@ -42,17 +42,15 @@ pub(super) enum Node {
 impl Node {
     /// The record with the id, if the caller may see it and it exists: the id's prefix says of which type it is.
     pub(super) async fn load(ctx: &Context<'_>, id: &str) -> Result<Option<Self>> {
-        let cx = ctx.cx();
         if let Ok(id) = id.parse::<OrganizationId>() {
-            let found = domain::organization::find(cx).await?.filter(|organization| organization.id == id);
-            return Ok(found.map(|row| Self::Organization(Organization(row))));
+            return Ok(Loaders::of(ctx).organization(id).await?.map(|row| Self::Organization(Organization(row))));
         }
         if let Ok(id) = id.parse::<UserId>() {
             return Ok(Loaders::of(ctx).user(id).await?.map(|row| Self::User(User(row))));
         }
         if let Ok(id) = id.parse::<SessionId>() {
-            let current = cx.actor.signed_in().map(|user| user.session);
-            let found = domain::session::find(cx, id).await?;
+            let current = ctx.cx().actor.signed_in().map(|user| user.session);
+            let found = Loaders::of(ctx).session(id).await?;
             return Ok(found.map(|row| Self::Session(Session { row, current })));
         }
         if let Ok(id) = id.parse::<ClaudeAccountId>() {
@@ -65,7 +63,7 @@ impl Node {
             return Ok(Loaders::of(ctx).task(id).await?.map(|row| Self::Task(Task(row))));
         }
         if let Ok(id) = id.parse::<AuditLogId>() {
-            return Ok(domain::audit_log::find(cx, id).await?.map(|row| Self::AuditLog(AuditLog(row))));
+            return Ok(Loaders::of(ctx).audit_log(id).await?.map(|row| Self::AuditLog(AuditLog(row))));
         }
         Ok(None)
     }

@@ -1,6 +1,7 @@
 //! Metrics in Prometheus' text format.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -24,6 +25,7 @@ pub struct Metrics {
     graphql_requests: Family<Operation, Counter>,
     graphql_duration: Family<Field, Histogram, fn() -> Histogram>,
     http_requests: Family<HttpRequest, Counter>,
+    statements: Counter,
     pool_open: Gauge,
     pool_idle: Gauge,
 }
@@ -57,6 +59,7 @@ impl Metrics {
         let graphql_duration: Family<Field, Histogram, fn() -> Histogram> =
             Family::new_with_constructor(|| Histogram::new(BUCKETS));
         let http_requests = Family::default();
+        let statements = Counter::default();
         let (pool_open, pool_idle) = (Gauge::default(), Gauge::default());
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("database", database)]);
         registry.register("build", "What runs", build);
@@ -72,9 +75,10 @@ impl Metrics {
             graphql_duration.clone(),
         );
         registry.register("http_requests", "HTTP requests by route and status", http_requests.clone());
+        registry.register("database_statements", "Statements sent to the database", statements.clone());
         registry.register("database_connections_open", "Open database connections", pool_open.clone());
         registry.register("database_connections_idle", "Database connections that nobody uses", pool_idle.clone());
-        Self { registry, graphql_requests, graphql_duration, http_requests, pool_open, pool_idle }
+        Self { registry, graphql_requests, graphql_duration, http_requests, statements, pool_open, pool_idle }
     }
 
     pub(super) fn graphql_request(&self, field: &str, outcome: &str) {
@@ -90,7 +94,8 @@ impl Metrics {
         self.http_requests.get_or_create(&HttpRequest { route: route.to_owned(), status }).inc();
     }
 
-    fn text(&self, pool: PoolState) -> String {
+    fn text(&self, pool: PoolState, statements: u64) -> String {
+        self.statements.inner().store(statements, Ordering::Relaxed);
         self.pool_open.set(pool.open.into());
         self.pool_idle.set(pool.idle.into());
         let mut text = String::new();
@@ -101,6 +106,6 @@ impl Metrics {
 
 /// `/metrics`.
 pub(super) async fn handle(State(server): State<Arc<Server>>) -> impl IntoResponse {
-    let text = server.metrics.text(server.services.db.pool_state());
+    let text = server.metrics.text(server.services.db.pool_state(), server.services.db.statements());
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
 }

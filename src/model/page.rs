@@ -137,12 +137,12 @@ impl Page {
 impl Page {
     /// A page for each parent of the rows that were read by [`Page::limit`] of each, in the order they were read.
     #[must_use]
-    pub fn slices<P: Copy + Eq + Hash, T>(
+    pub fn slices<P: Clone + Eq + Hash, T>(
         &self,
         parents: &[P],
         rows: impl IntoIterator<Item = (P, T)>,
     ) -> HashMap<P, PageSlice<T>> {
-        let mut of: HashMap<P, Vec<T>> = parents.iter().map(|parent| (*parent, Vec::new())).collect();
+        let mut of: HashMap<P, Vec<T>> = parents.iter().map(|parent| (parent.clone(), Vec::new())).collect();
         for (parent, row) in rows {
             of.entry(parent).or_default().push(row);
         }

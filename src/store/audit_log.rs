@@ -1,5 +1,7 @@
 //! The audit log: appended to under the organization's lock, each entry hashed together with the hash before it.
 
+use std::collections::HashMap;
+
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde_json::json;
@@ -7,7 +9,7 @@ use serde_json::json;
 use super::backend::{Conn, first_locked, on_conn};
 use super::error::Result;
 use super::fields::{askable, distinct};
-use super::page::keyset;
+use super::page::{Ranked, keyset, ranked};
 use super::tables::{audit_heads, audit_logs};
 use super::tx::Tx;
 use crate::crypto::sha256;
@@ -134,6 +136,14 @@ pub struct AuditLogFilter {
     pub request_id: Option<String>,
 }
 
+impl AuditLogFilter {
+    /// Whether it asks for nothing, or for nothing but the resource.
+    #[must_use]
+    pub fn is_by_resource(&self) -> bool {
+        *self == Self { resource_id: self.resource_id.clone(), ..Self::default() }
+    }
+}
+
 /// Starts an organization's log.
 pub(super) async fn begin_chain(tx: &mut Tx, organization: OrganizationId) -> Result<()> {
     let conn = tx.conn().await?;
@@ -239,6 +249,48 @@ pub async fn page(
     Ok(page.slice(rows))
 }
 
+/// The same page of the entries on each of the resources, in one statement.
+///
+/// # Errors
+/// As for [`page`].
+pub async fn pages(
+    conn: &mut Conn,
+    permit: &Permit<ViewAuditLogs>,
+    resources: &[String],
+    page: &Page,
+) -> Result<HashMap<String, PageSlice<AuditLog>>> {
+    use audit_logs as t;
+    let rows: Vec<(AuditLog, i64)> = on_conn!(conn, |c: Backend| {
+        let query = t::table
+            .filter(t::organization_id.eq(permit.organization()).and(t::resource_id.eq_any(resources)))
+            .into_boxed::<Backend>();
+        let row = AuditLog::as_select();
+        ranked!(query, row, page, Direction::Descending, t::resource_id, t::sequence, t::id, i64).load(c).await?
+    });
+    let rows = rows.into_iter().filter_map(|(entry, _)| Some((entry.resource_id.clone()?, entry)));
+    Ok(page.slices(resources, rows))
+}
+
+/// How many entries there are on each of the resources, in one statement. One without any is left out.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn counts(
+    conn: &mut Conn,
+    permit: &Permit<ViewAuditLogs>,
+    resources: &[String],
+) -> Result<HashMap<String, i64>> {
+    let resources: Vec<_> = resources.iter().filter_map(|resource| askable(resource)).collect();
+    let rows: Vec<(Option<String>, i64)> = on_conn!(conn, |c| audit_logs::table
+        .filter(audit_logs::organization_id.eq(permit.organization()))
+        .filter(audit_logs::resource_id.eq_any(resources))
+        .group_by(audit_logs::resource_id)
+        .select((audit_logs::resource_id, diesel::dsl::count_star()))
+        .load(c)
+        .await?);
+    Ok(rows.into_iter().filter_map(|(resource, count)| Some((resource?, count))).collect())
+}
+
 /// How many entries there are.
 ///
 /// # Errors
@@ -247,15 +299,14 @@ pub async fn count(conn: &mut Conn, permit: &Permit<ViewAuditLogs>, filter: &Aud
     Ok(on_conn!(conn, |c: Backend| filtered!(Backend, permit, filter).count().get_result(c).await?))
 }
 
-/// One entry.
+/// The entries among `ids`, in no order.
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn find(conn: &mut Conn, permit: &Permit<ViewAuditLogs>, id: AuditLogId) -> Result<Option<AuditLog>> {
+pub async fn find_many(conn: &mut Conn, permit: &Permit<ViewAuditLogs>, ids: &[AuditLogId]) -> Result<Vec<AuditLog>> {
     Ok(on_conn!(conn, |c| audit_logs::table
-        .filter(audit_logs::organization_id.eq(permit.organization()).and(audit_logs::id.eq(id)))
+        .filter(audit_logs::organization_id.eq(permit.organization()).and(audit_logs::id.eq_any(ids)))
         .select(AuditLog::as_select())
-        .first(c)
-        .await
-        .optional()?))
+        .load(c)
+        .await?))
 }

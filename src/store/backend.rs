@@ -23,6 +23,7 @@ use rustls_platform_verifier::ConfigVerifierExt;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::{Error, Result};
+use super::statements::Statements;
 use crate::settings::DatabaseUrl;
 
 pub(super) type SqliteConn = SyncConnectionWrapper<SqliteConnection, InPlace>;
@@ -35,7 +36,10 @@ const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A database: one of the kinds that are known, behind a pool.
 #[derive(Clone)]
-pub struct Db(Kind);
+pub struct Db {
+    kind: Kind,
+    statements: Statements,
+}
 
 #[derive(Clone)]
 enum Kind {
@@ -126,16 +130,26 @@ impl Db {
     /// # Errors
     /// Where an SQLite file cannot be opened or PostgreSQL cannot be reached.
     pub async fn open(url: &DatabaseUrl, pool_size: u32, statement_timeout: Duration) -> Result<Self> {
-        Ok(Self(match url {
+        let statements = Statements::default();
+        let kind = match url {
             DatabaseUrl::Sqlite(path) => {
                 // The writer comes first: it makes the file and turns on the write-ahead log.
-                let writer = sqlite_pool(path, 1, Mode::Write).await?;
-                let readers = sqlite_pool(path, pool_size, Mode::Read).await?;
-                let scanners = sqlite_pool(path, pool_size, Mode::Scan).await?;
+                let writer = sqlite_pool(path, 1, Mode::Write, &statements).await?;
+                let readers = sqlite_pool(path, pool_size, Mode::Read, &statements).await?;
+                let scanners = sqlite_pool(path, pool_size, Mode::Scan, &statements).await?;
                 Kind::Sqlite { writer, readers, scanners, path: path.clone() }
             }
-            DatabaseUrl::Postgres(url) => Kind::Postgres(postgres_pool(url, pool_size, statement_timeout).await?),
-        }))
+            DatabaseUrl::Postgres(url) => {
+                Kind::Postgres(postgres_pool(url, pool_size, statement_timeout, &statements).await?)
+            }
+        };
+        Ok(Self { kind, statements })
+    }
+
+    /// How many statements were sent so far.
+    #[must_use]
+    pub fn statements(&self) -> u64 {
+        self.statements.sent()
     }
 
     /// A connection to read a bounded number of rows with, by an index.
@@ -143,7 +157,7 @@ impl Db {
     /// # Errors
     /// [`Error::Unavailable`] where none is to be had in time.
     pub async fn read(&self) -> Result<Conn> {
-        Ok(match &self.0 {
+        Ok(match &self.kind {
             Kind::Sqlite { readers, .. } => Conn::Sqlite(readers.get_owned().await?),
             Kind::Postgres(pool) => Conn::Postgres(pool.get_owned().await?),
         })
@@ -154,7 +168,7 @@ impl Db {
     /// # Errors
     /// [`Error::Unavailable`] where none is to be had in time.
     pub async fn scan(&self) -> Result<Conn> {
-        Ok(match &self.0 {
+        Ok(match &self.kind {
             Kind::Sqlite { scanners, .. } => Conn::Sqlite(scanners.get_owned().await?),
             Kind::Postgres(pool) => Conn::Postgres(pool.get_owned().await?),
         })
@@ -162,7 +176,7 @@ impl Db {
 
     /// A connection on which a transaction for writing has begun.
     pub(super) async fn begin(&self) -> Result<Conn> {
-        let mut conn = match &self.0 {
+        let mut conn = match &self.kind {
             Kind::Sqlite { writer, .. } => Conn::Sqlite(writer.get_owned().await?),
             Kind::Postgres(pool) => Conn::Postgres(pool.get_owned().await?),
         };
@@ -172,9 +186,11 @@ impl Db {
 
     /// A connection on which a transaction for migrating has begun: alone, and however long it takes.
     pub(super) async fn begin_migrating(&self) -> Result<Conn> {
-        let mut conn = match &self.0 {
+        let mut conn = match &self.kind {
             // One of its own: it goes with the setting that only migrations may have.
-            Kind::Sqlite { path, .. } => Conn::Sqlite(sqlite_pool(path, 1, Mode::Migrate).await?.get_owned().await?),
+            Kind::Sqlite { path, .. } => {
+                Conn::Sqlite(sqlite_pool(path, 1, Mode::Migrate, &self.statements).await?.get_owned().await?)
+            }
             Kind::Postgres(pool) => Conn::Postgres(pool.get_owned().await?),
         };
         conn.begin().await?;
@@ -198,7 +214,7 @@ impl Db {
     /// How full the pools are, for the metrics.
     #[must_use]
     pub fn pool_state(&self) -> PoolState {
-        let states = match &self.0 {
+        let states = match &self.kind {
             Kind::Sqlite { writer, readers, scanners, .. } => vec![writer.state(), readers.state(), scanners.state()],
             Kind::Postgres(pool) => vec![pool.state()],
         };
@@ -211,7 +227,7 @@ impl Db {
     /// The name of the kind of database, as in its URL.
     #[must_use]
     pub fn kind(&self) -> &'static str {
-        match self.0 {
+        match self.kind {
             Kind::Sqlite { .. } => "sqlite",
             Kind::Postgres(_) => "postgres",
         }
@@ -334,12 +350,13 @@ impl bb8::ErrorSink<PoolError> for ToLog {
     }
 }
 
-async fn sqlite_pool(path: &Path, size: u32, mode: Mode) -> Result<Pool<SqliteConn>> {
+async fn sqlite_pool(path: &Path, size: u32, mode: Mode, statements: &Statements) -> Result<Pool<SqliteConn>> {
     let path =
         path.to_str().ok_or_else(|| Error::Unavailable(format!("the path {} is not UTF-8", path.display()).into()))?;
     let mut config = ManagerConfig::<SqliteConn>::default();
     config.recycling_method = RecyclingMethod::Fast;
-    config.custom_setup = Box::new(move |path| open_sqlite(path.to_owned(), mode).boxed());
+    let statements = statements.clone();
+    config.custom_setup = Box::new(move |path| open_sqlite(path.to_owned(), mode, statements.clone()).boxed());
     let manager = AsyncDieselConnectionManager::new_with_config(path, config);
     let pool = bb8::Pool::builder()
         .max_size(size)
@@ -354,7 +371,7 @@ async fn sqlite_pool(path: &Path, size: u32, mode: Mode) -> Result<Pool<SqliteCo
     Ok(pool)
 }
 
-async fn open_sqlite(path: String, mode: Mode) -> ConnectionResult<SqliteConn> {
+async fn open_sqlite(path: String, mode: Mode, statements: Statements) -> ConnectionResult<SqliteConn> {
     let length = if mode == Mode::Read { InPlace::Short } else { InPlace::Long };
     let conn = tokio::task::block_in_place(|| SqliteConnection::establish(&path))?;
     let mut conn = SqliteConn::with_runtime(conn, length);
@@ -374,6 +391,7 @@ async fn open_sqlite(path: String, mode: Mode) -> ConnectionResult<SqliteConn> {
     })
     .await
     .map_err(ConnectionError::CouldntSetupConfiguration)?;
+    conn.set_instrumentation(statements);
     Ok(conn)
 }
 
@@ -398,7 +416,12 @@ fn turn_on_write_ahead_log(conn: &mut SqliteConnection) -> diesel::QueryResult<(
     Ok(())
 }
 
-async fn postgres_pool(url: &secrecy::SecretString, size: u32, statement_timeout: Duration) -> Result<Pool<PgConn>> {
+async fn postgres_pool(
+    url: &secrecy::SecretString,
+    size: u32,
+    statement_timeout: Duration,
+    statements: &Statements,
+) -> Result<Pool<PgConn>> {
     use secrecy::ExposeSecret as _;
 
     let config = Arc::new(postgres_config(url.expose_secret())?);
@@ -419,7 +442,8 @@ async fn postgres_pool(url: &secrecy::SecretString, size: u32, statement_timeout
         let closed = || DieselError::DatabaseError(DatabaseErrorKind::ClosedConnection, Box::new("closed".to_owned()));
         std::future::ready(if is_broken { Err(closed()) } else { Ok(()) }).boxed()
     }));
-    let connect = move || open_postgres(config.clone(), tls.clone(), session.clone());
+    let statements = statements.clone();
+    let connect = move || open_postgres(config.clone(), tls.clone(), session.clone(), statements.clone());
     // The pool would try again and again, and then say only that it took too long.
     match tokio::time::timeout(CHECKOUT_TIMEOUT, connect()).await {
         Ok(connected) => drop(connected.map_err(|error| Error::Unavailable(error.into()))?),
@@ -440,11 +464,13 @@ async fn open_postgres(
     config: Arc<tokio_postgres::Config>,
     tls: MakeRustlsConnect,
     session: String,
+    statements: Statements,
 ) -> ConnectionResult<PgConn> {
     let (client, connection) =
         config.connect(tls).await.map_err(|error| ConnectionError::BadConnection(describe(&error)))?;
     let mut conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
     conn.batch_execute(&session).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+    conn.set_instrumentation(statements);
     Ok(conn)
 }
 

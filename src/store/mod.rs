@@ -11,6 +11,7 @@ mod error;
 mod fields;
 mod migrations;
 mod page;
+mod statements;
 mod tables;
 mod tx;
 

@@ -180,6 +180,19 @@ pub async fn find_with_user(conn: &mut Conn, id: SessionId) -> Result<Option<(Se
         .optional()?))
 }
 
+/// The user's sessions among `ids` that are alive, in no order.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn find_many(conn: &mut Conn, user: UserId, now: Timestamp, ids: &[SessionId]) -> Result<Vec<Session>> {
+    Ok(on_conn!(conn, |c| sessions::table
+        .filter(sessions::user_id.eq(user).and(sessions::id.eq_any(ids)))
+        .filter(sessions::revoked_at.is_null().and(sessions::expires_at.gt(now)))
+        .select(Session::as_select())
+        .load(c)
+        .await?))
+}
+
 /// The user's sessions that are alive, newest first; at most 100, which nobody reaches who signs in by hand.
 ///
 /// # Errors

@@ -19,5 +19,6 @@ mod password;
 mod schema;
 mod session;
 mod settings;
+mod statements;
 mod support;
 mod walls;

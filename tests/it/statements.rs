@@ -1,0 +1,65 @@
+//! How many statements a query sends: bounded by its depth, whatever the number of rows.
+
+use serde_json::{Value, json};
+
+use crate::support::{Client, TestApp, both_databases};
+
+async fn statements(app: &TestApp) -> u64 {
+    let text = app.anonymous().http().get(format!("{}/metrics", app.url)).send().await.unwrap().text().await.unwrap();
+    let line = text.lines().find(|line| line.starts_with("claviger_database_statements_total ")).unwrap();
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// How many statements a query sends, once the session is known.
+async fn sent(app: &TestApp, client: &Client, query: &str) -> (u64, Value) {
+    client.run("{ viewer { role } }").await;
+    let before = statements(app).await;
+    let data = client.run(query).await.data().clone();
+    (statements(app).await - before, data)
+}
+
+async fn fill(client: &Client, from: usize, to: usize) {
+    for n in from..to {
+        let made = client
+            .run(&format!("mutation {{ createClient(input: {{ name: \"c{n}\" }}) {{ client {{ id }} }} }}"))
+            .await;
+        let id = &made.data()["createClient"]["client"]["id"];
+        for task in 0..3 {
+            let deed = format!(
+                "mutation {{ createTask(input: {{ clientId: {id}, title: \"t{task}\" }}) {{ task {{ id }} }} }}"
+            );
+            client.run(&deed).await.data();
+        }
+        let deed = format!(
+            "mutation {{ createClaudeAccount(input: {{ apiKey: \"sk-ant-{n}\", accountName: \"a\" }}) {{ claudeAccount {{ id }} }} }}"
+        );
+        client.run(&deed).await.data();
+    }
+}
+
+both_databases! {
+    async fn the_rows_of_a_list_share_their_statements(app: TestApp) {
+        let admin = app.admin().await;
+        fill(&admin, 0, 2).await;
+        let queries = [
+            // Clients, owners, pages of tasks, assignees (none), makers of tasks (known by then), clients of tasks, counts.
+            ("{ clients(first: 100) { totalCount nodes { name owner { email } tasks(first: 2) { totalCount nodes {
+                title assignee { email } createdBy { email } client { name } } } } } }", 6),
+            ("{ tasks(first: 100) { nodes { client { owner { email } tasks(first: 1) { nodes { title } } } createdBy { email } } } }", 4),
+            ("{ auditLogs(first: 100) { nodes { action user { email } resource { id ... on Client { owner { email } } } } } }", 7),
+            ("{ claudeAccounts(first: 100) { nodes { auditLogs(first: 2) { totalCount nodes { user { email } } } } } }", 4),
+        ];
+        let mut few = Vec::new();
+        for (query, most) in queries {
+            let (count, _) = sent(&app, &admin, query).await;
+            assert!(count <= most, "{count} statements: {query}");
+            few.push(count);
+        }
+        fill(&admin, 2, 8).await;
+        for ((query, _), few) in queries.into_iter().zip(few) {
+            let (count, data) = sent(&app, &admin, query).await;
+            assert_eq!(count, few, "with more rows: {query}");
+            assert_ne!(data, json!({}));
+        }
+    }
+}
