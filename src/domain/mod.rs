@@ -8,6 +8,7 @@ mod validation;
 pub mod audit_log;
 pub mod claude_account;
 pub mod demonstration;
+pub mod invitation;
 pub mod organization;
 pub mod session;
 pub mod user;

@@ -374,7 +374,8 @@ pub(super) struct DeleteClaudeAccountPayload {
     deleted_id: ID,
 }
 
-fn patch<T, U>(value: MaybeUndefined<T>, into: impl FnOnce(T) -> U) -> Patch<U> {
+/// A field of an update, as a deed takes it.
+pub(super) fn patch<T, U>(value: MaybeUndefined<T>, into: impl FnOnce(T) -> U) -> Patch<U> {
     match value {
         MaybeUndefined::Undefined => Patch::Keep,
         MaybeUndefined::Null => Patch::Clear,

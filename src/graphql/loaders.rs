@@ -25,13 +25,18 @@ type Found<V> = Result<Option<V>>;
 /// The loaders of one request.
 pub(super) struct Loaders {
     users: Loader<UserId, Found<User>, Batch<Users>>,
+    users_ever: Loader<UserId, Found<User>, Batch<UsersEver>>,
     claude_accounts: Loader<ClaudeAccountId, Found<ClaudeAccount>, Batch<ClaudeAccounts>>,
 }
 
 impl Loaders {
     /// Loaders that read as this caller.
     pub(super) fn new(caller: &Arc<Caller>) -> Self {
-        Self { users: Loader::new(Batch::new(caller)), claude_accounts: Loader::new(Batch::new(caller)) }
+        Self {
+            users: Loader::new(Batch::new(caller)),
+            users_ever: Loader::new(Batch::new(caller)),
+            claude_accounts: Loader::new(Batch::new(caller)),
+        }
     }
 
     /// The request's loaders.
@@ -42,12 +47,18 @@ impl Loaders {
     /// Forgets what was read.
     pub(super) async fn clear(&self) {
         self.users.clear_all().await;
+        self.users_ever.clear_all().await;
         self.claude_accounts.clear_all().await;
     }
 
     /// A user of the caller's organization.
     pub(super) async fn user(&self, id: UserId) -> Found<User> {
         self.users.load(id).await
+    }
+
+    /// A user of the caller's organization, deleted or not: for what remembers who it was.
+    pub(super) async fn user_ever(&self, id: UserId) -> Found<User> {
+        self.users_ever.load(id).await
     }
 
     /// A Claude account of the caller's organization.
@@ -103,6 +114,21 @@ impl ReadMany for Users {
 
     async fn read(cx: Cx<'_>, ids: &[UserId]) -> domain::Result<Vec<User>> {
         domain::user::find_many(cx, ids).await
+    }
+}
+
+enum UsersEver {}
+
+impl ReadMany for UsersEver {
+    type Id = UserId;
+    type Row = User;
+
+    fn id(row: &User) -> UserId {
+        row.id
+    }
+
+    async fn read(cx: Cx<'_>, ids: &[UserId]) -> domain::Result<Vec<User>> {
+        domain::user::find_many_ever(cx, ids).await
     }
 }
 

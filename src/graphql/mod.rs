@@ -19,6 +19,7 @@ pub mod walls;
 
 mod audit_log;
 mod claude_account;
+mod invitation;
 mod organization;
 mod session;
 mod user;

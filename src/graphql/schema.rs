@@ -14,14 +14,15 @@ use super::claude_account::{ClaudeAccountMutation, ClaudeAccountQuery};
 use super::collected::Collected;
 use super::context::Caller;
 use super::declarations::Declarations;
+use super::invitation::InvitationMutation;
 use super::loaders::Loaders;
 use super::middleware::AuditMutations;
 use super::node::{Node, NodeQuery};
-use super::organization::OrganizationQuery;
+use super::organization::{OrganizationMutation, OrganizationQuery};
 use super::response::complete;
 use super::schema_types::SchemaTypes;
 use super::session::SessionMutation;
-use super::user::UserQuery;
+use super::user::{UserMutation, UserQuery};
 use super::viewer::ViewerQuery;
 
 /// What can be read.
@@ -32,7 +33,7 @@ struct Query(ViewerQuery, NodeQuery, OrganizationQuery, UserQuery, ClaudeAccount
 /// What can be done. Each field leaves exactly one entry in the audit log, whatever its outcome.
 #[derive(MergedObject, Default)]
 #[graphql(name = "Mutation")]
-struct Mutation(SessionMutation, ClaudeAccountMutation);
+struct Mutation(SessionMutation, InvitationMutation, UserMutation, OrganizationMutation, ClaudeAccountMutation);
 
 type Roots = Schema<Query, Mutation, EmptySubscription>;
 

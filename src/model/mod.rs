@@ -20,5 +20,8 @@ pub use id::{
 };
 pub use json_object::{InvalidJsonObject, JsonObject};
 pub use page::{Cursor, Direction, MAX_PAGE_SIZE, Page, PageSlice, Position, SortKey, Window};
-pub use permission::{Access, Denied, Grant, ManageClaudeAccounts, Permission, Permit, Read, Role, ViewAuditLogs};
+pub use permission::{
+    Access, Denied, Grant, ManageClaudeAccounts, ManageOrganization, ManageUsers, Permission, Permit, Read, Role,
+    ViewAuditLogs, ViewUsers,
+};
 pub use timestamp::Timestamp;

@@ -16,6 +16,7 @@ mod tx;
 
 pub mod audit_log;
 pub mod claude_account;
+pub mod invitation;
 pub mod organization;
 pub mod session;
 pub mod user;
