@@ -104,7 +104,7 @@ pub async fn count(cx: Cx<'_>, filter: &UserFilter) -> Result<i64> {
 /// the organization would be left without an active ADMIN.
 pub async fn update(cx: Cx<'_>, id: UserId, input: Update) -> Result<User> {
     let permit = cx.actor.require::<ManageUsers>()?;
-    let changed = audited(cx, async |tx| {
+    let (user, is_changed) = audited(cx, async |tx| {
         let before = lock(tx, &permit, id).await?;
         if input.expected_version.is_some_and(|version| version != before.version) {
             return Err(Error::conflict("The user is not at the expected version. Read it again."));
@@ -125,8 +125,8 @@ pub async fn update(cx: Cx<'_>, id: UserId, input: Update) -> Result<User> {
         if before.status == UserStatus::Invited && user.status != UserStatus::Invited {
             return Err(Error::conflict("The user has not accepted the invitation yet."));
         }
-        let is_no_admin_any_more = !is_active_admin(&user);
-        if is_active_admin(&before) && is_no_admin_any_more && !users::has_other_admin(tx, &permit, id).await? {
+        let loses_an_admin = is_active_admin(&before) && !is_active_admin(&user);
+        if loses_an_admin && !users::has_other_admin(tx, &permit, id).await? {
             return Err(Error::conflict(LAST_ADMIN));
         }
         let now = cx.services.clock.now();
@@ -144,8 +144,8 @@ pub async fn update(cx: Cx<'_>, id: UserId, input: Update) -> Result<User> {
             return Ok(((user, true), entry.noting(json!({ "sessionsEnded": ended }))));
         }
         Ok(((user, true), entry))
-    });
-    let (user, is_changed) = changed.await?;
+    })
+    .await?;
     if is_changed {
         cx.services.authenticator.forget();
     }
