@@ -279,7 +279,7 @@ pub async fn has_other_admin(tx: &mut Tx, permit: &Permit<ManageUsers>, id: User
     Ok(other.is_some())
 }
 
-/// Replaces a user as it was at the version before.
+/// Replaces a user who is locked already, as it was at the version before. Whoever accepts an invitation has no permit yet.
 ///
 /// # Errors
 /// [`Error::Stale`] where it is not at that version.

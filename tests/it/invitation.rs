@@ -81,7 +81,7 @@ both_databases! {
         let (_, replaced) = invite(&admin, "replaced@example.com", "MEMBER").await;
         let (_, newer) = invite(&admin, "replaced@example.com", "MEMBER").await;
         let (_, late) = invite(&admin, "late@example.com", "MEMBER").await;
-        // A second earlier than seven days after: it serves. The token of the session is older than that by then.
+        // A minute before the seven days are over it serves still.
         app.advance(7 * 24 * 3600 - 60);
         accept(&app, &newer, json!({})).await.data();
         app.advance(61);
