@@ -102,6 +102,7 @@ impl App {
             random,
             keys,
             passwords,
+            links: links(settings),
             home,
         };
         let has_generated_secrets = settings.jwt_secret.is_none() || settings.encryption_keys.is_none();
@@ -121,6 +122,12 @@ impl App {
         let task = tokio::spawn(serve(listener, router(server.clone()), Limits::default(), stop.clone()));
         Ok(Running { address, stop: stop.drop_guard(), task, server })
     }
+}
+
+/// Where links lead: to the first frontend, or to the server itself where none is set.
+fn links(settings: &Settings) -> String {
+    let base = settings.frontend_urls.first().map_or(settings.public_url.as_str(), String::as_str);
+    base.trim_end_matches('/').to_owned()
 }
 
 /// Opens the database. A missing SQLite file is made for its owner alone, as are then the files that SQLite puts beside it.

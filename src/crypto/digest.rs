@@ -18,10 +18,13 @@ pub enum Purpose {
     RefreshToken,
     /// Makes the refresh token that follows another.
     RefreshSuccessor,
+    /// Finds an invitation.
+    Invitation,
 }
 
 impl Purpose {
-    pub(super) const ALL: [Self; 3] = [Self::UpstreamKeyFingerprint, Self::RefreshToken, Self::RefreshSuccessor];
+    pub(super) const ALL: [Self; 4] =
+        [Self::UpstreamKeyFingerprint, Self::RefreshToken, Self::RefreshSuccessor, Self::Invitation];
 
     /// Part of the derivation: changing it makes every stored digest of the purpose useless.
     fn label(self) -> &'static [u8] {
@@ -29,6 +32,7 @@ impl Purpose {
             Self::UpstreamKeyFingerprint => b"claviger/upstream-key-fingerprint",
             Self::RefreshToken => b"claviger/refresh-token",
             Self::RefreshSuccessor => b"claviger/refresh-successor",
+            Self::Invitation => b"claviger/invitation",
         }
     }
 }

@@ -30,6 +30,8 @@ pub struct Services {
     pub authenticator: Authenticator,
     /// Asks Claude upstreams.
     pub upstream: Upstream,
+    /// What the links that people are given begin with: where the frontend is, or the server itself, without a slash at the end.
+    pub links: String,
     /// The operator's organization, which also keeps the audit entries of deeds that belong to none.
     pub home: OrganizationId,
 }

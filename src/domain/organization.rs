@@ -1,18 +1,31 @@
 //! The organization, and the first start that makes it.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::context::Cx;
+use super::deed::audited;
 use super::error::{Error, Result};
+use super::validation::{Checks, Patch};
 use crate::audit::{Changes, Entry, Field, Origin, Recorded};
 use crate::crypto::{Random, SecretText};
 use crate::identity::password::{self, Hasher};
 use crate::model::{
-    AuditAction, Clock, Email, Id, JsonObject, OrganizationId, Plan, Read, ResourceType, Role, UserStatus,
+    AuditAction, Clock, Email, Id, JsonObject, ManageOrganization, OrganizationId, Plan, Read, ResourceType, Role,
+    UserStatus,
 };
 use crate::store::organization::{self as organizations, Organization};
 use crate::store::user::{self as users, User};
 use crate::store::{Db, Tx};
+
+const NAME_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
+
+/// The input of [`update`].
+#[derive(Default)]
+#[allow(missing_docs, reason = "named and described as in the API")]
+pub struct Update {
+    pub name: Patch<String>,
+    pub settings: Patch<Value>,
+}
 
 impl Recorded for Organization {
     fn fields(&self) -> Vec<(&'static str, Field)> {
@@ -43,6 +56,33 @@ pub async fn find_many(cx: Cx<'_>, ids: &[OrganizationId]) -> Result<Vec<Organiz
         return Ok(Vec::new());
     }
     Ok(organizations::find(&mut cx.services.db.read().await?, &permit).await?.into_iter().collect())
+}
+
+/// Changes the caller's organization; what the input leaves out stays.
+///
+/// # Errors
+/// Without permission, or with wrong input.
+pub async fn update(cx: Cx<'_>, input: Update) -> Result<Organization> {
+    let permit = cx.actor.require::<ManageOrganization>()?;
+    audited(cx, async |tx| {
+        let before = organizations::lock(tx, &permit).await?.ok_or_else(|| Error::not_found("organization"))?;
+        let mut organization = before.clone();
+        let mut checks = Checks::new();
+        organization.name = checks
+            .required("name", input.name, organization.name, |checks, text| checks.line("name", &text, NAME_LENGTH));
+        organization.settings = checks.required("settings", input.settings, organization.settings, |checks, value| {
+            checks.object("settings", value)
+        });
+        checks.finish()?;
+        let changes = Changes::between(&before, &organization);
+        if !changes.is_empty() {
+            organization.updated_at = cx.services.clock.now();
+            organizations::update(tx, &permit, &organization).await?;
+        }
+        let entry = Entry::new(AuditAction::Update, ResourceType::Organization).on(&organization.id).with(changes);
+        Ok((organization, entry))
+    })
+    .await
 }
 
 /// What the first start needs.

@@ -11,6 +11,7 @@ use crate::crypto::{Purpose, SecretText};
 use crate::identity::password::{PasswordHash, Verdict};
 use crate::identity::{Actor, Claims, SignedIn};
 use crate::model::{Access, AuditAction, AuditOutcome, Email, ResourceType, SessionId, Timestamp, UserStatus};
+use crate::store::Tx;
 use crate::store::session::{self as sessions, RefreshToken, Session};
 use crate::store::user::{self as users, User};
 
@@ -67,6 +68,28 @@ async fn try_sign_in(cx: Cx<'_>, email: &str, password: &SecretText) -> Result<O
         Verdict::Match | Verdict::NoMatch => None,
     };
 
+    let mut is_replaced = false;
+    let done = audited(cx, async |tx| {
+        // Again, under lock: whoever suspended the user or reset the password meanwhile has ended all sessions but this one.
+        let locked = users::lock_with_hash(tx, user.id).await?.filter(|(user, _)| user.status == UserStatus::Active);
+        let (user, current) = locked.ok_or_else(|| Error::refused(WRONG_SIGN_IN))?;
+        is_replaced = current != verified;
+        if is_replaced {
+            return Err(Error::refused(WRONG_SIGN_IN));
+        }
+        if let Some(hash) = upgraded {
+            users::set_password_hash(tx, user.id, hash.as_str(), cx.services.clock.now()).await?;
+        }
+        let (session, tokens) = begin(cx, tx, &user).await?;
+        let entry = Entry::new(AuditAction::SignIn, ResourceType::Session).on(&session);
+        Ok((tokens, entry.by(user.organization_id, user.id)))
+    })
+    .await;
+    if is_replaced { Ok(None) } else { done.map(Some) }
+}
+
+/// Begins a session of a user who is locked already and has just shown who it is.
+pub(super) async fn begin(cx: Cx<'_>, tx: &mut Tx, user: &User) -> Result<(SessionId, Tokens)> {
     let now = cx.services.clock.now();
     let refresh = cx.services.random.token();
     let session = Session {
@@ -81,25 +104,9 @@ async fn try_sign_in(cx: Cx<'_>, email: &str, password: &SecretText) -> Result<O
         expires_at: now + SESSION_LIFETIME,
         revoked_at: None,
     };
-    let mut is_replaced = false;
-    let done = audited(cx, async |tx| {
-        // Again, under lock: whoever suspended the user or reset the password meanwhile has ended all sessions but this one.
-        let locked = users::lock_with_hash(tx, user.id).await?.filter(|(user, _)| user.status == UserStatus::Active);
-        let (user, current) = locked.ok_or_else(|| Error::refused(WRONG_SIGN_IN))?;
-        is_replaced = current != verified;
-        if is_replaced {
-            return Err(Error::refused(WRONG_SIGN_IN));
-        }
-        if let Some(hash) = upgraded {
-            users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
-        }
-        users::set_last_sign_in(tx, user.id, now).await?;
-        sessions::insert(tx, &session, &token_row(cx, &session, &refresh)).await?;
-        let entry = Entry::new(AuditAction::SignIn, ResourceType::Session).on(&session.id);
-        Ok((tokens(cx, &session, &user, refresh), entry.by(user.organization_id, user.id)))
-    })
-    .await;
-    if is_replaced { Ok(None) } else { done.map(Some) }
+    users::set_last_sign_in(tx, user.id, now).await?;
+    sessions::insert(tx, &session, &token_row(cx, &session, &refresh)).await?;
+    Ok((session.id, tokens(cx, &session, user, refresh)))
 }
 
 /// Rotates a refresh token. A token that was used before ends its session, unless it is the one before the current one and

@@ -1,20 +1,34 @@
-//! Users, and what the operator does with them from the command line.
+//! Users: who they are, what an administrator changes, and what the operator does from the command line.
 
 use serde_json::json;
 
 use super::context::Cx;
 use super::deed::audited;
 use super::error::{Error, FieldError, Result};
-use super::validation::Checks;
+use super::validation::{Checks, Patch, check_search};
 use crate::audit::{Changes, Entry, Field, Recorded};
 use crate::crypto::SecretText;
 use crate::identity::password;
-use crate::model::{AuditAction, Email, OrganizationId, Read, ResourceType, Role, UserId, UserStatus};
-use crate::store::session as sessions;
-use crate::store::user::{self as users, User};
-use crate::store::{self, Tx};
+use crate::model::{
+    AuditAction, Direction, Email, ManageUsers, OrganizationId, Page, PageSlice, Permit, Read, ResourceType, Role,
+    UserId, UserStatus, ViewUsers,
+};
+use crate::store::user::{self as users, User, UserFilter, UserOrder};
+use crate::store::{self, Tx, invitation as invitations, organization as organizations, session as sessions};
 
-const NAME_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
+pub(super) const NAME_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
+pub(super) const TAKEN: &str = "A user with this email address exists.";
+const LAST_ADMIN: &str = "The organization needs an active ADMIN, and this is the last one.";
+
+/// The input of [`update`].
+#[derive(Default)]
+#[allow(missing_docs, reason = "named and described as in the API")]
+pub struct Update {
+    pub full_name: Patch<String>,
+    pub role: Patch<Role>,
+    pub status: Patch<UserStatus>,
+    pub expected_version: Option<i32>,
+}
 
 impl Recorded for User {
     fn fields(&self) -> Vec<(&'static str, Field)> {
@@ -58,6 +72,131 @@ pub(super) async fn check_member(cx: Cx<'_>, tx: &mut Tx, field: &'static str, i
     Err(Error::bad_input(vec![FieldError { path: vec!["input", field], message }]))
 }
 
+/// The same, and those who are deleted: who did a deed is told for as long as the deed is remembered.
+///
+/// # Errors
+/// Where nobody is signed in.
+pub async fn find_many_ever(cx: Cx<'_>, ids: &[UserId]) -> Result<Vec<User>> {
+    let permit = cx.actor.require::<Read>()?;
+    Ok(users::find_many_ever(&mut cx.services.db.read().await?, &permit, ids).await?)
+}
+
+/// A page of the organization's users.
+///
+/// # Errors
+/// Without permission, with a cursor of another list, or with more text to search for than is taken.
+pub async fn page(
+    cx: Cx<'_>,
+    filter: &UserFilter,
+    order: (UserOrder, Direction),
+    page: &Page,
+) -> Result<PageSlice<User>> {
+    let permit = cx.actor.require::<ViewUsers>()?;
+    check_search(filter.search.as_deref())?;
+    Ok(users::page(&mut cx.services.db.read().await?, &permit, filter, order, page).await?)
+}
+
+/// How many of the organization's users pass the filter.
+///
+/// # Errors
+/// Without permission.
+pub async fn count(cx: Cx<'_>, filter: &UserFilter) -> Result<i64> {
+    let permit = cx.actor.require::<ViewUsers>()?;
+    Ok(users::count(&mut cx.services.db.read().await?, &permit, filter).await?)
+}
+
+/// Changes a user; what the input leaves out stays. A user who is suspended is signed out everywhere.
+///
+/// # Errors
+/// Without permission, with wrong input, where there is no such user, where the user is not at the expected version, or where
+/// the organization would be left without an active ADMIN.
+pub async fn update(cx: Cx<'_>, id: UserId, input: Update) -> Result<User> {
+    let permit = cx.actor.require::<ManageUsers>()?;
+    let (user, is_changed) = audited(cx, async |tx| {
+        let before = lock(tx, &permit, id).await?;
+        if input.expected_version.is_some_and(|version| version != before.version) {
+            return Err(Error::conflict("The user is not at the expected version. Read it again."));
+        }
+        let mut user = before.clone();
+        let mut checks = Checks::new();
+        user.full_name = checks.required("fullName", input.full_name, user.full_name, |checks, text| {
+            checks.line("fullName", &text, NAME_LENGTH)
+        });
+        user.role = checks.required("role", input.role, user.role, |_, role| Some(role));
+        user.status = checks.required("status", input.status, user.status, |checks, status| {
+            if status == UserStatus::Invited {
+                checks.fail("status", "cannot be set to INVITED");
+            }
+            Some(status)
+        });
+        checks.finish()?;
+        if before.status == UserStatus::Invited && user.status != UserStatus::Invited {
+            return Err(Error::conflict("The user has not accepted the invitation yet."));
+        }
+        let loses_an_admin = is_active_admin(&before) && !is_active_admin(&user);
+        if loses_an_admin && !users::has_other_admin(tx, &permit, id).await? {
+            return Err(Error::conflict(LAST_ADMIN));
+        }
+        let now = cx.services.clock.now();
+        let entry = Entry::new(AuditAction::Update, ResourceType::User).on(&id);
+        let changes = Changes::between(&before, &user);
+        if changes.is_empty() {
+            return Ok(((user, false), entry));
+        }
+        user.version += 1;
+        user.updated_at = now;
+        users::update(tx, &user).await?;
+        let entry = entry.with(changes);
+        if user.status == UserStatus::Suspended && before.status != UserStatus::Suspended {
+            let ended = sessions::revoke_all(tx, id, now).await?;
+            return Ok(((user, true), entry.noting(json!({ "sessionsEnded": ended }))));
+        }
+        Ok(((user, true), entry))
+    })
+    .await?;
+    if is_changed {
+        cx.services.authenticator.forget();
+    }
+    Ok(user)
+}
+
+/// Deletes a user, who is signed out everywhere. The address is free again; the audit log still knows the name.
+///
+/// # Errors
+/// Without permission, where there is no such user, where it is the caller, or where the organization would be left without an
+/// active ADMIN.
+pub async fn delete(cx: Cx<'_>, id: UserId) -> Result<()> {
+    let permit = cx.actor.require::<ManageUsers>()?;
+    audited(cx, async |tx| {
+        let user = lock(tx, &permit, id).await?;
+        if cx.actor.signed_in().is_some_and(|caller| caller.user == id) {
+            return Err(Error::conflict("You cannot delete yourself."));
+        }
+        if is_active_admin(&user) && !users::has_other_admin(tx, &permit, id).await? {
+            return Err(Error::conflict(LAST_ADMIN));
+        }
+        let now = cx.services.clock.now();
+        let ended = sessions::revoke_all(tx, id, now).await?;
+        invitations::end(tx, id).await?;
+        users::delete(tx, &permit, id, now).await?;
+        let entry = Entry::new(AuditAction::Delete, ResourceType::User).on(&id);
+        Ok(((), entry.with(Changes::deleted(&user)).noting(json!({ "sessionsEnded": ended }))))
+    })
+    .await?;
+    cx.services.authenticator.forget();
+    Ok(())
+}
+
+/// Locks the organization and then the user: of two changes that each leave one ADMIN, the second waits for the first.
+async fn lock(tx: &mut Tx, permit: &Permit<ManageUsers>, id: UserId) -> Result<User> {
+    organizations::lock(tx, permit).await?;
+    users::lock_member(tx, permit, id).await?.ok_or_else(|| Error::not_found("user"))
+}
+
+fn is_active_admin(user: &User) -> bool {
+    user.role == Role::Admin && user.status == UserStatus::Active
+}
+
 /// Makes an active user with a password in the operator's organization: from the command line.
 ///
 /// # Errors
@@ -84,7 +223,7 @@ pub async fn create(cx: Cx<'_>, email: &Email, full_name: &str, role: Role, pass
     };
     audited(cx, async |tx| {
         users::insert(tx, &user).await.map_err(|error| match error {
-            store::Error::Duplicate => Error::conflict("A user with this email address exists."),
+            store::Error::Duplicate => Error::conflict(TAKEN),
             error => error.into(),
         })?;
         users::set_password_hash(tx, user.id, hash.as_str(), now).await?;

@@ -126,10 +126,10 @@ impl AuditLog {
         json(self.0.metadata.as_deref())
     }
 
-    /// Who did it; null: nobody was signed in, or it was the system.
+    /// Who did it, though the user be deleted since; null: nobody was signed in, or it was the system.
     async fn user(&self, ctx: &Context<'_>) -> Result<Option<User>> {
         match self.0.user_id {
-            Some(id) => Ok(Loaders::of(ctx).user(id).await?.map(User)),
+            Some(id) => Ok(Loaders::of(ctx).user_ever(id).await?.map(User)),
             None => Ok(None),
         }
     }

@@ -36,6 +36,7 @@ pub(super) struct Loaders {
     now: Timestamp,
     organizations: Cached<Organizations>,
     users: Cached<Users>,
+    users_ever: Cached<UsersEver>,
     sessions: Cached<Sessions>,
     claude_accounts: Cached<ClaudeAccounts>,
     clients: Cached<Clients>,
@@ -54,6 +55,7 @@ impl Loaders {
             now: caller.services.clock.now(),
             organizations: Loader::new(Batch::new(caller)),
             users: Loader::new(Batch::new(caller)),
+            users_ever: Loader::new(Batch::new(caller)),
             sessions: Loader::new(Batch::new(caller)),
             claude_accounts: Loader::new(Batch::new(caller)),
             clients: Loader::new(Batch::new(caller)),
@@ -76,6 +78,7 @@ impl Loaders {
         self.organizations.clear_all().await;
         self.users.clear_all().await;
         self.sessions.clear_all().await;
+        self.users_ever.clear_all().await;
         self.claude_accounts.clear_all().await;
         self.clients.clear_all().await;
         self.tasks.clear_all().await;
@@ -104,6 +107,11 @@ impl Loaders {
     /// A user of the caller's organization.
     pub(super) async fn user(&self, id: UserId) -> Found<User> {
         self.users.load(id).await
+    }
+
+    /// A user of the caller's organization, deleted or not: for what remembers who it was.
+    pub(super) async fn user_ever(&self, id: UserId) -> Found<User> {
+        self.users_ever.load(id).await
     }
 
     /// A Claude account of the caller's organization.
@@ -237,6 +245,18 @@ impl Read for TaskPages {
             }));
         }
         Ok(found)
+    }
+}
+
+enum UsersEver {}
+
+impl Read for UsersEver {
+    type Key = UserId;
+    type Value = User;
+
+    async fn read(cx: Cx<'_>, ids: &[UserId]) -> domain::Result<HashMap<UserId, User>> {
+        let rows = domain::user::find_many_ever(cx, ids).await?;
+        Ok(rows.into_iter().map(|row| (row.id, row)).collect())
     }
 }
 

@@ -1,12 +1,13 @@
 //! The organization in the API.
 
-use async_graphql::{Context, Enum, ID, Object};
+use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 
 use super::context::ContextExt;
-use super::declarations::Declared;
+use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, requires};
 use super::error::Result;
+use super::inputs::patch;
 use super::scalars::{DateTime, Json};
-use crate::domain;
+use crate::domain::organization::{self as deeds, Update};
 use crate::store::organization::Organization as Row;
 
 /// The tenant: all else belongs to one.
@@ -65,6 +66,43 @@ pub(super) struct OrganizationQuery;
 impl OrganizationQuery {
     /// The organization that the caller belongs to.
     async fn organization(&self, ctx: &Context<'_>) -> Result<Option<Organization>> {
-        Ok(domain::organization::find(ctx.cx()).await?.map(Organization))
+        Ok(deeds::find(ctx.cx()).await?.map(Organization))
+    }
+}
+
+/// Changes to the organization: what is left out stays.
+#[derive(InputObject)]
+pub(super) struct UpdateOrganizationInput {
+    /// Its name, 1 to 100 characters.
+    name: MaybeUndefined<String>,
+    /// Settings of its own, an object of at most 64 KiB and 64 levels. It replaces the one before.
+    settings: MaybeUndefined<Json>,
+}
+
+/// The changed organization.
+#[derive(SimpleObject)]
+pub(super) struct UpdateOrganizationPayload {
+    /// The organization as it is now.
+    organization: Organization,
+}
+
+#[derive(Default)]
+pub(super) struct OrganizationMutation;
+
+#[Object(guard = "Declared")]
+impl OrganizationMutation {
+    /// Changes the organization that the caller belongs to.
+    #[graphql(
+        directive = requires::apply(Permission::ManageOrganization),
+        directive = audits::apply(AuditAction::Update, ResourceType::Organization)
+    )]
+    async fn update_organization(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "The changes.")] input: UpdateOrganizationInput,
+    ) -> Result<Option<UpdateOrganizationPayload>> {
+        let input = Update { name: patch(input.name, |text| text), settings: patch(input.settings, |json| json.0) };
+        let organization = Organization(deeds::update(ctx.cx(), input).await?);
+        Ok(Some(UpdateOrganizationPayload { organization }))
     }
 }

@@ -15,15 +15,16 @@ use super::client::{ClientMutation, ClientQuery};
 use super::collected::Collected;
 use super::context::Caller;
 use super::declarations::Declarations;
+use super::invitation::InvitationMutation;
 use super::loaders::Loaders;
 use super::middleware::AuditMutations;
 use super::node::{Node, NodeQuery};
-use super::organization::OrganizationQuery;
+use super::organization::{OrganizationMutation, OrganizationQuery};
 use super::response::complete;
 use super::schema_types::SchemaTypes;
 use super::session::SessionMutation;
 use super::task::{TaskMutation, TaskQuery};
-use super::user::UserQuery;
+use super::user::{UserMutation, UserQuery};
 use super::viewer::ViewerQuery;
 
 /// What can be read.
@@ -43,7 +44,15 @@ struct Query(
 /// What can be done. Each field leaves exactly one entry in the audit log, whatever its outcome.
 #[derive(MergedObject, Default)]
 #[graphql(name = "Mutation")]
-struct Mutation(SessionMutation, ClaudeAccountMutation, ClientMutation, TaskMutation);
+struct Mutation(
+    SessionMutation,
+    InvitationMutation,
+    UserMutation,
+    OrganizationMutation,
+    ClaudeAccountMutation,
+    ClientMutation,
+    TaskMutation,
+);
 
 type Roots = Schema<Query, Mutation, EmptySubscription>;
 

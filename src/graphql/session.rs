@@ -121,7 +121,7 @@ pub(super) struct SignOutInput {
     /// A refresh token of the session to end; where it is left out, the session of the access token.
     refresh_token: Option<String>,
     /// Whether to end all of the user's sessions. A refresh token that does not serve any more ends its own at most.
-    #[graphql(default)]
+    #[graphql(default_with = "Some(false)")]
     everywhere: Option<bool>,
 }
 

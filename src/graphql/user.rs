@@ -1,12 +1,18 @@
 //! Users in the API.
 
-use async_graphql::{Context, Enum, ID, Object};
+use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 
-use super::declarations::Declared;
+use super::connection::{Connection, Listed, OrderDirection, PageArguments};
+use super::context::ContextExt;
+use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, requires};
 use super::error::Result;
+use super::inputs::patch;
 use super::loaders::Loaders;
 use super::scalars::DateTime;
-use crate::store::user::User as Row;
+use crate::domain::user::{self as deeds, Update};
+use crate::domain::{self, Error};
+use crate::model::{self, Direction, UserId};
+use crate::store::user::{User as Row, UserFilter as Filter, UserOrder as Order};
 
 /// A person who belongs to the organization.
 pub(super) struct User(pub(super) Row);
@@ -91,6 +97,88 @@ impl User {
     }
 }
 
+impl Listed for User {
+    type Filter = Filter;
+
+    async fn count(ctx: &Context<'_>, filter: &Filter) -> Result<i64> {
+        Ok(deeds::count(ctx.cx(), filter).await?)
+    }
+}
+
+/// Which users; all of what is named must hold.
+#[derive(Default, InputObject)]
+pub(super) struct UserFilter {
+    /// With one of these roles.
+    role: Option<Vec<Role>>,
+    /// In one of these states.
+    status: Option<Vec<UserStatus>>,
+}
+
+/// What to sort users by; the id breaks ties.
+#[derive(InputObject)]
+pub(super) struct UserOrder {
+    /// The field.
+    field: UserOrderField,
+    /// Which way.
+    #[graphql(default_with = "OrderDirection::Asc")]
+    direction: OrderDirection,
+}
+
+/// A field that users can be sorted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[graphql(remote = "crate::store::user::UserOrder")]
+pub(super) enum UserOrderField {
+    /// When the user was made.
+    CreatedAt,
+    /// The address.
+    Email,
+    /// The name, whatever the case.
+    FullName,
+    /// When the user last signed in; who never did comes before all others.
+    LastSignInAt,
+}
+
+/// Changes to a user: what is left out stays.
+#[derive(InputObject)]
+pub(super) struct UpdateUserInput {
+    /// Which user.
+    id: ID,
+    /// The name, 1 to 100 characters.
+    full_name: MaybeUndefined<String>,
+    /// The role in the organization.
+    role: MaybeUndefined<Role>,
+    /// Whether the user may sign in: ACTIVE or SUSPENDED. A user who is INVITED stays so until the invitation is accepted.
+    status: MaybeUndefined<UserStatus>,
+    /// Refuse with CONFLICT unless the user is at this version.
+    expected_version: Option<i32>,
+}
+
+/// The changed user.
+#[derive(SimpleObject)]
+pub(super) struct UpdateUserPayload {
+    /// The user as it is now.
+    user: User,
+}
+
+/// Which user to delete.
+#[derive(InputObject)]
+pub(super) struct DeleteUserInput {
+    /// Which user.
+    id: ID,
+}
+
+/// The user is gone.
+#[derive(SimpleObject)]
+pub(super) struct DeleteUserPayload {
+    /// The id.
+    deleted_id: ID,
+}
+
+/// An id that is none of a user's is the id of no user.
+fn user_id(id: &ID) -> domain::Result<UserId> {
+    id.parse().map_err(|_| Error::not_found("user"))
+}
+
 #[derive(Default)]
 pub(super) struct UserQuery;
 
@@ -100,5 +188,80 @@ impl UserQuery {
     async fn user(&self, ctx: &Context<'_>, #[graphql(desc = "The user's id.")] id: ID) -> Result<Option<User>> {
         let Ok(id) = id.parse() else { return Ok(None) };
         Ok(Loaders::of(ctx).user(id).await?.map(User))
+    }
+    /// The organization's users, in the order in which they were made unless asked otherwise. `search` finds text in the name
+    /// and the address, whatever the case.
+    #[graphql(directive = requires::apply(Permission::ViewUsers))]
+    #[allow(clippy::too_many_arguments, reason = "the arguments of the field")]
+    async fn users(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "How many rows, 1 to 100; 20 where left out.")] first: Option<i32>,
+        #[graphql(desc = "Start after this cursor.")] after: Option<String>,
+        #[graphql(desc = "How many rows from the end, 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "End before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Skip so many rows.")] offset: Option<i32>,
+        #[graphql(desc = "Text to find, at most 200 characters.")] search: Option<String>,
+        #[graphql(desc = "Which users.")] filter: Option<UserFilter>,
+        #[graphql(desc = "What to sort by.")] order_by: Option<UserOrder>,
+    ) -> Result<Option<Connection<User>>> {
+        let filter = filter.unwrap_or_default();
+        let filter = Filter {
+            role: filter.role.map(|roles| roles.into_iter().map(model::Role::from).collect()),
+            status: filter.status.map(|statuses| statuses.into_iter().map(model::UserStatus::from).collect()),
+            search: search.filter(|text| !text.trim().is_empty()),
+        };
+        let (field, direction) = match order_by {
+            Some(order) => (order.field, Direction::from(order.direction)),
+            None => (UserOrderField::CreatedAt, Direction::Ascending),
+        };
+        let order = Order::from(field);
+        // A cursor holds for one field in one direction, of one list: other lists have a CreatedAt too.
+        let name = format!("User {order:?} {direction:?}");
+        let page = PageArguments { first, after, last, before, offset }.page(&name)?;
+        let slice = deeds::page(ctx.cx(), &filter, (order, direction), &page).await?;
+        Ok(Some(Connection::new(slice, &name, filter, |row| order.position(row), User)))
+    }
+}
+
+#[derive(Default)]
+pub(super) struct UserMutation;
+
+#[Object(guard = "Declared")]
+impl UserMutation {
+    /// Changes a user's name, role or status. Who is suspended is signed out everywhere. The last active ADMIN can be neither
+    /// demoted nor suspended.
+    #[graphql(
+        directive = requires::apply(Permission::ManageUsers),
+        directive = audits::apply(AuditAction::Update, ResourceType::User)
+    )]
+    async fn update_user(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "The changes.")] input: UpdateUserInput,
+    ) -> Result<Option<UpdateUserPayload>> {
+        let id = user_id(&input.id)?;
+        let input = Update {
+            full_name: patch(input.full_name, |text| text),
+            role: patch(input.role, Into::into),
+            status: patch(input.status, Into::into),
+            expected_version: input.expected_version,
+        };
+        Ok(Some(UpdateUserPayload { user: User(deeds::update(ctx.cx(), id, input).await?) }))
+    }
+
+    /// Deletes a user, who is signed out everywhere. The address is free again, and the audit log still knows the name. Neither
+    /// the caller nor the last active ADMIN can be deleted.
+    #[graphql(
+        directive = requires::apply(Permission::ManageUsers),
+        directive = audits::apply(AuditAction::Delete, ResourceType::User)
+    )]
+    async fn delete_user(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Which user.")] input: DeleteUserInput,
+    ) -> Result<Option<DeleteUserPayload>> {
+        deeds::delete(ctx.cx(), user_id(&input.id)?).await?;
+        Ok(Some(DeleteUserPayload { deleted_id: input.id }))
     }
 }

@@ -22,7 +22,7 @@ pub use id::{
 pub use json_object::{InvalidJsonObject, JsonObject};
 pub use page::{Cursor, Direction, MAX_PAGE_SIZE, Page, PageSlice, Position, SortKey, Window};
 pub use permission::{
-    Access, ArchiveClients, DeleteTasks, Denied, Grant, ManageClaudeAccounts, Permission, Permit, Read, Role,
-    ViewAuditLogs, WriteClients, WriteTasks,
+    Access, ArchiveClients, DeleteTasks, Denied, Grant, ManageClaudeAccounts, ManageOrganization, ManageUsers,
+    Permission, Permit, Read, Role, ViewAuditLogs, ViewUsers, WriteClients, WriteTasks,
 };
 pub use timestamp::Timestamp;

@@ -99,6 +99,12 @@ grants! {
     ManageClaudeAccounts => Some(Permission::ManageClaudeAccounts),
     /// To read the audit log.
     ViewAuditLogs => Some(Permission::ViewAuditLogs),
+    /// To list the users.
+    ViewUsers => Some(Permission::ViewUsers),
+    /// To invite, change and delete users.
+    ManageUsers => Some(Permission::ManageUsers),
+    /// To change the organization.
+    ManageOrganization => Some(Permission::ManageOrganization),
 }
 
 /// The role lacks the permission.

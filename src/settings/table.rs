@@ -52,7 +52,7 @@ settings! {
     Secret "CREDENTIAL_ENCRYPTION_KEYS", "generated into DATA_DIR", "`v2:base64,v1:base64`: the first seals, all open; also `CREDENTIAL_ENCRYPTION_KEYS_FILE`";
     Plain "ADMIN_EMAIL", "`admin@localhost`", "the first administrator's address, for the first start";
     Secret "ADMIN_PASSWORD", "generated and printed once", "the first administrator's password, for the first start; also `ADMIN_PASSWORD_FILE`";
-    Url "FRONTEND_URL", "none", "origins that browsers may call from, comma-separated";
+    Url "FRONTEND_URL", "none", "origins that browsers may call from, comma-separated; invitations lead to the first";
     Url "PUBLIC_URL", "from HOST and PORT", "where the server is reached from outside";
     Plain "TRUSTED_PROXIES", "none", "addresses and networks whose X-Forwarded-For and X-Request-Id are believed, comma-separated";
     Url "ANTHROPIC_BASE_URL", "`https://api.anthropic.com`", "the default upstream";

@@ -4,11 +4,11 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use super::audit_log;
-use super::backend::{Conn, on_conn};
+use super::backend::{Conn, first_locked_but_for_references, on_conn};
 use super::error::Result;
 use super::tables::organizations;
 use super::tx::Tx;
-use crate::model::{JsonObject, OrganizationId, Permit, Plan, Read, Timestamp};
+use crate::model::{Grant, JsonObject, ManageOrganization, OrganizationId, Permit, Plan, Read, Timestamp};
 
 /// A tenant.
 #[derive(Debug, Clone, Queryable, Selectable, Insertable)]
@@ -49,6 +49,36 @@ pub async fn find(conn: &mut Conn, permit: &Permit<Read>) -> Result<Option<Organ
         .first(c)
         .await
         .optional()?))
+}
+
+/// The permit's organization, locked to the end of the transaction. It is locked before any of its users.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn lock<G: Grant>(tx: &mut Tx, permit: &Permit<G>) -> Result<Option<Organization>> {
+    let conn = tx.conn().await?;
+    Ok(first_locked_but_for_references!(
+        conn,
+        organizations::table.find(permit.organization()).select(Organization::as_select())
+    )
+    .optional()?)
+}
+
+/// Writes the name and the settings of an organization that is locked already.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn update(tx: &mut Tx, permit: &Permit<ManageOrganization>, organization: &Organization) -> Result<()> {
+    let conn = tx.conn().await?;
+    on_conn!(conn, |c| diesel::update(organizations::table.find(permit.organization()))
+        .set((
+            organizations::name.eq(&organization.name),
+            organizations::settings.eq(&organization.settings),
+            organizations::updated_at.eq(organization.updated_at),
+        ))
+        .execute(c)
+        .await?);
+    Ok(())
 }
 
 /// The organization that was made first: the operator's own, which also keeps the audit entries of deeds that belong to

@@ -173,7 +173,7 @@ pub async fn revoke_all(tx: &mut Tx, user: UserId, at: Timestamp) -> Result<usiz
 pub async fn find_with_user(conn: &mut Conn, id: SessionId) -> Result<Option<(Session, User)>> {
     Ok(on_conn!(conn, |c| sessions::table
         .inner_join(users::table)
-        .filter(sessions::id.eq(id))
+        .filter(sessions::id.eq(id).and(users::deleted_at.is_null()))
         .select((Session::as_select(), User::as_select()))
         .first(c)
         .await

@@ -22,14 +22,19 @@ diesel::table! {
         id -> Text,
         organization_id -> Text,
         email -> Text,
+        email_key -> Nullable<Text>,
         full_name -> Text,
+        full_name_folded -> Text,
+        search_text -> Text,
         role -> Text,
         status -> Text,
         password_hash -> Nullable<Text>,
         email_verified_at -> Nullable<UtcTimestamp>,
         last_sign_in_at -> Nullable<UtcTimestamp>,
+        last_sign_in_rank -> UtcTimestamp,
         created_at -> UtcTimestamp,
         updated_at -> UtcTimestamp,
+        deleted_at -> Nullable<UtcTimestamp>,
         version -> Integer,
     }
 }
@@ -62,6 +67,18 @@ diesel::table! {
         digest -> Binary,
         generation -> Integer,
         created_at -> UtcTimestamp,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::{Binary, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    invitations (user_id) {
+        user_id -> Text,
+        digest -> Binary,
+        created_at -> UtcTimestamp,
+        expires_at -> UtcTimestamp,
     }
 }
 
@@ -188,4 +205,6 @@ diesel::table! {
 }
 
 diesel::joinable!(sessions -> users (user_id));
+diesel::joinable!(invitations -> users (user_id));
 diesel::allow_tables_to_appear_in_same_query!(users, sessions);
+diesel::allow_tables_to_appear_in_same_query!(users, invitations);

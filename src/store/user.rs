@@ -1,23 +1,30 @@
-//! Users.
+//! Users. One who is deleted stays as a row, for what refers to it, and is found by nothing but [`find_many_ever`].
 
+use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use super::backend::{Conn, first_locked, on_conn};
-use super::error::Result;
+use super::error::{Error, Result};
+use super::fields::{contains, distinct, fold};
+use super::page::keyset;
 use super::tables::users;
 use super::tx::Tx;
-use crate::model::{Email, OrganizationId, Permit, Read, Role, Timestamp, UserId, UserStatus};
+use crate::model::{
+    Direction, Email, ManageUsers, OrganizationId, Page, PageSlice, Permit, Position, Read, Role, SortKey, Timestamp,
+    UserId, UserStatus, ViewUsers,
+};
 
 /// A person who belongs to one organization.
-#[derive(Debug, Clone, Queryable, Selectable, Insertable)]
+#[derive(Debug, Clone, Queryable, Selectable, Insertable, AsChangeset)]
 #[diesel(table_name = users, check_for_backend(diesel::pg::Pg, diesel::sqlite::Sqlite))]
+#[diesel(treat_none_as_null = true, treat_none_as_default_value = false)]
 pub struct User {
     /// The id.
     pub id: UserId,
     /// The organization.
     pub organization_id: OrganizationId,
-    /// The address, unique over all organizations.
+    /// The address, unique over all organizations among those who are not deleted.
     pub email: Email,
     /// The name.
     pub full_name: String,
@@ -37,13 +44,124 @@ pub struct User {
     pub version: i32,
 }
 
+impl User {
+    /// Columns that follow from others: the folded name, what is searched, and when the user last signed in, for sorting.
+    fn derived(&self) -> (String, String, Timestamp) {
+        // A line each: a search term has no line break, so it never matches across two fields.
+        let search_text = format!("{}\n{}", fold(&self.full_name), fold(self.email.as_str()));
+        (fold(&self.full_name), search_text, sign_in_rank(self.last_sign_in_at))
+    }
+}
+
+/// Never ranks as 1970: a column without nulls is in one order on every database.
+fn sign_in_rank(at: Option<Timestamp>) -> Timestamp {
+    at.unwrap_or(DateTime::<Utc>::UNIX_EPOCH.into())
+}
+
+/// Which users.
+#[derive(Debug, Clone, Default)]
+pub struct UserFilter {
+    /// With these roles.
+    pub role: Option<Vec<Role>>,
+    /// In these states.
+    pub status: Option<Vec<UserStatus>>,
+    /// With this in the name or the address, whatever the case.
+    pub search: Option<String>,
+}
+
+/// What users are sorted by; the id breaks ties.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "named like the fields")]
+pub enum UserOrder {
+    CreatedAt,
+    Email,
+    FullName,
+    LastSignInAt,
+}
+
+impl UserOrder {
+    /// Where a user stands in this ordering.
+    #[must_use]
+    pub fn position(self, user: &User) -> Position {
+        let key = match self {
+            Self::CreatedAt => SortKey::Number(user.created_at.micros()),
+            Self::Email => SortKey::Text(user.email.as_str().to_owned()),
+            Self::FullName => SortKey::Text(fold(&user.full_name)),
+            Self::LastSignInAt => SortKey::Number(sign_in_rank(user.last_sign_in_at).micros()),
+        };
+        Position { key, id: user.id.to_string() }
+    }
+}
+
+macro_rules! filtered {
+    ($backend:ident, $permit:expr, $filter:expr) => {{
+        let filter: &UserFilter = $filter;
+        let mut query = users::table
+            .filter(users::organization_id.eq($permit.organization()).and(users::deleted_at.is_null()))
+            .into_boxed::<$backend>();
+        if let Some(roles) = &filter.role {
+            query = query.filter(users::role.eq_any(distinct(roles)));
+        }
+        if let Some(statuses) = &filter.status {
+            query = query.filter(users::status.eq_any(distinct(statuses)));
+        }
+        if let Some(text) = &filter.search {
+            query = query.filter(users::search_text.like(contains(text)).escape('\\'));
+        }
+        query
+    }};
+}
+
+/// A page of users.
+///
+/// # Errors
+/// Where the database fails, or a cursor does not belong to the ordering.
+pub async fn page(
+    conn: &mut Conn,
+    permit: &Permit<ViewUsers>,
+    filter: &UserFilter,
+    (order, direction): (UserOrder, Direction),
+    page: &Page,
+) -> Result<PageSlice<User>> {
+    use users as t;
+    let rows = on_conn!(conn, |c: Backend| {
+        let mut query = filtered!(Backend, permit, filter).select(User::as_select());
+        match order {
+            UserOrder::CreatedAt => keyset!(query, page, direction, t::created_at, t::id, Timestamp),
+            UserOrder::Email => keyset!(query, page, direction, t::email, t::id, String),
+            UserOrder::FullName => keyset!(query, page, direction, t::full_name_folded, t::id, String),
+            UserOrder::LastSignInAt => keyset!(query, page, direction, t::last_sign_in_rank, t::id, Timestamp),
+        }
+        query.load(c).await?
+    });
+    Ok(page.slice(rows))
+}
+
+/// How many users there are.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn count(conn: &mut Conn, permit: &Permit<ViewUsers>, filter: &UserFilter) -> Result<i64> {
+    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, permit, filter).count().get_result(c).await?))
+}
+
 /// Inserts a user without a password.
 ///
 /// # Errors
-/// [`Error::Duplicate`](super::Error::Duplicate) where the address is taken.
+/// [`Error::Duplicate`] where the address is taken.
 pub async fn insert(tx: &mut Tx, user: &User) -> Result<()> {
+    let (name, search_text, rank) = user.derived();
     let conn = tx.conn().await?;
-    on_conn!(conn, |c| diesel::insert_into(users::table).values(user).execute(c).await?);
+    on_conn!(conn, |c| diesel::insert_into(users::table)
+        .values((
+            user,
+            users::email_key.eq(Some(&user.email)),
+            users::full_name_folded.eq(&name),
+            users::search_text.eq(&search_text),
+            users::last_sign_in_rank.eq(rank),
+        ))
+        .execute(c)
+        .await?);
     Ok(())
 }
 
@@ -53,7 +171,7 @@ pub async fn insert(tx: &mut Tx, user: &User) -> Result<()> {
 /// Where the database fails.
 pub async fn find_by_email(conn: &mut Conn, email: &Email) -> Result<Option<(User, Option<String>)>> {
     Ok(on_conn!(conn, |c| users::table
-        .filter(users::email.eq(email))
+        .filter(users::email_key.eq(Some(email)))
         .select((User::as_select(), users::password_hash))
         .first(c)
         .await
@@ -66,7 +184,7 @@ pub async fn find_by_email(conn: &mut Conn, email: &Email) -> Result<Option<(Use
 /// Where the database fails.
 pub async fn find(conn: &mut Conn, permit: &Permit<Read>, id: UserId) -> Result<Option<User>> {
     Ok(on_conn!(conn, |c| users::table
-        .filter(users::organization_id.eq(permit.organization()).and(users::id.eq(id)))
+        .filter(users::organization_id.eq(permit.organization()).and(users::id.eq(id)).and(users::deleted_at.is_null()))
         .select(User::as_select())
         .first(c)
         .await
@@ -78,6 +196,23 @@ pub async fn find(conn: &mut Conn, permit: &Permit<Read>, id: UserId) -> Result<
 /// # Errors
 /// Where the database fails.
 pub async fn find_many(conn: &mut Conn, permit: &Permit<Read>, ids: &[UserId]) -> Result<Vec<User>> {
+    Ok(on_conn!(conn, |c| users::table
+        .filter(
+            users::organization_id
+                .eq(permit.organization())
+                .and(users::id.eq_any(ids))
+                .and(users::deleted_at.is_null())
+        )
+        .select(User::as_select())
+        .load(c)
+        .await?))
+}
+
+/// The same, and those who are deleted: for what remembers who they were.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn find_many_ever(conn: &mut Conn, permit: &Permit<Read>, ids: &[UserId]) -> Result<Vec<User>> {
     Ok(on_conn!(conn, |c| users::table
         .filter(users::organization_id.eq(permit.organization()).and(users::id.eq_any(ids)))
         .select(User::as_select())
@@ -91,7 +226,8 @@ pub async fn find_many(conn: &mut Conn, permit: &Permit<Read>, ids: &[UserId]) -
 /// Where the database fails.
 pub async fn lock(tx: &mut Tx, id: UserId) -> Result<Option<User>> {
     let conn = tx.conn().await?;
-    Ok(first_locked!(conn, users::table.find(id).select(User::as_select())).optional()?)
+    Ok(first_locked!(conn, users::table.find(id).filter(users::deleted_at.is_null()).select(User::as_select()))
+        .optional()?)
 }
 
 /// The same, with the hash of the password.
@@ -100,7 +236,93 @@ pub async fn lock(tx: &mut Tx, id: UserId) -> Result<Option<User>> {
 /// Where the database fails.
 pub async fn lock_with_hash(tx: &mut Tx, id: UserId) -> Result<Option<(User, Option<String>)>> {
     let conn = tx.conn().await?;
-    Ok(first_locked!(conn, users::table.find(id).select((User::as_select(), users::password_hash))).optional()?)
+    Ok(first_locked!(
+        conn,
+        users::table.find(id).filter(users::deleted_at.is_null()).select((User::as_select(), users::password_hash))
+    )
+    .optional()?)
+}
+
+/// A user of the permit's organization, locked to the end of the transaction.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn lock_member(tx: &mut Tx, permit: &Permit<ManageUsers>, id: UserId) -> Result<Option<User>> {
+    Ok(lock(tx, id).await?.filter(|user| user.organization_id == permit.organization()))
+}
+
+/// The user with the address, in any organization, locked to the end of the transaction: for inviting, which must know
+/// whether the address is taken.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn lock_by_email(tx: &mut Tx, email: &Email) -> Result<Option<User>> {
+    let conn = tx.conn().await?;
+    Ok(first_locked!(conn, users::table.filter(users::email_key.eq(Some(email))).select(User::as_select()))
+        .optional()?)
+}
+
+/// Whether the organization has an active ADMIN beside this user. Whoever takes away one's right locks the organization first,
+/// so that of two who take it from each other, the second sees what the first has done.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn has_other_admin(tx: &mut Tx, permit: &Permit<ManageUsers>, id: UserId) -> Result<bool> {
+    let conn = tx.conn().await?;
+    let other = on_conn!(conn, |c| users::table
+        .filter(users::organization_id.eq(permit.organization()).and(users::deleted_at.is_null()))
+        .filter(users::role.eq(Role::Admin).and(users::status.eq(UserStatus::Active)).and(users::id.ne(id)))
+        .select(users::id)
+        .first::<UserId>(c)
+        .await
+        .optional()?);
+    Ok(other.is_some())
+}
+
+/// Replaces a user who is locked already, as it was at the version before. Whoever accepts an invitation has no permit yet.
+///
+/// # Errors
+/// [`Error::Stale`] where it is not at that version.
+pub async fn update(tx: &mut Tx, user: &User) -> Result<()> {
+    let (name, search_text, rank) = user.derived();
+    let target = users::table
+        .find(user.id)
+        .filter(users::organization_id.eq(user.organization_id).and(users::deleted_at.is_null()))
+        .filter(users::version.eq(user.version - 1));
+    let conn = tx.conn().await?;
+    let changed = on_conn!(conn, |c| diesel::update(target)
+        .set((
+            user,
+            users::full_name_folded.eq(&name),
+            users::search_text.eq(&search_text),
+            users::last_sign_in_rank.eq(rank),
+        ))
+        .execute(c)
+        .await?);
+    if changed == 0 { Err(Error::Stale) } else { Ok(()) }
+}
+
+/// Deletes a user who is locked already: the row stays, for what refers to it, the address is free again. Nobody signs in as
+/// this user any more, by whatever it is judged.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn delete(tx: &mut Tx, permit: &Permit<ManageUsers>, id: UserId, at: Timestamp) -> Result<()> {
+    let conn = tx.conn().await?;
+    on_conn!(conn, |c| diesel::update(
+        users::table.filter(users::organization_id.eq(permit.organization()).and(users::id.eq(id)))
+    )
+    .set((
+        users::email_key.eq(None::<Email>),
+        users::password_hash.eq(None::<String>),
+        users::status.eq(UserStatus::Suspended),
+        users::updated_at.eq(at),
+        users::deleted_at.eq(Some(at)),
+        users::version.eq(users::version + 1),
+    ))
+    .execute(c)
+    .await?);
+    Ok(())
 }
 
 /// Notes a sign-in.
@@ -110,7 +332,20 @@ pub async fn lock_with_hash(tx: &mut Tx, id: UserId) -> Result<Option<(User, Opt
 pub async fn set_last_sign_in(tx: &mut Tx, id: UserId, at: Timestamp) -> Result<()> {
     let conn = tx.conn().await?;
     on_conn!(conn, |c| diesel::update(users::table.find(id))
-        .set(users::last_sign_in_at.eq(Some(at)))
+        .set((users::last_sign_in_at.eq(Some(at)), users::last_sign_in_rank.eq(at)))
+        .execute(c)
+        .await?);
+    Ok(())
+}
+
+/// Gives a user the first password. That counts as part of the change that [`update`] writes beside it.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn set_first_password_hash(tx: &mut Tx, id: UserId, hash: &str) -> Result<()> {
+    let conn = tx.conn().await?;
+    on_conn!(conn, |c| diesel::update(users::table.find(id))
+        .set(users::password_hash.eq(Some(hash)))
         .execute(c)
         .await?);
     Ok(())

@@ -7,10 +7,11 @@ use async_graphql_parser::types::{TypeKind, TypeSystemDefinition};
 use serde_json::{Value, json};
 
 use crate::claude_account::create;
+use crate::invitation::invite;
 use crate::support::{Client, GOOD_KEY, MockUpstream, PASSWORD, TestApp, both_databases};
 
 /// Every mutation of the schema, with a call that succeeds and one that fails. `ID` is an account's id, `CLIENT` a client's,
-/// `TASK` a task's, `TOKEN` a refresh token; each is fresh for each call.
+/// `TASK` a task's, `USER_ID` a user's, `TOKEN` a refresh token, `INVITATION` an invitation's; each is fresh for each call.
 const CALLS: &[(&str, &str, &str)] = &[
     (
         "signIn",
@@ -23,6 +24,31 @@ const CALLS: &[(&str, &str, &str)] = &[
         r#"refreshSession(input: { refreshToken: "wrong" }) { accessToken }"#,
     ),
     ("signOut", r#"signOut(input: { refreshToken: "TOKEN" }) { signedOut }"#, "signOut { signedOut }"),
+    (
+        "acceptInvitation",
+        r#"acceptInvitation(input: { token: "INVITATION", password: { plain: "PASSWORD" } }) { accessToken }"#,
+        r#"acceptInvitation(input: { token: "wrong", password: { plain: "PASSWORD" } }) { accessToken }"#,
+    ),
+    (
+        "inviteUser",
+        r#"inviteUser(input: { email: "new@example.com", fullName: "N", role: MEMBER }) { user { id } }"#,
+        r#"inviteUser(input: { email: "nobody", fullName: "N", role: MEMBER }) { user { id } }"#,
+    ),
+    (
+        "updateUser",
+        r#"updateUser(input: { id: "USER_ID", fullName: "N" }) { user { id } }"#,
+        r#"updateUser(input: { id: "USER_ID", fullName: null }) { user { id } }"#,
+    ),
+    (
+        "deleteUser",
+        r#"deleteUser(input: { id: "USER_ID" }) { deletedId }"#,
+        r#"deleteUser(input: { id: "no id" }) { deletedId }"#,
+    ),
+    (
+        "updateOrganization",
+        r#"updateOrganization(input: { name: "N" }) { organization { id } }"#,
+        "updateOrganization(input: { name: null }) { organization { id } }",
+    ),
     (
         "createClaudeAccount",
         r#"createClaudeAccount(input: { apiKey: "sk-ant-new", accountName: "N" }) { claudeAccount { id } }"#,
@@ -142,6 +168,10 @@ async fn filled_in(app: &TestApp, admin: &Client, mutation: &str, key: &str) -> 
         }
         text = text.replace("\"CLIENT\"", &client);
     }
+    if text.contains("USER_ID") || text.contains("INVITATION") {
+        let (user, token) = invite(admin, &format!("{key}@example.com"), "MEMBER").await;
+        text = text.replace("\"USER_ID\"", &user["id"].to_string()).replace("INVITATION", &token);
+    }
     if text.contains("\"ID\"") {
         let account = create(admin, json!({ "apiKey": key, "accountName": "A" })).await;
         text = text.replace("\"ID\"", &account["id"].to_string());
@@ -160,7 +190,7 @@ both_databases! {
         let admin = app.admin().await;
         let reader = app.user("READ_ONLY").await;
         for (name, succeeds, fails) in CALLS {
-            let is_public = matches!(*name, "signIn" | "refreshSession" | "signOut");
+            let is_public = matches!(*name, "signIn" | "refreshSession" | "signOut" | "acceptInvitation");
             let anonymous = app.anonymous();
 
             let caller = if is_public { &anonymous } else { &admin };
@@ -168,7 +198,9 @@ both_databases! {
             let left = entries_of(&admin, caller, &mutation).await;
             assert_eq!(left.len(), 1, "{name} succeeds: {left:?}");
             assert_eq!((&left[0]["operation"], &left[0]["outcome"]), (&json!(name), &json!("SUCCESS")));
-            assert_eq!(left[0]["user"]["email"], "admin@localhost", "{name}");
+            let invited = format!("sk-ant-{name}-1@example.com").to_lowercase();
+            let by = if *name == "acceptInvitation" { &invited } else { "admin@localhost" };
+            assert_eq!(left[0]["user"]["email"], by, "{name}");
             assert_eq!(left[0]["ipAddress"], "127.0.0.1");
 
             let mutation = filled_in(&app, &admin, fails, &format!("sk-ant-{name}-2")).await;

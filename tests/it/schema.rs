@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::support::both_databases;
 
 /// The fields that need no sign-in.
-const PUBLIC: [&str; 4] = ["refreshSession", "signIn", "signOut", "viewer"];
+const PUBLIC: [&str; 5] = ["acceptInvitation", "refreshSession", "signIn", "signOut", "viewer"];
 /// The queries that every signed-in member of the organization may ask.
 const FOR_MEMBERS: [&str; 8] = ["client", "clients", "node", "nodes", "organization", "task", "tasks", "user"];
 

@@ -46,7 +46,7 @@ both_databases! {
             ("{ clients(first: 100) { totalCount nodes { name owner { email } tasks(first: 2) { totalCount nodes {
                 title assignee { email } createdBy { email } client { name } } } } } }", 6),
             ("{ tasks(first: 100) { nodes { client { owner { email } tasks(first: 1) { nodes { title } } } createdBy { email } } } }", 4),
-            ("{ auditLogs(first: 100) { nodes { action user { email } resource { id ... on Client { owner { email } } } } } }", 7),
+            ("{ auditLogs(first: 100) { nodes { action user { email } resource { id ... on Client { owner { email } } } } } }", 8),
             ("{ claudeAccounts(first: 100) { nodes { auditLogs(first: 2) { totalCount nodes { user { email } } } } } }", 4),
         ];
         let mut few = Vec::new();

@@ -97,8 +97,11 @@ impl TestApp {
         let email = format!("{}@example.com", role.to_lowercase());
         self.database
             .execute(&format!(
-                "INSERT INTO users SELECT '{}', organization_id, '{email}', 'Somebody', '{role}', 'ACTIVE', password_hash, \
-                 NULL, NULL, created_at, updated_at, 1 FROM users WHERE email = 'admin@localhost'",
+                "INSERT INTO users (id, organization_id, email, email_key, full_name, full_name_folded, search_text, role, \
+                     status, password_hash, last_sign_in_rank, created_at, updated_at, version) \
+                 SELECT '{}', organization_id, '{email}', '{email}', 'Somebody', 'somebody', 'somebody', '{role}', 'ACTIVE', \
+                     password_hash, '1970-01-01T00:00:00.000000Z', created_at, updated_at, 1 \
+                 FROM users WHERE email = 'admin@localhost'",
                 user_id(role)
             ))
             .await

@@ -1,0 +1,162 @@
+//! Invitations: how a user comes into an organization, and to a password.
+
+use chrono::TimeDelta;
+use serde_json::json;
+
+use super::context::Cx;
+use super::deed::audited;
+use super::error::{Error, Result};
+use super::session::{self, Tokens};
+use super::user::{NAME_LENGTH, TAKEN};
+use super::validation::Checks;
+use crate::audit::{Changes, Entry};
+use crate::crypto::{Purpose, SecretText};
+use crate::identity::password;
+use crate::model::{AuditAction, ManageUsers, ResourceType, Role, Timestamp, UserId, UserStatus};
+use crate::store;
+use crate::store::invitation::{self as invitations, Invitation};
+use crate::store::user::{self as users, User};
+
+/// How long an invitation can be accepted.
+const LIFETIME: TimeDelta = TimeDelta::days(7);
+/// One text for a token that never was, one that was used, and one that came too late.
+const WRONG_TOKEN: &str = "The invitation is not valid. Ask for a new one.";
+
+/// The input of [`invite`].
+#[allow(missing_docs, reason = "named and described as in the API")]
+pub struct Invite {
+    pub email: String,
+    pub full_name: String,
+    pub role: Role,
+}
+
+/// The input of [`accept`].
+#[allow(missing_docs, reason = "named and described as in the API")]
+pub struct Accept {
+    pub token: SecretText,
+    pub full_name: Option<String>,
+    pub password: SecretText,
+}
+
+/// Invites somebody into the caller's organization, or once more who was invited there and has not accepted: then the new name
+/// and role hold, and the invitation before this one has ended. Returns the link to accept it with, which is told once.
+///
+/// # Errors
+/// Without permission, with wrong input, or where the address is taken.
+pub async fn invite(cx: Cx<'_>, input: Invite) -> Result<(User, SecretText)> {
+    let permit = cx.actor.require::<ManageUsers>()?;
+    let mut checks = Checks::new();
+    let email = checks.email("email", &input.email);
+    let full_name = checks.line("fullName", &input.full_name, NAME_LENGTH);
+    checks.finish()?;
+    // Both were checked: nothing was found wrong.
+    let (Some(email), Some(full_name)) = (email, full_name) else {
+        return Err(Error::internal("a failed check was not noted"));
+    };
+    let token = cx.services.random.token();
+    // After the #, which browsers send to no server, so that it stands in no log of one.
+    let url = SecretText::from(format!("{}/accept-invitation#token={}", cx.services.links, token.expose()));
+    let now = cx.services.clock.now();
+    let role = input.role;
+    audited(cx, async |tx| {
+        let (user, changes) = match users::lock_by_email(tx, &email).await? {
+            None => {
+                let user = User {
+                    id: cx.services.new_id(),
+                    organization_id: permit.organization(),
+                    email,
+                    full_name,
+                    role,
+                    status: UserStatus::Invited,
+                    email_verified_at: None,
+                    last_sign_in_at: None,
+                    created_at: now,
+                    updated_at: now,
+                    version: 1,
+                };
+                users::insert(tx, &user).await.map_err(taken)?;
+                let changes = Changes::created(&user);
+                (user, changes)
+            }
+            Some(before) if before.organization_id == permit.organization() && before.status == UserStatus::Invited => {
+                let mut user = User { full_name, role, ..before.clone() };
+                let changes = Changes::between(&before, &user);
+                if !changes.is_empty() {
+                    user.version += 1;
+                    user.updated_at = now;
+                    users::update(tx, &user).await?;
+                }
+                (user, changes)
+            }
+            Some(_) => return Err(Error::conflict(TAKEN)),
+        };
+        invitations::replace(tx, &new_invitation(cx, user.id, &token, now)).await?;
+        let entry = Entry::new(AuditAction::Invite, ResourceType::User).on(&user.id).with(changes);
+        Ok(((user, url), entry))
+    })
+    .await
+}
+
+/// Accepts an invitation: the user gets a password, is active from then on, and signed in.
+///
+/// # Errors
+/// `UNAUTHENTICATED`, with one text and after the same work, for every reason that lies in the token; wrong input otherwise.
+pub async fn accept(cx: Cx<'_>, input: Accept) -> Result<Tokens> {
+    let digests = cx.services.keys.digests(Purpose::Invitation, input.token.expose().as_bytes());
+    let digests: Vec<_> = digests.iter().map(|digest| digest.as_bytes().to_vec()).collect();
+    let found = invitations::find(&mut cx.services.db.read().await?, &digests).await?;
+    // Before anything is told of the token.
+    let hash = cx.in_time(cx.services.passwords.hash(&input.password)).await??;
+    let Some((invitation, invited)) = found else { return Err(Error::refused(WRONG_TOKEN)) };
+    cx.record.concerns(invited.organization_id, ResourceType::User, invited.id);
+    if invitation.expires_at <= cx.services.clock.now() {
+        return Err(Error::refused(WRONG_TOKEN));
+    }
+    let mut checks = Checks::new();
+    let full_name = input.full_name.and_then(|text| checks.line("fullName", &text, NAME_LENGTH));
+    if let Some(objection) = password::objection(&input.password, &invited.email) {
+        checks.fail("password", objection);
+    }
+    checks.finish()?;
+
+    audited(cx, async |tx| {
+        let locked = users::lock(tx, invited.id).await?.filter(|user| user.status == UserStatus::Invited);
+        let before = locked.ok_or_else(|| Error::refused(WRONG_TOKEN))?;
+        // Another may have accepted it, or there is a newer one, since it was read.
+        if !invitations::take(tx, &invitation).await? {
+            return Err(Error::refused(WRONG_TOKEN));
+        }
+        let now = cx.services.clock.now();
+        let user = User {
+            full_name: full_name.unwrap_or_else(|| before.full_name.clone()),
+            status: UserStatus::Active,
+            email_verified_at: Some(now),
+            updated_at: now,
+            version: before.version + 1,
+            ..before.clone()
+        };
+        users::update(tx, &user).await?;
+        users::set_first_password_hash(tx, user.id, hash.as_str()).await?;
+        let (session, tokens) = session::begin(cx, tx, &user).await?;
+        let entry = Entry::new(AuditAction::Verify, ResourceType::User)
+            .on(&user.id)
+            .with(Changes::between(&before, &user))
+            .noting(json!({ "session": session.to_string() }))
+            .by(user.organization_id, user.id);
+        Ok((tokens, entry))
+    })
+    .await
+}
+
+fn new_invitation(cx: Cx<'_>, user_id: UserId, token: &SecretText, now: Timestamp) -> Invitation {
+    let digest = cx.services.keys.digest(Purpose::Invitation, token.expose().as_bytes());
+    Invitation { user_id, digest: digest.as_bytes().to_vec(), created_at: now, expires_at: now + LIFETIME }
+}
+
+/// Two that race for one address: the loser learns it from the database.
+fn taken(error: store::Error) -> Error {
+    match error {
+        store::Error::Duplicate => Error::conflict(TAKEN),
+        error => error.into(),
+    }
+}
