@@ -149,6 +149,7 @@ impl Upstream {
         headers.insert("anthropic-version", HeaderValue::from_static(API_VERSION));
         let mut answer =
             self.client.get(format!("{base}/v1/models?limit=1")).headers(headers).send().await.map_err(|error| {
+                tracing::warn!(error = &error as &dyn std::error::Error, "an upstream could not be asked");
                 let reason = if error.is_timeout() { "did not answer in time" } else { "could not be reached" };
                 format!("The upstream {reason}.")
             })?;

@@ -17,10 +17,10 @@ pub(super) enum Migrate {
         #[command(flatten)]
         consent: Consent,
         /// How many.
-        #[arg(long, default_value_t = 1)]
-        steps: usize,
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+        steps: u32,
     },
-    /// List them, and whether they are applied.
+    /// List the migrations, and whether they are applied.
     Status,
     /// Revert the newest and apply it again; what is in its tables is lost.
     Redo {
@@ -49,7 +49,7 @@ pub(super) async fn run(settings: &Settings, migrate: Migrate) -> Result<(), Fai
     let db = open_database(settings).await?;
     let (migrations, word) = match migrate {
         Migrate::Up => (db.migrate_up().await?, "applied"),
-        Migrate::Down { steps, .. } => (db.migrate_down(steps).await?, "reverted"),
+        Migrate::Down { steps, .. } => (db.migrate_down(steps as usize).await?, "reverted"),
         Migrate::Redo { .. } => (db.migrate_redo().await?, "applied again"),
         Migrate::Status => {
             for Migration { name, applied } in db.migrations().await? {

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::SecretText;
 
 /// Characters of a generated password: no look-alikes. 32 of them, so that a byte maps without bias.
-const READABLE: &[u8; 32] = b"abcdefghjkmnpqrstuvwxyz23456789-";
+const READABLE: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
 
 /// A source of unpredictable bytes.
 #[derive(Clone)]
@@ -42,11 +42,18 @@ impl Random {
         SecretText::from(URL_SAFE_NO_PAD.encode(Zeroizing::new(self.bytes::<32>())))
     }
 
-    /// A password of 24 characters (120 bits) that a person can read and type.
+    /// A password of five times four characters (100 bits) that a person can read and type.
     #[must_use]
     pub fn password(&self) -> SecretText {
-        let bytes = Zeroizing::new(self.bytes::<24>());
-        SecretText::from(bytes.iter().map(|byte| char::from(READABLE[usize::from(byte % 32)])).collect::<String>())
+        let bytes = Zeroizing::new(self.bytes::<20>());
+        let mut password = Zeroizing::new(String::with_capacity(24));
+        for (place, byte) in bytes.iter().enumerate() {
+            if place > 0 && place % 4 == 0 {
+                password.push('-');
+            }
+            password.push(char::from(READABLE[usize::from(byte % 32)]));
+        }
+        SecretText::from(std::mem::take(&mut *password))
     }
 }
 

@@ -147,7 +147,7 @@ impl PageArguments {
         };
         let is_backward = self.last.is_some() || self.before.is_some();
         if is_backward && (self.first.is_some() || self.after.is_some()) {
-            fail("last", "and before cannot stand together with first and after");
+            fail("last", "cannot stand together with first or after, nor can before");
         }
         if self.offset.is_some() && (is_backward || self.after.is_some()) {
             fail("offset", "cannot stand together with a cursor or with last");

@@ -1,6 +1,7 @@
 //! Probes: is the process alive, can it serve.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 use super::graphql::authenticate;
 use super::router::Server;
 use crate::model::Permission;
+use crate::store;
 
 /// An answer that holds for this moment only.
 fn answer(status: StatusCode, body: Value) -> Response {
@@ -24,7 +26,10 @@ pub(super) async fn alive() -> Response {
 
 /// `/health` and `/health/ready`: the database answers too.
 pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
-    match server.services.db.ping().await {
+    /// Less than probes commonly wait.
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let asked = tokio::time::timeout(PATIENCE, server.services.db.ping()).await;
+    match asked.unwrap_or_else(|late| Err(store::Error::Unavailable(late.into()))) {
         Ok(()) => answer(StatusCode::OK, json!({ "status": "ready" })),
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "not ready");

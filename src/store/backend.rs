@@ -219,13 +219,13 @@ impl Db {
         Ok(conn)
     }
 
-    /// Asks the database for an answer.
+    /// Asks the database for an answer, and whether it has its tables.
     ///
     /// # Errors
-    /// Where it gives none.
+    /// Where it gives none, or has none.
     pub async fn ping(&self) -> Result<()> {
         let mut conn = self.read().await?;
-        on_conn!(&mut conn, |c| c.batch_execute("SELECT 1").await?);
+        on_conn!(&mut conn, |c| c.batch_execute("SELECT 1 FROM audit_heads LIMIT 1").await?);
         Ok(())
     }
 
