@@ -10,12 +10,13 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::audit::Origin;
 use crate::crypto::{KeyRing, KeyRingError, Random, SecretText};
 use crate::domain::organization::{FirstAdmin, FirstStart, ensure};
-use crate::domain::{self, Services};
+use crate::domain::{self, Cx, Record, Services};
 use crate::http::{Limits, Server, router, serve};
 use crate::identity::password::Hasher;
-use crate::identity::{AccessTokens, Authenticator};
+use crate::identity::{AccessTokens, Actor, Authenticator};
 use crate::model::{Clock, Email, InvalidEmail};
 use crate::settings::{DataDir, DataDirError, DatabaseUrl, Settings};
 use crate::store::{self, Db, MigrationError};
@@ -42,6 +43,9 @@ pub enum StartError {
     /// The first organization cannot be made.
     #[error("the first start did not succeed: {0}")]
     FirstStart(#[from] domain::Error),
+    /// The key ring does not belong to the database.
+    #[error("the encryption keys cannot be used: {0}")]
+    WrongKeys(#[source] domain::Error),
     /// The HTTP client cannot be made.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -89,6 +93,7 @@ impl App {
             clock: &clock,
             random: &random,
             passwords: &passwords,
+            keys: &keys,
             admin_email: &admin_email,
             admin_password: settings.admin_password.as_ref().map(|text| text.expose_secret().to_owned().into()),
         };
@@ -105,6 +110,17 @@ impl App {
             links: links(settings),
             home,
         };
+        let (actor, record) = (Actor::system(services.home), Record::default());
+        let origin = Origin { request_id: "start".to_owned(), ..Origin::default() };
+        let start = Cx {
+            services: &services,
+            actor: &actor,
+            origin: &origin,
+            operation: "serve",
+            record: &record,
+            deadline: None,
+        };
+        domain::encryption_key::check(start).await.map_err(StartError::WrongKeys)?;
         let has_generated_secrets = settings.jwt_secret.is_none() || settings.encryption_keys.is_none();
         Ok(Self { services: Arc::new(services), first_admin, has_generated_secrets })
     }

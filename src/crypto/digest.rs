@@ -20,11 +20,18 @@ pub enum Purpose {
     RefreshSuccessor,
     /// Finds an invitation.
     Invitation,
+    /// Tells a key of the ring from another.
+    KeyFingerprint,
 }
 
 impl Purpose {
-    pub(super) const ALL: [Self; 4] =
-        [Self::UpstreamKeyFingerprint, Self::RefreshToken, Self::RefreshSuccessor, Self::Invitation];
+    pub(super) const ALL: [Self; 5] = [
+        Self::UpstreamKeyFingerprint,
+        Self::RefreshToken,
+        Self::RefreshSuccessor,
+        Self::Invitation,
+        Self::KeyFingerprint,
+    ];
 
     /// Part of the derivation: changing it makes every stored digest of the purpose useless.
     fn label(self) -> &'static [u8] {
@@ -33,6 +40,7 @@ impl Purpose {
             Self::RefreshToken => b"claviger/refresh-token",
             Self::RefreshSuccessor => b"claviger/refresh-successor",
             Self::Invitation => b"claviger/invitation",
+            Self::KeyFingerprint => b"claviger/key-fingerprint",
         }
     }
 }
@@ -79,6 +87,13 @@ impl KeyRing {
     #[must_use]
     pub fn digests(&self, purpose: Purpose, bytes: &[u8]) -> Vec<Digest> {
         self.keys().iter().map(|key| sign(&key.macs[purpose as usize], bytes)).collect()
+    }
+
+    /// What tells each version's key from any other.
+    #[must_use]
+    pub fn fingerprints(&self) -> Vec<(String, Digest)> {
+        let fingerprint = |key: &super::key_ring::Key| sign(&key.macs[Purpose::KeyFingerprint as usize], b"");
+        self.keys().iter().map(|key| (key.version.clone(), fingerprint(key))).collect()
     }
 
     /// The refresh token that follows `token`: the same each time, so that a retry gets what the first try got. A key that

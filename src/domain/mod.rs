@@ -9,6 +9,7 @@ pub mod audit_log;
 pub mod claude_account;
 pub mod client;
 pub mod demonstration;
+pub mod encryption_key;
 pub mod invitation;
 pub mod organization;
 pub mod session;

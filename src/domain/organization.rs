@@ -4,10 +4,11 @@ use serde_json::{Value, json};
 
 use super::context::Cx;
 use super::deed::audited;
+use super::encryption_key;
 use super::error::{Error, Result};
 use super::validation::{Checks, Patch};
 use crate::audit::{Changes, Entry, Field, Origin, Recorded};
-use crate::crypto::{Random, SecretText};
+use crate::crypto::{KeyRing, Random, SecretText};
 use crate::identity::password::{self, Hasher};
 use crate::model::{
     AuditAction, Clock, Email, Id, JsonObject, ManageOrganization, OrganizationId, Plan, Read, ResourceType, Role,
@@ -95,6 +96,8 @@ pub struct FirstStart<'a> {
     pub random: &'a Random,
     /// Hashes the password.
     pub passwords: &'a Hasher,
+    /// The keys that the database begins with.
+    pub keys: &'a KeyRing,
     /// The administrator's address.
     pub admin_email: &'a Email,
     /// The administrator's password; none: one is generated.
@@ -162,6 +165,7 @@ pub async fn ensure(start: FirstStart<'_>) -> Result<(OrganizationId, Option<Fir
     organizations::insert(&mut tx, &organization).await?;
     users::insert(&mut tx, &admin).await?;
     users::set_password_hash(&mut tx, admin.id, hash.as_str(), now).await?;
+    encryption_key::begin(&mut tx, start.keys, now).await?;
     let entry = Entry::new(AuditAction::Create, ResourceType::Organization)
         .on(&organization.id)
         .with(Changes::created(&organization))

@@ -18,6 +18,7 @@ mod tx;
 pub mod audit_log;
 pub mod claude_account;
 pub mod client;
+pub mod encryption_key;
 pub mod invitation;
 pub mod organization;
 pub mod session;

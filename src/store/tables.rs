@@ -204,6 +204,17 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    use diesel::sql_types::{Binary, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    encryption_keys (version) {
+        version -> Text,
+        digest -> Binary,
+        created_at -> UtcTimestamp,
+    }
+}
+
 diesel::joinable!(sessions -> users (user_id));
 diesel::joinable!(invitations -> users (user_id));
 diesel::allow_tables_to_appear_in_same_query!(users, sessions);

@@ -175,6 +175,22 @@ on_both! {
         Client::new(&server.url).signed_in("admin@localhost", first.split_whitespace().last().unwrap()).await;
     }
 
+    async fn a_key_ring_that_was_lost_is_missed_at_the_start(place: Place) {
+        let ring = |version: &str, byte: &str| format!("{version}:{}=", byte.repeat(43));
+        let start = |ring: String| {
+            let mut command = place.command(&["admin", "reset-password", "--email", "admin@localhost"]);
+            command.env("CREDENTIAL_ENCRYPTION_KEYS", ring).output().unwrap()
+        };
+        assert!(start(ring("v1", "A")).status.success());
+        assert!(start(ring("v1", "A")).status.success());
+        let output = start(ring("v1", "E"));
+        assert_eq!(output.status.code(), Some(1));
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(message.contains("not the one that this database was used with"), "{message}");
+        assert!(start(format!("{},{}", ring("v2", "E"), ring("v1", "A"))).status.success());
+        assert_eq!(start(ring("v2", "I")).status.code(), Some(1), "the second key is known by now");
+    }
+
     async fn a_database_of_a_newer_program_is_left_alone(place: Place) {
         place.run_well(&["migrate", "up"]);
         place.database.execute("INSERT INTO __diesel_schema_migrations (version) VALUES ('99990101000000')").await.unwrap();
