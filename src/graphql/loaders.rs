@@ -16,9 +16,10 @@ use dataloader::cached::Loader;
 use super::context::Caller;
 use super::error::{Failure, Result};
 use crate::domain::{self, Cx};
-use crate::model::{ClaudeAccountId, ClientId, Direction, Page, PageSlice, TaskId, Timestamp, UserId};
+use crate::model::{ClaudeAccountId, ClientId, CredentialId, Direction, Page, PageSlice, TaskId, Timestamp, UserId};
 use crate::store::claude_account::ClaudeAccount;
 use crate::store::client::Client;
+use crate::store::credential::{Credential, CredentialFilter};
 use crate::store::task::{Task, TaskFilter, TaskOrder};
 use crate::store::user::User;
 
@@ -34,6 +35,9 @@ pub(super) struct Loaders {
     tasks: Cached<Tasks>,
     task_pages: Cached<TaskPages>,
     task_counts: Cached<TaskCounts>,
+    credentials: Cached<Credentials>,
+    credential_pages: Cached<CredentialPages>,
+    credential_counts: Cached<CredentialCounts>,
 }
 
 impl Loaders {
@@ -47,6 +51,9 @@ impl Loaders {
             tasks: Loader::new(Batch::new(caller)),
             task_pages: Loader::new(Batch::new(caller)),
             task_counts: Loader::new(Batch::new(caller)),
+            credentials: Loader::new(Batch::new(caller)),
+            credential_pages: Loader::new(Batch::new(caller)),
+            credential_counts: Loader::new(Batch::new(caller)),
         }
     }
 
@@ -63,6 +70,9 @@ impl Loaders {
         self.tasks.clear_all().await;
         self.task_pages.clear_all().await;
         self.task_counts.clear_all().await;
+        self.credentials.clear_all().await;
+        self.credential_pages.clear_all().await;
+        self.credential_counts.clear_all().await;
     }
 
     /// The time that a whole request is answered for: lists that are asked for together are of one moment.
@@ -99,6 +109,22 @@ impl Loaders {
     /// How many tasks pass the filter.
     pub(super) async fn task_count(&self, filter: TaskFilter) -> Result<i64> {
         Ok(self.task_counts.load(filter).await?.unwrap_or_default())
+    }
+
+    /// A credential of the caller's organization.
+    pub(super) async fn credential(&self, id: CredentialId) -> Found<Credential> {
+        self.credentials.load(id).await
+    }
+
+    /// A page of a client's credentials, newest first.
+    pub(super) async fn credential_page(&self, client: ClientId, page: Page) -> Result<PageSlice<Credential>> {
+        let found = self.credential_pages.load((client, page.clone())).await?;
+        Ok(found.unwrap_or_else(|| page.slice(Vec::new())))
+    }
+
+    /// How many credentials pass the filter.
+    pub(super) async fn credential_count(&self, filter: CredentialFilter) -> Result<i64> {
+        Ok(self.credential_counts.load(filter).await?.unwrap_or_default())
     }
 }
 
@@ -158,6 +184,7 @@ by_id! {
     ClaudeAccounts: ClaudeAccountId => ClaudeAccount by claude_account,
     Clients: ClientId => Client by client,
     Tasks: TaskId => Task by task,
+    Credentials: CredentialId => Credential by credential,
 }
 
 /// A page of a client's tasks; the filter names no client.
@@ -206,6 +233,46 @@ impl Read for TaskCounts {
             if !clients.is_empty() {
                 let counts = domain::task::counts(cx, &clients, &filter).await?;
                 let with = |client| TaskFilter { client_id: Some(client), ..filter.clone() };
+                found.extend(counts.into_iter().map(|(client, count)| (with(client), count)));
+            }
+        }
+        Ok(found)
+    }
+}
+
+enum CredentialPages {}
+
+impl Read for CredentialPages {
+    type Key = (ClientId, Page);
+    type Value = PageSlice<Credential>;
+
+    async fn read(cx: Cx<'_>, keys: &[Self::Key]) -> domain::Result<HashMap<Self::Key, Self::Value>> {
+        let mut found = HashMap::new();
+        for (page, clients) in grouped(keys, |(_, page)| page.clone(), |(client, _)| *client) {
+            let pages = domain::credential::pages(cx, &clients, &page).await?;
+            found.extend(pages.into_iter().map(|(client, slice)| ((client, page.clone()), slice)));
+        }
+        Ok(found)
+    }
+}
+
+enum CredentialCounts {}
+
+impl Read for CredentialCounts {
+    type Key = CredentialFilter;
+    type Value = i64;
+
+    async fn read(cx: Cx<'_>, filters: &[CredentialFilter]) -> domain::Result<HashMap<CredentialFilter, i64>> {
+        let mut found = HashMap::new();
+        let alike = |filter: &CredentialFilter| CredentialFilter { client_id: None, ..filter.clone() };
+        for (filter, clients) in grouped(filters, alike, |filter| filter.client_id) {
+            if clients.contains(&None) {
+                found.insert(filter.clone(), domain::credential::count(cx, &filter).await?);
+            }
+            let clients: Vec<_> = clients.into_iter().flatten().collect();
+            if !clients.is_empty() {
+                let counts = domain::credential::counts(cx, &clients, &filter).await?;
+                let with = |client| CredentialFilter { client_id: Some(client), ..filter.clone() };
                 found.extend(counts.into_iter().map(|(client, count)| (with(client), count)));
             }
         }

@@ -14,6 +14,7 @@ use super::claude_account::{ClaudeAccountMutation, ClaudeAccountQuery};
 use super::client::{ClientMutation, ClientQuery};
 use super::collected::Collected;
 use super::context::Caller;
+use super::credential::{CredentialMutation, CredentialQuery};
 use super::declarations::Declarations;
 use super::loaders::Loaders;
 use super::middleware::AuditMutations;
@@ -37,13 +38,14 @@ struct Query(
     ClaudeAccountQuery,
     ClientQuery,
     TaskQuery,
+    CredentialQuery,
     AuditLogQuery,
 );
 
 /// What can be done. Each field leaves exactly one entry in the audit log, whatever its outcome.
 #[derive(MergedObject, Default)]
 #[graphql(name = "Mutation")]
-struct Mutation(SessionMutation, ClaudeAccountMutation, ClientMutation, TaskMutation);
+struct Mutation(SessionMutation, ClaudeAccountMutation, ClientMutation, TaskMutation, CredentialMutation);
 
 type Roots = Schema<Query, Mutation, EmptySubscription>;
 

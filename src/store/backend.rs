@@ -120,6 +120,23 @@ macro_rules! first_locked {
 }
 pub(super) use first_locked;
 
+/// Reads the rows of a query and keeps them locked to the end of the transaction, in the query's order.
+macro_rules! all_locked {
+    ($on:expr, $query:expr) => {
+        match $on {
+            $crate::store::backend::Conn::Sqlite(conn) => {
+                let conn: &mut $crate::store::backend::SqliteConn = &mut **conn;
+                diesel_async::RunQueryDsl::load($query, conn).await
+            }
+            $crate::store::backend::Conn::Postgres(conn) => {
+                let conn: &mut $crate::store::backend::PgConn = &mut **conn;
+                diesel_async::RunQueryDsl::load(diesel::QueryDsl::for_update($query), conn).await
+            }
+        }
+    };
+}
+pub(super) use all_locked;
+
 impl Db {
     /// Opens the database, and makes a connection: what is wrong with its URL is told at once.
     ///

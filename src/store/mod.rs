@@ -17,6 +17,8 @@ mod tx;
 pub mod audit_log;
 pub mod claude_account;
 pub mod client;
+pub mod credential;
+pub mod keys;
 pub mod organization;
 pub mod session;
 pub mod task;
