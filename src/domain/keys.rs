@@ -171,13 +171,12 @@ async fn upstream_keys(
             // Two servers with different newest keys may have let one API key in twice. The database would refuse the second
             // fingerprint, and with it the whole batch.
             let fingerprint = std::slice::from_ref(&account.api_key_fingerprint);
-            match accounts::find_by_fingerprint(tx, &to_compare, fingerprint).await? {
-                Some(other) => failed.push(format!("{name}: the account {other} has it too")),
-                None => {
-                    keys::update_account(tx, &permit, &account).await?;
-                    records += 1;
-                }
+            if let Some(other) = accounts::find_by_fingerprint(tx, &to_compare, fingerprint).await? {
+                failed.push(format!("{name}: the account {other} has it too"));
+                continue;
             }
+            keys::update_account(tx, &permit, &account).await?;
+            records += 1;
         }
         Ok((Batch { records, failed, last: Some(last) }, entry(cx, "upstreamKeys", records)))
     })

@@ -106,7 +106,10 @@ on_both! {
         assert_eq!(place.run_well(&["migrate", "up"]), "nothing to do\n");
         assert!(place.run_well(&["migrate", "status"]).starts_with("applied "));
         assert!(place.run_well(&["migrate", "redo", "--yes"]).starts_with("applied again "));
-        assert!(place.run_well(&["migrate", "down", "--yes"]).starts_with("reverted "));
+        let known = place.run_well(&["migrate", "status"]).lines().count();
+        for _ in 0..known {
+            assert!(place.run_well(&["migrate", "down", "--yes"]).starts_with("reverted "));
+        }
         let output = place.run(&["migrate", "down", "--yes"]);
         assert_eq!(output.status.code(), Some(1));
         assert!(String::from_utf8_lossy(&output.stderr).contains("no migration is applied"));

@@ -179,19 +179,18 @@ both_databases! {
         let one = create(&admin, json!({ "clientId": client, "label": "one", "secret": "secret of one" })).await;
         let two = create(&admin, json!({ "clientId": client, "label": "two", "secret": "secret of two" })).await;
         update(&admin, json!({ "id": one["id"], "secret": "newer of one" })).await.data();
-        // First between two credentials, then between two versions of one.
-        let (one_id, two_id) = (one["id"].as_str().unwrap(), two["id"].as_str().unwrap());
-        let (is_one, is_two) = (format!("(credential_id = '{one_id}' AND secret_version = 1)"), format!("credential_id = '{two_id}'"));
-        let is_newer = format!("(credential_id = '{one_id}' AND secret_version = 2)");
-        for (first, second, broken) in [(&is_one, &is_two, [(&one, 1), (&two, 1)]), (&is_one, &is_newer, [(&one, 1), (&one, 2)])] {
+        let place = |credential: &Value, version: i32| {
+            format!("credential_id = {} AND secret_version = {version}", credential["id"].to_string().replace('"', "'"))
+        };
+        // Between two credentials, then between two versions of one.
+        for broken in [[(&one, 1), (&two, 1)], [(&one, 1), (&one, 2)]] {
+            let [first, second] = broken.map(|(credential, version)| place(credential, version));
             let swap = format!(
-                "UPDATE credential_secrets SET sealed = (SELECT o.sealed FROM credential_secrets o WHERE
-                   CASE WHEN {first} THEN {} ELSE {} END) WHERE {first} OR {second}",
-                second.replace("credential_id", "o.credential_id").replace("secret_version", "o.secret_version"),
-                first.replace("credential_id", "o.credential_id").replace("secret_version", "o.secret_version"),
-            ).replace(&format!("CASE WHEN {first}"), &format!(
-                "CASE WHEN {}", first.replace("credential_id", "credential_secrets.credential_id").replace("secret_version", "credential_secrets.secret_version")
-            ));
+                "CREATE TABLE copy AS SELECT * FROM credential_secrets;
+                 UPDATE credential_secrets SET sealed = (SELECT sealed FROM copy WHERE {second}) WHERE {first};
+                 UPDATE credential_secrets SET sealed = (SELECT sealed FROM copy WHERE {first}) WHERE {second};
+                 DROP TABLE copy"
+            );
             app.database.execute(&swap).await.unwrap();
             for (credential, version) in broken {
                 let answer = reveal(&admin, json!({ "id": credential["id"], "secretVersion": version })).await;
