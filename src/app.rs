@@ -12,6 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::audit::Origin;
 use crate::crypto::{KeyRing, KeyRingError, Random, SecretText};
+use crate::domain::keys::{MissingKey, missing};
 use crate::domain::organization::{FirstAdmin, FirstStart, ensure};
 use crate::domain::{self, Cx, Record, Services};
 use crate::http::{Limits, Server, router, serve};
@@ -49,9 +50,18 @@ pub enum StartError {
     /// The HTTP client cannot be made.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// Keys that records need are not in the ring.
+    #[error("{}", lacking(.0))]
+    MissingKeys(Vec<MissingKey>),
     /// The address cannot be listened on.
     #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] std::io::Error),
+}
+
+fn lacking(missing: &[MissingKey]) -> String {
+    let named: Vec<_> =
+        missing.iter().map(|key| format!("{}, which {} records need", key.version, key.records)).collect();
+    format!("CREDENTIAL_ENCRYPTION_KEYS lacks {}: put it back, behind the newest", named.join("; "))
 }
 
 /// The parts, before they serve.
@@ -125,11 +135,21 @@ impl App {
         Ok(Self { services: Arc::new(services), first_admin, has_generated_secrets })
     }
 
+    /// Makes sure that the ring has every key that records need: told now, and not to whoever asks for one of them.
+    ///
+    /// # Errors
+    /// Names the keys, and how many records need each.
+    pub async fn check_keys(&self) -> Result<(), StartError> {
+        let missing = missing(&self.services).await?;
+        if missing.is_empty() { Ok(()) } else { Err(StartError::MissingKeys(missing)) }
+    }
+
     /// Starts serving.
     ///
     /// # Errors
-    /// Where the address cannot be listened on.
+    /// Where the key ring lacks a key that records need, or the address cannot be listened on.
     pub async fn serve(self, settings: &Settings) -> Result<Running, StartError> {
+        self.check_keys().await?;
         let wrong = |error| StartError::Listen(settings.listen, error);
         let listener = TcpListener::bind(settings.listen).await.map_err(wrong)?;
         let address = listener.local_addr().map_err(wrong)?;

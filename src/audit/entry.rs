@@ -73,7 +73,8 @@ impl Entry {
         self
     }
 
-    /// Says what else is worth knowing. Never a secret, never text of the caller that may hold one.
+    /// Says what else is worth knowing. Never a secret, and of the caller's text only what the caller
+    /// is asked to write into the log, like a reason.
     #[must_use]
     pub fn noting(mut self, metadata: Value) -> Self {
         self.metadata = Some(metadata);

@@ -2,6 +2,7 @@
 
 mod admin;
 mod healthcheck;
+mod keys;
 mod migrate;
 mod schema;
 mod seed;
@@ -64,6 +65,9 @@ enum Command {
     /// Manage administrators.
     #[command(subcommand)]
     Admin(admin::Admin),
+    /// Manage the keys that seal secrets.
+    #[command(subcommand)]
+    Keys(keys::Keys),
     /// Ask a running server whether it is ready; for containers.
     Healthcheck,
 }
@@ -116,6 +120,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Migrate(migrate) => migrate::run(&settings, migrate).await,
         Command::Seed => seed::run(&settings).await,
         Command::Admin(admin) => admin::run(&settings, admin).await,
+        Command::Keys(keys) => keys::run(&settings, keys).await,
         Command::Healthcheck => healthcheck::run(&settings).await,
         Command::Schema => Ok(()),
     }

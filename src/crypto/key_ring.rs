@@ -67,6 +67,18 @@ impl KeyRing {
         SecretText::from(["v1:", &key].concat())
     }
 
+    /// The version of the key that seals.
+    #[must_use]
+    pub fn newest_version(&self) -> &str {
+        &self.newest().version
+    }
+
+    /// Whether what this version has sealed can be opened.
+    #[must_use]
+    pub fn has(&self, version: &str) -> bool {
+        self.key(version).is_some()
+    }
+
     pub(super) fn newest(&self) -> &Key {
         &self.0[0]
     }

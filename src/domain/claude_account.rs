@@ -386,14 +386,24 @@ fn aad(account: &ClaudeAccount) -> Aad {
 }
 
 fn seal_key(cx: Cx<'_>, account: &mut ClaudeAccount, api_key: &SecretText) -> Result<()> {
-    let keys = &cx.services.keys;
     account.api_key_version += 1;
+    account.api_key_hint = hint(api_key.expose());
+    seal_under_newest(cx, account, api_key)
+}
+
+/// Seals the account's key with the newest key of the ring.
+pub(super) fn reseal(cx: Cx<'_>, account: &mut ClaudeAccount) -> Result<()> {
+    let api_key = open_key(cx, account)?;
+    seal_under_newest(cx, account, &api_key)
+}
+
+fn seal_under_newest(cx: Cx<'_>, account: &mut ClaudeAccount, api_key: &SecretText) -> Result<()> {
+    let keys = &cx.services.keys;
     let sealed = keys.seal(&cx.services.random, &aad(account), api_key).map_err(Error::internal)?;
     account.api_key_sealed = sealed.bytes;
     account.api_key_key_version = sealed.key_version;
     account.api_key_fingerprint =
         keys.digest(Purpose::UpstreamKeyFingerprint, api_key.expose().as_bytes()).as_bytes().to_vec();
-    account.api_key_hint = hint(api_key.expose());
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object};
 
 use super::connection::{Connection, DateTimeRange, Listed, OrderDirection, PageArguments};
 use super::context::ContextExt;
+use super::credential::{self, Credential};
 use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, requires};
 use super::error::Result;
 use super::inputs::{filter_id, id_inputs, patch, payloads, searched, target};
@@ -119,6 +120,20 @@ impl Client {
     ) -> Result<Connection<Task>> {
         let page = PageArguments { first, after, last, before, offset };
         task::of_client(ctx, self.0.id, filter, order_by, page).await
+    }
+
+    /// Its credentials, newest first; of their secrets only that they exist.
+    async fn credentials(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "How many rows, 1 to 100; 20 where left out.")] first: Option<i32>,
+        #[graphql(desc = "Start after this cursor.")] after: Option<String>,
+        #[graphql(desc = "How many rows from the end, 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "End before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Skip so many rows.")] offset: Option<i32>,
+    ) -> Result<Connection<Credential>> {
+        let page = PageArguments { first, after, last, before, offset };
+        credential::of_client(ctx, self.0.id, page).await
     }
 }
 

@@ -17,12 +17,13 @@ use super::context::Caller;
 use super::error::{Failure, Result};
 use crate::domain::{self, Cx};
 use crate::model::{
-    AuditLogId, ClaudeAccountId, ClientId, Direction, OrganizationId, Page, PageSlice, SessionId, TaskId, Timestamp,
-    UserId,
+    AuditLogId, ClaudeAccountId, ClientId, CredentialId, Direction, OrganizationId, Page, PageSlice, SessionId, TaskId,
+    Timestamp, UserId,
 };
 use crate::store::audit_log::AuditLog;
 use crate::store::claude_account::ClaudeAccount;
 use crate::store::client::Client;
+use crate::store::credential::{Credential, CredentialFilter};
 use crate::store::organization::Organization;
 use crate::store::session::Session;
 use crate::store::task::{Task, TaskFilter, TaskOrder};
@@ -46,6 +47,9 @@ pub(super) struct Loaders {
     audit_logs: Cached<AuditLogs>,
     audit_log_pages: Cached<AuditLogPages>,
     audit_log_counts: Cached<AuditLogCounts>,
+    credentials: Cached<Credentials>,
+    credential_pages: Cached<CredentialPages>,
+    credential_counts: Cached<CredentialCounts>,
 }
 
 impl Loaders {
@@ -65,6 +69,9 @@ impl Loaders {
             audit_logs: Loader::new(Batch::new(caller)),
             audit_log_pages: Loader::new(Batch::new(caller)),
             audit_log_counts: Loader::new(Batch::new(caller)),
+            credentials: Loader::new(Batch::new(caller)),
+            credential_pages: Loader::new(Batch::new(caller)),
+            credential_counts: Loader::new(Batch::new(caller)),
         }
     }
 
@@ -87,6 +94,9 @@ impl Loaders {
         self.audit_logs.clear_all().await;
         self.audit_log_pages.clear_all().await;
         self.audit_log_counts.clear_all().await;
+        self.credentials.clear_all().await;
+        self.credential_pages.clear_all().await;
+        self.credential_counts.clear_all().await;
     }
 
     /// The time that a whole request is answered for: lists that are asked for together are of one moment.
@@ -156,6 +166,22 @@ impl Loaders {
     pub(super) async fn audit_log_count(&self, resource: String) -> Result<i64> {
         Ok(self.audit_log_counts.load(resource).await?.unwrap_or_default())
     }
+
+    /// A credential of the caller's organization.
+    pub(super) async fn credential(&self, id: CredentialId) -> Found<Credential> {
+        self.credentials.load(id).await
+    }
+
+    /// A page of a client's credentials, newest first.
+    pub(super) async fn credential_page(&self, client: ClientId, page: Page) -> Result<PageSlice<Credential>> {
+        let found = self.credential_pages.load((client, page.clone())).await?;
+        Ok(found.unwrap_or_else(|| page.slice(Vec::new())))
+    }
+
+    /// How many credentials pass the filter.
+    pub(super) async fn credential_count(&self, filter: CredentialFilter) -> Result<i64> {
+        Ok(self.credential_counts.load(filter).await?.unwrap_or_default())
+    }
 }
 
 /// What a batch reads: the values of its keys; a key without one is left out.
@@ -217,6 +243,7 @@ by_id! {
     Clients: ClientId => Client by client,
     Tasks: TaskId => Task by task,
     AuditLogs: AuditLogId => AuditLog by audit_log,
+    Credentials: CredentialId => Credential by credential,
 }
 
 /// A page of a client's tasks; the filter names no client.
@@ -300,6 +327,22 @@ impl Read for AuditLogPages {
     }
 }
 
+enum CredentialPages {}
+
+impl Read for CredentialPages {
+    type Key = (ClientId, Page);
+    type Value = PageSlice<Credential>;
+
+    async fn read(cx: Cx<'_>, keys: &[Self::Key]) -> domain::Result<HashMap<Self::Key, Self::Value>> {
+        let mut found = HashMap::new();
+        for (page, clients) in grouped(keys, |(_, page)| page.clone(), |(client, _)| *client) {
+            let pages = domain::credential::pages(cx, &clients, &page).await?;
+            found.extend(pages.into_iter().map(|(client, slice)| ((client, page.clone()), slice)));
+        }
+        Ok(found)
+    }
+}
+
 enum AuditLogCounts {}
 
 impl Read for AuditLogCounts {
@@ -308,6 +351,30 @@ impl Read for AuditLogCounts {
 
     async fn read(cx: Cx<'_>, resources: &[String]) -> domain::Result<HashMap<String, i64>> {
         domain::audit_log::counts(cx, resources).await
+    }
+}
+
+enum CredentialCounts {}
+
+impl Read for CredentialCounts {
+    type Key = CredentialFilter;
+    type Value = i64;
+
+    async fn read(cx: Cx<'_>, filters: &[CredentialFilter]) -> domain::Result<HashMap<CredentialFilter, i64>> {
+        let mut found = HashMap::new();
+        let alike = |filter: &CredentialFilter| CredentialFilter { client_id: None, ..filter.clone() };
+        for (filter, clients) in grouped(filters, alike, |filter| filter.client_id) {
+            if clients.contains(&None) {
+                found.insert(filter.clone(), domain::credential::count(cx, &filter).await?);
+            }
+            let clients: Vec<_> = clients.into_iter().flatten().collect();
+            if !clients.is_empty() {
+                let counts = domain::credential::counts(cx, &clients, &filter).await?;
+                let with = |client| CredentialFilter { client_id: Some(client), ..filter.clone() };
+                found.extend(counts.into_iter().map(|(client, count)| (with(client), count)));
+            }
+        }
+        Ok(found)
     }
 }
 

@@ -21,6 +21,7 @@ pub mod walls;
 mod audit_log;
 mod claude_account;
 mod client;
+mod credential;
 mod invitation;
 mod organization;
 mod session;

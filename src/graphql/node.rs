@@ -6,6 +6,7 @@ use super::audit_log::AuditLog;
 use super::claude_account::ClaudeAccount;
 use super::client::Client;
 use super::context::ContextExt;
+use super::credential::Credential;
 use super::declarations::Declared;
 use super::error::Result;
 use super::loaders::Loaders;
@@ -14,7 +15,7 @@ use super::session::Session;
 use super::task::Task;
 use super::user::User;
 use crate::domain;
-use crate::model::{AuditLogId, ClaudeAccountId, ClientId, OrganizationId, SessionId, TaskId, UserId};
+use crate::model::{AuditLogId, ClaudeAccountId, ClientId, CredentialId, OrganizationId, SessionId, TaskId, UserId};
 
 /// The most ids that `nodes` takes.
 const MAX_IDS: usize = 100;
@@ -35,6 +36,8 @@ pub(super) enum Node {
     Client(Client),
     /// A task.
     Task(Task),
+    /// A credential, without its secret.
+    Credential(Credential),
     /// An entry of the audit log.
     AuditLog(AuditLog),
 }
@@ -61,6 +64,9 @@ impl Node {
         }
         if let Ok(id) = id.parse::<TaskId>() {
             return Ok(Loaders::of(ctx).task(id).await?.map(|row| Self::Task(Task(row))));
+        }
+        if let Ok(id) = id.parse::<CredentialId>() {
+            return Ok(Loaders::of(ctx).credential(id).await?.map(|row| Self::Credential(Credential(row))));
         }
         if let Ok(id) = id.parse::<AuditLogId>() {
             return Ok(Loaders::of(ctx).audit_log(id).await?.map(|row| Self::AuditLog(AuditLog(row))));

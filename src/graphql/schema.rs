@@ -14,6 +14,7 @@ use super::claude_account::{ClaudeAccountMutation, ClaudeAccountQuery};
 use super::client::{ClientMutation, ClientQuery};
 use super::collected::Collected;
 use super::context::Caller;
+use super::credential::{CredentialMutation, CredentialQuery};
 use super::declarations::Declarations;
 use super::invitation::InvitationMutation;
 use super::loaders::Loaders;
@@ -38,6 +39,7 @@ struct Query(
     ClaudeAccountQuery,
     ClientQuery,
     TaskQuery,
+    CredentialQuery,
     AuditLogQuery,
 );
 
@@ -52,6 +54,7 @@ struct Mutation(
     ClaudeAccountMutation,
     ClientMutation,
     TaskMutation,
+    CredentialMutation,
 );
 
 type Roots = Schema<Query, Mutation, EmptySubscription>;

@@ -45,6 +45,8 @@ pub mod kind {
         Client = "client",
         /// Something to do for a client.
         Task = "task",
+        /// A secret of a client.
+        Credential = "cred",
         /// An entry of the audit log.
         AuditLog = "audit",
     }
@@ -67,6 +69,8 @@ pub type ClaudeAccountId = Id<kind::ClaudeAccount>;
 pub type ClientId = Id<kind::Client>;
 /// Id of a task.
 pub type TaskId = Id<kind::Task>;
+/// Id of a credential.
+pub type CredentialId = Id<kind::Credential>;
 /// Id of an audit entry.
 pub type AuditLogId = Id<kind::AuditLog>;
 

@@ -16,13 +16,14 @@ pub use enums::{
     ResourceType, TaskPriority, TaskStatus, UnknownName, UserStatus,
 };
 pub use id::{
-    AuditLogId, ClaudeAccountId, ClientId, Id, InvalidId, Kind, OrganizationId, RefreshTokenId, SessionId, TaskId,
-    UserId, kind,
+    AuditLogId, ClaudeAccountId, ClientId, CredentialId, Id, InvalidId, Kind, OrganizationId, RefreshTokenId,
+    SessionId, TaskId, UserId, kind,
 };
 pub use json_object::{InvalidJsonObject, JsonObject};
 pub use page::{Cursor, Direction, MAX_PAGE_SIZE, Page, PageSlice, Position, SortKey, Window};
 pub use permission::{
-    Access, ArchiveClients, DeleteTasks, Denied, Grant, ManageClaudeAccounts, ManageOrganization, ManageUsers,
-    Permission, Permit, Read, Role, ViewAuditLogs, ViewUsers, WriteClients, WriteTasks,
+    Access, ArchiveClients, DeleteCredentials, DeleteTasks, Denied, Grant, ManageClaudeAccounts, ManageOrganization,
+    ManageUsers, Permission, Permit, Read, RevealCredentials, Role, RotateKeys, ViewAuditLogs, ViewUsers, WriteClients,
+    WriteCredentials, WriteTasks,
 };
 pub use timestamp::Timestamp;

@@ -95,6 +95,14 @@ grants! {
     WriteTasks => Some(Permission::WriteTasks),
     /// To delete tasks.
     DeleteTasks => Some(Permission::DeleteTasks),
+    /// To create and change credentials.
+    WriteCredentials => Some(Permission::WriteCredentials),
+    /// To see the secrets of credentials.
+    RevealCredentials => Some(Permission::RevealCredentials),
+    /// To delete credentials.
+    DeleteCredentials => Some(Permission::DeleteCredentials),
+    /// To seal what older keys have sealed with the newest.
+    RotateKeys => Some(Permission::ManageOrganization),
     /// To see and manage Claude accounts.
     ManageClaudeAccounts => Some(Permission::ManageClaudeAccounts),
     /// To read the audit log.

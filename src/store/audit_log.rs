@@ -6,9 +6,10 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 use serde_json::json;
 
-use super::backend::{Conn, first_locked, on_conn};
+use super::backend::{Conn, on_conn};
 use super::error::Result;
 use super::fields::{askable, distinct};
+use super::locks::first_locked;
 use super::page::{Ranked, keyset, ranked};
 use super::tables::{audit_heads, audit_logs};
 use super::tx::Tx;

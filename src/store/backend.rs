@@ -107,41 +107,6 @@ macro_rules! on_conn {
 }
 pub(super) use on_conn;
 
-/// Reads the first row of a query and keeps it locked to the end of the transaction. SQLite has one writer anyway.
-macro_rules! first_locked {
-    ($on:expr, $query:expr) => {
-        match $on {
-            $crate::store::backend::Conn::Sqlite(conn) => {
-                let conn: &mut $crate::store::backend::SqliteConn = &mut **conn;
-                diesel_async::RunQueryDsl::first($query, conn).await
-            }
-            $crate::store::backend::Conn::Postgres(conn) => {
-                let conn: &mut $crate::store::backend::PgConn = &mut **conn;
-                diesel_async::RunQueryDsl::first(diesel::QueryDsl::for_update($query), conn).await
-            }
-        }
-    };
-}
-pub(super) use first_locked;
-
-/// The same, but rows that refer to the locked one may still be made meanwhile: whoever makes one may hold what this
-/// transaction waits for.
-macro_rules! first_locked_but_for_references {
-    ($on:expr, $query:expr) => {
-        match $on {
-            $crate::store::backend::Conn::Sqlite(conn) => {
-                let conn: &mut $crate::store::backend::SqliteConn = &mut **conn;
-                diesel_async::RunQueryDsl::first($query, conn).await
-            }
-            $crate::store::backend::Conn::Postgres(conn) => {
-                let conn: &mut $crate::store::backend::PgConn = &mut **conn;
-                diesel_async::RunQueryDsl::first(diesel::QueryDsl::for_no_key_update($query), conn).await
-            }
-        }
-    };
-}
-pub(super) use first_locked_but_for_references;
-
 impl Db {
     /// Opens the database, and makes a connection: what is wrong with its URL is told at once.
     ///

@@ -9,6 +9,7 @@
 mod backend;
 mod error;
 mod fields;
+mod locks;
 mod migrations;
 mod page;
 mod statements;
@@ -18,8 +19,10 @@ mod tx;
 pub mod audit_log;
 pub mod claude_account;
 pub mod client;
+pub mod credential;
 pub mod encryption_key;
 pub mod invitation;
+pub mod keys;
 pub mod organization;
 pub mod session;
 pub mod task;

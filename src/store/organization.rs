@@ -4,8 +4,9 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use super::audit_log;
-use super::backend::{Conn, first_locked_but_for_references, on_conn};
+use super::backend::{Conn, on_conn};
 use super::error::Result;
+use super::locks::first_locked_but_for_references;
 use super::tables::organizations;
 use super::tx::Tx;
 use crate::model::{Grant, JsonObject, ManageOrganization, OrganizationId, Permit, Plan, Read, Timestamp};

@@ -4,8 +4,9 @@
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
-use super::backend::{Conn, first_locked, on_conn};
+use super::backend::{Conn, on_conn};
 use super::error::Result;
+use super::locks::first_locked;
 use super::tables::{refresh_tokens, sessions, users};
 use super::tx::Tx;
 use super::user::{self, User};

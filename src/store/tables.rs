@@ -170,6 +170,46 @@ diesel::table! {
 }
 
 diesel::table! {
+    use diesel::sql_types::{Integer, Nullable, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    credentials (id) {
+        id -> Text,
+        organization_id -> Text,
+        client_id -> Text,
+        label -> Text,
+        label_folded -> Text,
+        search_text -> Text,
+        username -> Nullable<Text>,
+        url -> Nullable<Text>,
+        secret_version -> Integer,
+        key_version -> Text,
+        created_by -> Nullable<Text>,
+        updated_by -> Nullable<Text>,
+        last_accessed_at -> Nullable<UtcTimestamp>,
+        last_accessed_sort -> UtcTimestamp,
+        created_at -> UtcTimestamp,
+        updated_at -> UtcTimestamp,
+        version -> Integer,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::{Binary, Integer, Nullable, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    credential_secrets (credential_id, secret_version) {
+        credential_id -> Text,
+        secret_version -> Integer,
+        organization_id -> Text,
+        sealed -> Binary,
+        key_version -> Text,
+        created_by -> Nullable<Text>,
+        created_at -> UtcTimestamp,
+    }
+}
+
+diesel::table! {
     use diesel::sql_types::{BigInt, Binary, Nullable, Text};
     use crate::store::fields::UtcTimestamp;
 

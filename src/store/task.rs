@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
-use super::backend::{Conn, first_locked, on_conn};
+use super::backend::{Conn, on_conn};
 use super::error::{Error, Result};
 use super::fields::{contains, distinct, fold};
+use super::locks::first_locked;
 use super::page::{Ranked, keyset, ranked};
 use super::tables::tasks;
 use super::tx::Tx;

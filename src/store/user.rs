@@ -4,9 +4,10 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
-use super::backend::{Conn, first_locked, on_conn};
+use super::backend::{Conn, on_conn};
 use super::error::{Error, Result};
 use super::fields::{contains, distinct, fold};
+use super::locks::first_locked;
 use super::page::keyset;
 use super::tables::users;
 use super::tx::Tx;

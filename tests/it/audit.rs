@@ -11,7 +11,8 @@ use crate::invitation::invite;
 use crate::support::{Client, GOOD_KEY, MockUpstream, PASSWORD, TestApp, both_databases};
 
 /// Every mutation of the schema, with a call that succeeds and one that fails. `ID` is an account's id, `CLIENT` a client's,
-/// `TASK` a task's, `USER_ID` a user's, `TOKEN` a refresh token, `INVITATION` an invitation's; each is fresh for each call.
+/// `TASK` a task's, `CREDENTIAL` a credential's, `USER_ID` a user's, `TOKEN` a refresh token, `INVITATION` an invitation's; each
+/// is fresh for each call.
 const CALLS: &[(&str, &str, &str)] = &[
     (
         "signIn",
@@ -114,6 +115,26 @@ const CALLS: &[(&str, &str, &str)] = &[
         r#"deleteTask(input: { id: "TASK" }) { deletedId }"#,
         r#"deleteTask(input: { id: "task_00000000000000000000000000" }) { deletedId }"#,
     ),
+    (
+        "createCredential",
+        r#"createCredential(input: { clientId: "CLIENT", label: "L", secret: "s" }) { credential { id } }"#,
+        r#"createCredential(input: { clientId: "CLIENT", label: "L", secret: "" }) { credential { id } }"#,
+    ),
+    (
+        "updateCredential",
+        r#"updateCredential(input: { id: "CREDENTIAL", secret: "t" }) { credential { id } }"#,
+        r#"updateCredential(input: { id: "CREDENTIAL", secret: null }) { credential { id } }"#,
+    ),
+    (
+        "revealCredential",
+        r#"revealCredential(input: { id: "CREDENTIAL", reason: "R" }) { secret }"#,
+        r#"revealCredential(input: { id: "CREDENTIAL", secretVersion: 2 }) { secret }"#,
+    ),
+    (
+        "deleteCredential",
+        r#"deleteCredential(input: { id: "CREDENTIAL" }) { deletedId }"#,
+        r#"deleteCredential(input: { id: "cred_00000000000000000000000000" }) { deletedId }"#,
+    ),
 ];
 
 fn mutations_of_the_schema() -> BTreeSet<String> {
@@ -155,7 +176,7 @@ async fn filled_in(app: &TestApp, admin: &Client, mutation: &str, key: &str) -> 
     if text.contains("TOKEN") {
         text = text.replace("TOKEN", &app.admin().await.refresh_token.unwrap());
     }
-    if text.contains("\"CLIENT\"") || text.contains("\"TASK\"") {
+    if ["\"CLIENT\"", "\"TASK\"", "\"CREDENTIAL\""].iter().any(|name| text.contains(name)) {
         let made = admin.run("mutation { createClient(input: { name: \"C\" }) { client { id } } }").await;
         let client = made.data()["createClient"]["client"]["id"].to_string();
         if text.contains("\"TASK\"") {
@@ -165,6 +186,12 @@ async fn filled_in(app: &TestApp, admin: &Client, mutation: &str, key: &str) -> 
                 ))
                 .await;
             text = text.replace("\"TASK\"", &made.data()["createTask"]["task"]["id"].to_string());
+        }
+        if text.contains("\"CREDENTIAL\"") {
+            let input = format!("{{ clientId: {client}, label: \"L\", secret: \"s\" }}");
+            let made =
+                admin.run(&format!("mutation {{ createCredential(input: {input}) {{ credential {{ id }} }} }}")).await;
+            text = text.replace("\"CREDENTIAL\"", &made.data()["createCredential"]["credential"]["id"].to_string());
         }
         text = text.replace("\"CLIENT\"", &client);
     }
@@ -402,18 +429,34 @@ both_databases! {
     async fn no_secret_stands_in_the_log_the_errors_the_metrics_or_the_database(app: TestApp) {
         let admin = app.admin().await;
         let upstream = MockUpstream::start().await;
-        let canaries = ["sk-ant-canary-one-1111", "sk-ant-canary-two-2222", "canary-password-3333"];
+        let canaries = ["sk-ant-canary-one-1111", "sk-ant-canary-two-2222", "canary-password-3333", "canary-secret-4444", "canary-secret-5555"];
         let account = create(&admin, json!({
             "apiKey": canaries[0], "accountName": "A", "baseUrl": upstream.base_url("echo"),
         })).await;
         let id = json!({ "id": account["id"] });
+        let client = admin.run("mutation { createClient(input: { name: \"C\" }) { client { id } } }").await.data()["createClient"]["client"]["id"].clone();
+        let credential = admin.with(
+            "mutation($c: ID!, $s: String!) { createCredential(input: { clientId: $c, label: \"L\", secret: $s }) { credential { id } } }",
+            json!({ "c": client, "s": canaries[3] }),
+        ).await.data()["createCredential"]["credential"]["id"].clone();
+        let secret = canaries[4];
         let mut seen = String::new();
+        // An input that cannot be read is not told back.
+        seen += &admin.with(
+            "mutation($i: CreateCredentialInput!) { createCredential(input: $i) { credential { id } } }",
+            json!({ "i": { "clientId": client, "label": 7, "secret": secret } }),
+        ).await.body.to_string();
         for mutation in [
             format!("replaceClaudeAccountKey(input: {{ id: $id, apiKey: \"{}\" }}) {{ claudeAccount {{ id }} }}", canaries[1]),
             "testClaudeAccount(input: { id: $id }) { message }".to_owned(),
             format!("createClaudeAccount(input: {{ apiKey: \"{}\", accountName: \"\" }}) {{ claudeAccount {{ id }} }}", canaries[1]),
             format!("signIn(input: {{ email: \"admin@localhost\", password: {{ plain: \"{}\" }} }}) {{ accessToken }}", canaries[2]),
             "deleteClaudeAccount(input: { id: $id }) { deletedId }".to_owned(),
+            format!("createCredential(input: {{ clientId: {client}, label: \"\", secret: \"{secret}\" }}) {{ credential {{ id }} }}"),
+            format!("updateCredential(input: {{ id: {credential}, secret: \"{secret}\" }}) {{ credential {{ id label secretVersion keyVersion }} }}"),
+            format!("revealCredential(input: {{ id: {credential}, reason: \"R\" }}) {{ credential {{ id }} }}"),
+            format!("revealCredential(input: {{ id: {credential}, secretVersion: 9 }}) {{ secret }}"),
+            format!("deleteCredential(input: {{ id: {credential} }}) {{ deletedId }}"),
         ] {
             seen += &admin.with(&format!("mutation($id: ID) {{ {} }}", mutation.replace("$id", &id["id"].to_string())), id.clone()).await.body.to_string();
         }

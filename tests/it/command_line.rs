@@ -8,7 +8,7 @@ use crate::support::{Client, TestDatabase};
 /// A folder with its own database, and the program run in it.
 pub(crate) struct Place {
     folder: tempfile::TempDir,
-    database: TestDatabase,
+    pub(crate) database: TestDatabase,
 }
 
 impl Place {
@@ -16,7 +16,7 @@ impl Place {
         Self { folder: tempfile::tempdir().unwrap(), database }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_claviger"));
         command
             .args(arguments)
@@ -56,7 +56,7 @@ impl Place {
         Self::started(self.command(&["serve"]))
     }
 
-    fn started(mut command: Command) -> Served {
+    pub(crate) fn started(mut command: Command) -> Served {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let first = lines.next().expect("the server says where it listens").unwrap();

@@ -12,7 +12,8 @@ use crate::support::both_databases;
 /// The fields that need no sign-in.
 const PUBLIC: [&str; 5] = ["acceptInvitation", "refreshSession", "signIn", "signOut", "viewer"];
 /// The queries that every signed-in member of the organization may ask.
-const FOR_MEMBERS: [&str; 8] = ["client", "clients", "node", "nodes", "organization", "task", "tasks", "user"];
+const FOR_MEMBERS: [&str; 10] =
+    ["client", "clients", "credential", "credentials", "node", "nodes", "organization", "task", "tasks", "user"];
 
 fn types() -> Vec<TypeDefinition> {
     let definitions = parse_schema(sdl()).unwrap().definitions.into_iter();

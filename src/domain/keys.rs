@@ -1,0 +1,201 @@
+//! The change of keys: what older keys of the ring have sealed is sealed with the newest, while servers run.
+//!
+//! Nothing is remembered between the transactions but what the rows say themselves, so that it can be stopped at any moment
+//! and begun again.
+
+use serde_json::json;
+
+use super::context::{Cx, Services};
+use super::deed::audited;
+use super::error::{Error, Result};
+use super::{claude_account, credential};
+use crate::audit::Entry;
+use crate::crypto::KeyRing;
+use crate::identity::Actor;
+use crate::model::{AuditAction, ClaudeAccountId, CredentialId, ManageClaudeAccounts, ResourceType, RotateKeys};
+use crate::store::{self, claude_account as accounts, keys};
+
+/// A key that records need, and that the ring lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingKey {
+    /// Its version.
+    pub version: String,
+    /// How many records it has sealed.
+    pub records: i64,
+}
+
+/// The keys that records need and that the ring lacks.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn missing(services: &Services) -> store::Result<Vec<MissingKey>> {
+    in_use(services, |ring, version| !ring.has(version)).await
+}
+
+/// The keys that have sealed records, among those that `is_meant` names.
+async fn in_use(services: &Services, is_meant: impl Fn(&KeyRing, &str) -> bool) -> store::Result<Vec<MissingKey>> {
+    let mut conn = services.db.scan().await?;
+    let mut found = Vec::new();
+    for version in keys::versions(&mut conn).await? {
+        if is_meant(&services.keys, &version) {
+            let records = keys::count(&mut conn, &version).await?;
+            found.push(MissingKey { version, records });
+        }
+    }
+    Ok(found)
+}
+
+/// How many records older keys than the newest have sealed.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn count_older(cx: Cx<'_>) -> Result<i64> {
+    let older = in_use(cx.services, |ring, version| version != ring.newest_version()).await?;
+    Ok(older.iter().map(|key| key.records).sum())
+}
+
+/// What was done so far.
+#[derive(Debug, Default)]
+pub struct Rotated {
+    /// How many records were sealed with the newest key.
+    pub records: i64,
+    /// Records that do not open, or that cannot be written: they stay as they are.
+    pub failed: Vec<String>,
+}
+
+/// What one transaction has done.
+struct Batch<P> {
+    /// How many records were sealed with the newest key.
+    records: i64,
+    /// Those that were not.
+    failed: Vec<String>,
+    /// Where the next begins; none: there is no more.
+    last: Option<P>,
+}
+
+/// Seals everything with the newest key of the ring, in transactions of at most `most` records, each with its entry in the
+/// log of the organization that the records belong to. Tells `progress` after each.
+///
+/// # Errors
+/// Without permission, or where the database fails; what was done so far stays.
+pub async fn rotate(cx: Cx<'_>, most: i64, mut progress: impl FnMut(&Rotated)) -> Result<Rotated> {
+    let mut rotated = Rotated::default();
+    let (organizations, versions) = {
+        let mut conn = cx.services.db.scan().await?;
+        (keys::organizations(&mut conn).await?, keys::versions(&mut conn).await?)
+    };
+    let older: Vec<_> = versions.iter().filter(|version| *version != cx.services.keys.newest_version()).collect();
+    for organization in organizations {
+        let actor = Actor::system(organization);
+        let cx = Cx { actor: &actor, ..cx };
+        for version in &older {
+            let mut after = None;
+            loop {
+                let batch = secrets(cx, version, after, most).await?;
+                after = batch.last;
+                if !note(&mut rotated, batch, &mut progress) {
+                    break;
+                }
+            }
+            let mut after = None;
+            loop {
+                let batch = upstream_keys(cx, version, after, most).await?;
+                after = batch.last;
+                if !note(&mut rotated, batch, &mut progress) {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(rotated)
+}
+
+/// Adds up; whether there may be more.
+fn note<P>(rotated: &mut Rotated, batch: Batch<P>, progress: &mut impl FnMut(&Rotated)) -> bool {
+    rotated.records += batch.records;
+    rotated.failed.extend(batch.failed);
+    if batch.last.is_some() {
+        progress(rotated);
+    }
+    batch.last.is_some()
+}
+
+/// The next secrets of credentials.
+async fn secrets(
+    cx: Cx<'_>,
+    version: &str,
+    after: Option<(CredentialId, i32)>,
+    most: i64,
+) -> Result<Batch<(CredentialId, i32)>> {
+    let permit = cx.actor.require::<RotateKeys>()?;
+    let wanted = keys::next_secrets(&mut cx.services.db.read().await?, &permit, version, after, most).await?;
+    let Some(last) = wanted.last().copied() else { return Ok(Batch::empty()) };
+    audited(cx, async |tx| {
+        let (mut records, mut failed) = (0, Vec::new());
+        for mut secret in keys::lock_secrets(tx, &permit, version, &wanted).await? {
+            match credential::reseal(cx, &mut secret) {
+                Ok(()) => {
+                    keys::update_secret(tx, &permit, &secret).await?;
+                    records += 1;
+                }
+                Err(error) => failed.push(failure(
+                    &format!("version {} of the credential {}", secret.secret_version, secret.credential_id),
+                    &error,
+                )),
+            }
+        }
+        Ok((Batch { records, failed, last: Some(last) }, entry(cx, "credentialSecrets", records)))
+    })
+    .await
+}
+
+/// The next upstream API keys of accounts, with their fingerprints.
+async fn upstream_keys(
+    cx: Cx<'_>,
+    version: &str,
+    after: Option<ClaudeAccountId>,
+    most: i64,
+) -> Result<Batch<ClaudeAccountId>> {
+    let permit = cx.actor.require::<RotateKeys>()?;
+    let to_compare = cx.actor.require::<ManageClaudeAccounts>()?;
+    let wanted = keys::next_accounts(&mut cx.services.db.read().await?, &permit, version, after, most).await?;
+    let Some(last) = wanted.last().copied() else { return Ok(Batch::empty()) };
+    audited(cx, async |tx| {
+        let (mut records, mut failed) = (0, Vec::new());
+        for mut account in keys::lock_accounts(tx, &permit, version, &wanted).await? {
+            let name = format!("the API key of the Claude account {}", account.id);
+            if let Err(error) = claude_account::reseal(cx, &mut account) {
+                failed.push(failure(&name, &error));
+                continue;
+            }
+            // Two servers with different newest keys may have let one API key in twice. The database would refuse the second
+            // fingerprint, and with it the whole batch.
+            let fingerprint = std::slice::from_ref(&account.api_key_fingerprint);
+            if let Some(other) = accounts::find_by_fingerprint(tx, &to_compare, fingerprint).await? {
+                failed.push(format!("{name}: the account {other} has it too"));
+                continue;
+            }
+            keys::update_account(tx, &permit, &account).await?;
+            records += 1;
+        }
+        Ok((Batch { records, failed, last: Some(last) }, entry(cx, "upstreamKeys", records)))
+    })
+    .await
+}
+
+impl<P> Batch<P> {
+    fn empty() -> Self {
+        Self { records: 0, failed: Vec::new(), last: None }
+    }
+}
+
+fn entry(cx: Cx<'_>, what: &str, records: i64) -> Entry {
+    Entry::new(AuditAction::Update, ResourceType::System)
+        .noting(json!({ "keyVersion": cx.services.keys.newest_version(), what: records }))
+}
+
+/// The operator is told the cause, which names no secret.
+fn failure(name: &str, error: &Error) -> String {
+    let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    format!("{name}: {cause}")
+}

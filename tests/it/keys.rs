@@ -1,0 +1,198 @@
+//! The change of keys, as an operator does it: with the program, while a server runs, killed and run again.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Output, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::command_line::{Place, Served};
+use crate::credential::{create, new_client, reveal, update};
+use crate::support::{Client, PASSWORD, TestDatabase};
+
+const OLD: &str = "v1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+const BOTH: &str = "v2:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=,v1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+const NEW: &str = "v2:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=";
+
+fn serve(place: &Place, ring: &str) -> Served {
+    let mut command = place.command(&["serve"]);
+    command.env("CREDENTIAL_ENCRYPTION_KEYS", ring);
+    Place::started(command)
+}
+
+fn run(place: &Place, ring: &str, arguments: &[&str]) -> Output {
+    place.command(arguments).env("CREDENTIAL_ENCRYPTION_KEYS", ring).output().unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+}
+
+async fn admin(server: &Served) -> Client {
+    Client::new(&server.url).signed_in("admin@localhost", PASSWORD).await
+}
+
+/// Credentials with two versions each, and accounts: the ids of the credentials.
+async fn fill(client: &Client, number: usize) -> Vec<Value> {
+    let of = new_client(client, "A").await;
+    let mut ids = Vec::new();
+    for n in 0..number {
+        let made =
+            create(client, json!({ "clientId": of, "label": n.to_string(), "secret": format!("old {n}") })).await;
+        update(client, json!({ "id": made["id"], "secret": format!("new {n}") })).await.data();
+        ids.push(made["id"].clone());
+        let input = json!({ "apiKey": format!("sk-ant-{n}"), "accountName": n.to_string() });
+        crate::claude_account::create(client, input).await;
+    }
+    ids
+}
+
+/// Every secret opens, and every account's API key is still known as taken.
+async fn check(client: &Client, ids: &[Value]) {
+    for (n, id) in ids.iter().enumerate() {
+        for (version, text) in [(1, format!("old {n}")), (2, format!("new {n}"))] {
+            let answer = reveal(client, json!({ "id": id, "secretVersion": version })).await;
+            assert_eq!(answer.data()["revealCredential"]["secret"], text);
+        }
+        let again = "mutation($k: String!) { createClaudeAccount(input: { apiKey: $k, accountName: \"B\" }) { claudeAccount { id } } }";
+        assert_eq!(client.with(again, json!({ "k": format!("sk-ant-{n}") })).await.code(), "CONFLICT");
+    }
+}
+
+/// How many records each key has sealed, as `v1 12`.
+async fn in_use(place: &Place) -> Vec<String> {
+    let sql = "SELECT version || ' ' || count(*) AS text FROM (SELECT key_version AS version FROM credential_secrets
+               UNION ALL SELECT api_key_key_version FROM claude_accounts) AS used GROUP BY version ORDER BY version";
+    place.database.texts(sql).await
+}
+
+async fn is_killed_and_goes_on(database: TestDatabase) {
+    const NUMBER: usize = 20;
+    let place = Place::new(database);
+    let server = serve(&place, OLD);
+    let ids = fill(&admin(&server).await, NUMBER).await;
+    drop(server);
+    let server = serve(&place, BOTH);
+    let client = admin(&server).await;
+    assert_eq!(in_use(&place).await, ["v1 60"]);
+    for round in 1..=3 {
+        let mut rotate = place
+            .command(&["keys", "rotate", "--batch", "2"])
+            .env("CREDENTIAL_ENCRYPTION_KEYS", BOTH)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Killed as soon as it has told of something, in the middle of what comes next.
+        let mut lines = BufReader::new(rotate.stdout.take().unwrap()).lines();
+        for _ in 0..2 {
+            lines.next().unwrap().unwrap();
+        }
+        rotate.kill().unwrap();
+        assert!(!rotate.wait().unwrap().success());
+        let used = in_use(&place).await;
+        assert_eq!(used.len(), 2, "round {round}: {used:?}");
+        // The server serves both.
+        let n = round - 1;
+        assert_eq!(
+            reveal(&client, json!({ "id": ids[n] })).await.data()["revealCredential"]["secret"],
+            format!("new {n}")
+        );
+        update(&client, json!({ "id": ids[NUMBER - 1], "username": round.to_string() })).await.data();
+    }
+    // The rest while the server writes the same rows.
+    let rotate = place
+        .command(&["keys", "rotate", "--batch", "3"])
+        .env("CREDENTIAL_ENCRYPTION_KEYS", BOTH)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    for id in ids.iter().rev() {
+        update(&client, json!({ "id": id, "url": "https://example.com" })).await.data();
+        reveal(&client, json!({ "id": id })).await.data();
+    }
+    let output = rotate.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert!(said(&output).ends_with("all is sealed with v2\n"), "{}", said(&output));
+    assert_eq!(in_use(&place).await, ["v2 60"]);
+    check(&client, &ids).await;
+    let log = "{ auditLogs(first: 100, filter: { resourceType: [SYSTEM], action: [UPDATE] }) { nodes { operation metadata user { id } } } }";
+    let entries = client.run(log).await.data()["auditLogs"]["nodes"].as_array().unwrap().clone();
+    let of = |what: &str| entries.iter().filter_map(|entry| entry["metadata"][what].as_i64()).sum::<i64>();
+    assert_eq!((of("credentialSecrets"), of("upstreamKeys")), (40, 20), "each is in one entry");
+    assert!(entries.iter().all(|entry| entry["operation"] == "keys rotate" && entry["user"].is_null()));
+    drop(server);
+
+    let server = serve(&place, NEW);
+    let client = admin(&server).await;
+    check(&client, &ids).await;
+    let versions =
+        "{ credentials(first: 100, filter: { keyVersion: \"v2\" }) { totalCount nodes { keyVersion version } } }";
+    let found = client.run(versions).await.data()["credentials"].clone();
+    assert_eq!((&found["totalCount"], &found["nodes"][0]["keyVersion"]), (&json!(NUMBER), &json!("v2")));
+    let test = "{ claudeAccounts(first: 1) { nodes { version } } }";
+    assert_eq!(client.run(test).await.data()["claudeAccounts"]["nodes"][0]["version"], 1, "no change of the account");
+    let output = run(&place, NEW, &["keys", "rotate"]);
+    assert_eq!((output.status.code(), said(&output).as_str()), (Some(0), "all is sealed with v2\n"));
+}
+
+async fn a_missing_key_is_named(database: TestDatabase) {
+    let place = Place::new(database);
+    let server = serve(&place, OLD);
+    fill(&admin(&server).await, 2).await;
+    drop(server);
+    for command in [&["serve"][..], &["keys", "rotate"]] {
+        let output = run(&place, NEW, command);
+        assert_eq!(output.status.code(), Some(1), "{command:?}");
+        assert!(
+            said(&output).contains("CREDENTIAL_ENCRYPTION_KEYS lacks v1, which 6 records need"),
+            "{}",
+            said(&output)
+        );
+    }
+    assert_eq!(in_use(&place).await, ["v1 6"]);
+}
+
+async fn what_does_not_open_stays_and_is_named(database: TestDatabase) {
+    let place = Place::new(database);
+    let server = serve(&place, OLD);
+    let ids = fill(&admin(&server).await, 3).await;
+    drop(server);
+    let broken = format!("credential_id = {} AND secret_version = 1", ids[1].to_string().replace('"', "'"));
+    let bytes = if place.database.url.starts_with("postgres") { "'\\x00'" } else { "x'00'" };
+    place.database.execute(&format!("UPDATE credential_secrets SET sealed = {bytes} WHERE {broken}")).await.unwrap();
+    let output = run(&place, BOTH, &["keys", "rotate"]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = said(&output);
+    assert!(text.contains(&format!("version 1 of the credential {}", ids[1].as_str().unwrap())), "{text}");
+    assert!(text.contains("1 records are not sealed with v2"), "{text}");
+    assert_eq!(in_use(&place).await, ["v1 1", "v2 8"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_keys_that_is_killed_goes_on_on_sqlite() {
+    is_killed_and_goes_on(TestDatabase::sqlite()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_keys_that_is_killed_goes_on_on_postgres() {
+    is_killed_and_goes_on(TestDatabase::postgres().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_key_is_named_on_sqlite() {
+    a_missing_key_is_named(TestDatabase::sqlite()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_key_is_named_on_postgres() {
+    a_missing_key_is_named(TestDatabase::postgres().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_open_stays_and_is_named_on_sqlite() {
+    what_does_not_open_stays_and_is_named(TestDatabase::sqlite()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_open_stays_and_is_named_on_postgres() {
+    what_does_not_open_stays_and_is_named(TestDatabase::postgres().await).await;
+}
