@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 
 use super::audit_log::{self, AuditLog};
-use super::connection::{Connection, Listed, OrderDirection, PageArguments};
+use super::connection::{Connection, Listed, OrderDirection, PageArguments, ordering};
 use super::context::{Caller, ContextExt};
 use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, requires};
 use super::error::Result;
@@ -14,7 +14,7 @@ use super::scalars::{BigInt, DateTime, Json};
 use crate::crypto::SecretText;
 use crate::domain::claude_account::{self as deeds, Create, Update, usage_at};
 use crate::domain::{self, Error};
-use crate::model::{self, ClaudeAccountId, Direction};
+use crate::model::{self, ClaudeAccountId};
 use crate::store::claude_account::{ClaudeAccount as Row, ClaudeAccountFilter as Filter, ClaudeAccountOrder as Order};
 
 /// An account at a Claude upstream: an API key, with what the relay needs to know of it.
@@ -393,13 +393,9 @@ impl ClaudeAccountQuery {
             tier: filter.tier.map(|tiers| tiers.into_iter().map(model::ClaudeTier::from).collect()),
             search: searched(search),
         };
-        let (field, direction) = match order_by {
-            Some(order) => (order.field, Direction::from(order.direction)),
-            None => (ClaudeAccountOrderField::CreatedAt, Direction::Descending),
-        };
-        let order = Order::from(field);
-        // A cursor holds for one field in one direction.
-        let name = format!("{order:?} {direction:?}");
+        let order_by = order_by.map(|order| (order.field, order.direction));
+        let default = (ClaudeAccountOrderField::CreatedAt, OrderDirection::Desc);
+        let (order, direction, name) = ordering::<_, Order>(order_by, default);
         let page = PageArguments { first, after, last, before, offset }.page(&name)?;
         let slice = deeds::page(ctx.cx(), &filter, (order, direction), &page).await?;
         Ok(Some(Connection::new(slice, &name, filter, |row| order.position(row), ClaudeAccount)))

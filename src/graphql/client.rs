@@ -2,7 +2,7 @@
 
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object};
 
-use super::connection::{Connection, DateTimeRange, Listed, OrderDirection, PageArguments};
+use super::connection::{Connection, DateTimeRange, Listed, OrderDirection, PageArguments, ordering};
 use super::context::ContextExt;
 use super::credential::{self, Credential};
 use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, requires};
@@ -11,10 +11,10 @@ use super::inputs::{filter_id, id_inputs, patch, payloads, searched, target};
 use super::loaders::Loaders;
 use super::scalars::{DateTime, Json};
 use super::task::{self, Task, TaskFilter, TaskOrder};
-use super::user::User;
+use super::user::{self, User};
 use crate::domain;
 use crate::domain::client::{self as deeds, Create, Update};
-use crate::model::{self, Direction};
+use crate::model;
 use crate::store::client::{Client as Row, ClientFilter as Filter, ClientOrder as Order};
 
 /// Whom the organization works for.
@@ -74,10 +74,7 @@ impl Client {
 
     /// Who looks after it.
     async fn owner(&self, ctx: &Context<'_>) -> Result<Option<User>> {
-        match self.0.owner_id {
-            Some(id) => Ok(Loaders::of(ctx).user(id).await?.map(User)),
-            None => Ok(None),
-        }
+        user::by(ctx, self.0.owner_id).await
     }
 
     /// Anything else worth keeping with it, an object.
@@ -289,13 +286,9 @@ impl ClientQuery {
         #[graphql(desc = "What to sort by.")] order_by: Option<ClientOrder>,
     ) -> Result<Option<Connection<Client>>> {
         let filter = filter.unwrap_or_default().read(search)?;
-        let (field, direction) = match order_by {
-            Some(order) => (order.field, Direction::from(order.direction)),
-            None => (ClientOrderField::CreatedAt, Direction::Descending),
-        };
-        let order = Order::from(field);
-        // A cursor holds for one field in one direction.
-        let name = format!("{order:?} {direction:?}");
+        let order_by = order_by.map(|order| (order.field, order.direction));
+        let default = (ClientOrderField::CreatedAt, OrderDirection::Desc);
+        let (order, direction, name) = ordering::<_, Order>(order_by, default);
         let page = PageArguments { first, after, last, before, offset }.page(&name)?;
         let slice = deeds::page(ctx.cx(), &filter, (order, direction), &page).await?;
         Ok(Some(Connection::new(slice, &name, filter, |row| order.position(row), Client)))

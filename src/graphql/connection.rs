@@ -1,13 +1,14 @@
 //! Relay connections, and the arguments that ask for a page of one.
 
 use std::borrow::Cow;
+use std::fmt::Debug;
 use std::future::Future;
 
 use async_graphql::{Context, InputObject, Object, ObjectType, SimpleObject, TypeName};
 
 use super::error::Result;
 use crate::domain::{self, Error, FieldError};
-use crate::model::{Cursor, MAX_PAGE_SIZE, Page, PageSlice, Position, Window};
+use crate::model::{Cursor, Direction, MAX_PAGE_SIZE, Page, PageSlice, Position, Window};
 
 /// The page size where none is asked for.
 pub(super) const DEFAULT_PAGE_SIZE: usize = 20;
@@ -202,7 +203,19 @@ pub(super) enum OrderDirection {
     Desc,
 }
 
-impl From<OrderDirection> for crate::model::Direction {
+/// What a list is sorted by, where nothing is asked for by the default, and that order's name: a cursor holds for one field in
+/// one direction.
+pub(super) fn ordering<F, O: From<F> + Debug>(
+    asked: Option<(F, OrderDirection)>,
+    default: (F, OrderDirection),
+) -> (O, Direction, String) {
+    let (field, direction) = asked.unwrap_or(default);
+    let (order, direction) = (O::from(field), Direction::from(direction));
+    let name = format!("{order:?} {direction:?}");
+    (order, direction, name)
+}
+
+impl From<OrderDirection> for Direction {
     fn from(direction: OrderDirection) -> Self {
         match direction {
             OrderDirection::Asc => Self::Ascending,

@@ -3,18 +3,18 @@
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 
 use super::client::Client;
-use super::connection::{Connection, Listed, OrderDirection, PageArguments};
+use super::connection::{Connection, Listed, OrderDirection, PageArguments, ordering};
 use super::context::ContextExt;
 use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, requires};
 use super::error::Result;
 use super::inputs::{filter_id, id_inputs, patch, payloads, searched, target};
 use super::loaders::Loaders;
 use super::scalars::DateTime;
-use super::user::User;
+use super::user::{self, User};
 use crate::crypto::SecretText;
 use crate::domain::credential::{self as deeds, Create, Update};
 use crate::domain::{self, Error};
-use crate::model::{ClientId, Direction, UserId};
+use crate::model::{ClientId, Direction};
 use crate::store::credential::{Credential as Row, CredentialFilter as Filter, CredentialOrder as Order};
 
 /// What is known of a client's secret; the secret itself is shown by `revealCredential` alone.
@@ -61,12 +61,12 @@ impl Credential {
 
     /// Who made it.
     async fn created_by(&self, ctx: &Context<'_>) -> Result<Option<User>> {
-        user(ctx, self.0.created_by).await
+        user::by(ctx, self.0.created_by).await
     }
 
     /// Who changed it last.
     async fn updated_by(&self, ctx: &Context<'_>) -> Result<Option<User>> {
-        user(ctx, self.0.updated_by).await
+        user::by(ctx, self.0.updated_by).await
     }
 
     /// When a secret of it was last revealed.
@@ -87,13 +87,6 @@ impl Credential {
     /// Counts the changes, from 1; `expectedVersion` compares with it. Revealing changes nothing.
     async fn version(&self) -> i32 {
         self.0.version
-    }
-}
-
-async fn user(ctx: &Context<'_>, id: Option<UserId>) -> Result<Option<User>> {
-    match id {
-        Some(id) => Ok(Loaders::of(ctx).user(id).await?.map(User)),
-        None => Ok(None),
     }
 }
 
@@ -149,14 +142,8 @@ pub(super) enum CredentialOrderField {
 }
 
 /// The ordering, its name in cursors.
-fn ordering(order: Option<CredentialOrder>) -> (Order, Direction, String) {
-    let (field, direction) = match order {
-        Some(order) => (order.field, Direction::from(order.direction)),
-        None => (CredentialOrderField::CreatedAt, Direction::Descending),
-    };
-    let order = Order::from(field);
-    // A cursor holds for one field in one direction.
-    (order, direction, format!("{order:?} {direction:?}"))
+fn ordered(order: Option<CredentialOrder>) -> (Order, Direction, String) {
+    ordering(order.map(|order| (order.field, order.direction)), (CredentialOrderField::CreatedAt, OrderDirection::Desc))
 }
 
 /// A page of the credentials of one client: with those of all clients that the query asks for, in one statement.
@@ -165,7 +152,7 @@ pub(super) async fn of_client(
     client: ClientId,
     page: PageArguments,
 ) -> Result<Connection<Credential>> {
-    let (order, _, name) = ordering(None);
+    let (order, _, name) = ordered(None);
     let slice = Loaders::of(ctx).credential_page(client, page.page(&name)?).await?;
     let filter = Filter { client_id: Some(client), ..Filter::default() };
     Ok(Connection::new(slice, &name, filter, |row| order.position(row), Credential))
@@ -285,7 +272,7 @@ impl CredentialQuery {
         #[graphql(desc = "What to sort by.")] order_by: Option<CredentialOrder>,
     ) -> Result<Option<Connection<Credential>>> {
         let filter = filter.unwrap_or_default().read(search)?;
-        let (order, direction, name) = ordering(order_by);
+        let (order, direction, name) = ordered(order_by);
         let page = PageArguments { first, after, last, before, offset }.page(&name)?;
         let slice = deeds::page(ctx.cx(), &filter, (order, direction), &page).await?;
         Ok(Some(Connection::new(slice, &name, filter, |row| order.position(row), Credential)))

@@ -287,28 +287,38 @@ impl Read for UsersEver {
     }
 }
 
-enum TaskCounts {}
+/// Loaders of counts by a filter, in which those that differ by the client alone are one statement.
+macro_rules! counts_by_client {
+    ($($loader:ident: $filter:ident by $module:ident),+ $(,)?) => {$(
+        enum $loader {}
 
-impl Read for TaskCounts {
-    type Key = TaskFilter;
-    type Value = i64;
+        impl Read for $loader {
+            type Key = $filter;
+            type Value = i64;
 
-    async fn read(cx: Cx<'_>, filters: &[TaskFilter]) -> domain::Result<HashMap<TaskFilter, i64>> {
-        let mut found = HashMap::new();
-        let alike = |filter: &TaskFilter| TaskFilter { client_id: None, ..filter.clone() };
-        for (filter, clients) in grouped(filters, alike, |filter| filter.client_id) {
-            if clients.contains(&None) {
-                found.insert(filter.clone(), domain::task::count(cx, &filter).await?);
-            }
-            let clients: Vec<_> = clients.into_iter().flatten().collect();
-            if !clients.is_empty() {
-                let counts = domain::task::counts(cx, &clients, &filter).await?;
-                let with = |client| TaskFilter { client_id: Some(client), ..filter.clone() };
-                found.extend(counts.into_iter().map(|(client, count)| (with(client), count)));
+            async fn read(cx: Cx<'_>, filters: &[$filter]) -> domain::Result<HashMap<$filter, i64>> {
+                let mut found = HashMap::new();
+                let alike = |filter: &$filter| $filter { client_id: None, ..filter.clone() };
+                for (filter, clients) in grouped(filters, alike, |filter| filter.client_id) {
+                    if clients.contains(&None) {
+                        found.insert(filter.clone(), domain::$module::count(cx, &filter).await?);
+                    }
+                    let clients: Vec<_> = clients.into_iter().flatten().collect();
+                    if !clients.is_empty() {
+                        let counts = domain::$module::counts(cx, &clients, &filter).await?;
+                        let with = |client| $filter { client_id: Some(client), ..filter.clone() };
+                        found.extend(counts.into_iter().map(|(client, count)| (with(client), count)));
+                    }
+                }
+                Ok(found)
             }
         }
-        Ok(found)
-    }
+    )+};
+}
+
+counts_by_client! {
+    TaskCounts: TaskFilter by task,
+    CredentialCounts: CredentialFilter by credential,
 }
 
 enum AuditLogPages {}
@@ -351,30 +361,6 @@ impl Read for AuditLogCounts {
 
     async fn read(cx: Cx<'_>, resources: &[String]) -> domain::Result<HashMap<String, i64>> {
         domain::audit_log::counts(cx, resources).await
-    }
-}
-
-enum CredentialCounts {}
-
-impl Read for CredentialCounts {
-    type Key = CredentialFilter;
-    type Value = i64;
-
-    async fn read(cx: Cx<'_>, filters: &[CredentialFilter]) -> domain::Result<HashMap<CredentialFilter, i64>> {
-        let mut found = HashMap::new();
-        let alike = |filter: &CredentialFilter| CredentialFilter { client_id: None, ..filter.clone() };
-        for (filter, clients) in grouped(filters, alike, |filter| filter.client_id) {
-            if clients.contains(&None) {
-                found.insert(filter.clone(), domain::credential::count(cx, &filter).await?);
-            }
-            let clients: Vec<_> = clients.into_iter().flatten().collect();
-            if !clients.is_empty() {
-                let counts = domain::credential::counts(cx, &clients, &filter).await?;
-                let with = |client| CredentialFilter { client_id: Some(client), ..filter.clone() };
-                found.extend(counts.into_iter().map(|(client, count)| (with(client), count)));
-            }
-        }
-        Ok(found)
     }
 }
 

@@ -3,17 +3,17 @@
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 
 use super::client::Client;
-use super::connection::{Connection, DateTimeRange, Listed, OrderDirection, PageArguments};
+use super::connection::{Connection, DateTimeRange, Listed, OrderDirection, PageArguments, ordering};
 use super::context::ContextExt;
 use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, requires};
 use super::error::Result;
 use super::inputs::{filter_id, id_inputs, patch, payloads, searched, target};
 use super::loaders::{Loaders, TaskPage};
 use super::scalars::DateTime;
-use super::user::User;
+use super::user::{self, User};
 use crate::domain::task::{self as deeds, Create, Update};
 use crate::domain::{self, Error};
-use crate::model::{self, ClientId, Direction, Timestamp, UserId};
+use crate::model::{self, ClientId, Direction, Timestamp};
 use crate::store::task::{Task as Row, TaskFilter as Filter, TaskOrder as Order};
 
 /// Something to do for a client.
@@ -85,7 +85,7 @@ impl Task {
 
     /// Who does it.
     async fn assignee(&self, ctx: &Context<'_>) -> Result<Option<User>> {
-        user(ctx, self.0.assignee_id).await
+        user::by(ctx, self.0.assignee_id).await
     }
 
     /// By when.
@@ -100,7 +100,7 @@ impl Task {
 
     /// Who made it.
     async fn created_by(&self, ctx: &Context<'_>) -> Result<Option<User>> {
-        user(ctx, self.0.created_by).await
+        user::by(ctx, self.0.created_by).await
     }
 
     /// When it was made.
@@ -116,13 +116,6 @@ impl Task {
     /// Counts the changes, from 1; `expectedVersion` compares with it.
     async fn version(&self) -> i32 {
         self.0.version
-    }
-}
-
-async fn user(ctx: &Context<'_>, id: Option<UserId>) -> Result<Option<User>> {
-    match id {
-        Some(id) => Ok(Loaders::of(ctx).user(id).await?.map(User)),
-        None => Ok(None),
     }
 }
 
@@ -194,14 +187,8 @@ pub(super) enum TaskOrderField {
 }
 
 /// The ordering, its name in cursors.
-fn ordering(order: Option<TaskOrder>) -> (Order, Direction, String) {
-    let (field, direction) = match order {
-        Some(order) => (order.field, Direction::from(order.direction)),
-        None => (TaskOrderField::CreatedAt, Direction::Descending),
-    };
-    let order = Order::from(field);
-    // A cursor holds for one field in one direction.
-    (order, direction, format!("{order:?} {direction:?}"))
+fn ordered(order: Option<TaskOrder>) -> (Order, Direction, String) {
+    ordering(order.map(|order| (order.field, order.direction)), (TaskOrderField::CreatedAt, OrderDirection::Desc))
 }
 
 /// A page of the tasks of one client: with those of all clients that the query asks for, in one statement.
@@ -213,7 +200,7 @@ pub(super) async fn of_client(
     page: PageArguments,
 ) -> Result<Connection<Task>> {
     let mut filter = filter.unwrap_or_default().read(None, Loaders::of(ctx).now())?;
-    let (order, direction, name) = ordering(order);
+    let (order, direction, name) = ordered(order);
     let page = page.page(&name)?;
     let is_of_another = filter.client_id.is_some_and(|of| of != client);
     filter.client_id = None;
@@ -316,7 +303,7 @@ impl TaskQuery {
         #[graphql(desc = "What to sort by.")] order_by: Option<TaskOrder>,
     ) -> Result<Option<Connection<Task>>> {
         let filter = filter.unwrap_or_default().read(search, Loaders::of(ctx).now())?;
-        let (order, direction, name) = ordering(order_by);
+        let (order, direction, name) = ordered(order_by);
         let page = PageArguments { first, after, last, before, offset }.page(&name)?;
         let slice = deeds::page(ctx.cx(), &filter, (order, direction), &page).await?;
         Ok(Some(Connection::new(slice, &name, filter, |row| order.position(row), Task)))

@@ -2,16 +2,15 @@
 
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 
-use super::connection::{Connection, Listed, OrderDirection, PageArguments};
+use super::connection::{Connection, Listed, OrderDirection, PageArguments, ordering};
 use super::context::ContextExt;
 use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, requires};
 use super::error::Result;
-use super::inputs::patch;
+use super::inputs::{patch, searched, target};
 use super::loaders::Loaders;
 use super::scalars::DateTime;
 use crate::domain::user::{self as deeds, Update};
-use crate::domain::{self, Error};
-use crate::model::{self, Direction, UserId};
+use crate::model::{self, UserId};
 use crate::store::user::{User as Row, UserFilter as Filter, UserOrder as Order};
 
 /// A person who belongs to the organization.
@@ -174,9 +173,12 @@ pub(super) struct DeleteUserPayload {
     deleted_id: ID,
 }
 
-/// An id that is none of a user's is the id of no user.
-fn user_id(id: &ID) -> domain::Result<UserId> {
-    id.parse().map_err(|_| Error::not_found("user"))
+/// A user that a record refers to.
+pub(super) async fn by(ctx: &Context<'_>, id: Option<UserId>) -> Result<Option<User>> {
+    match id {
+        Some(id) => Ok(Loaders::of(ctx).user(id).await?.map(User)),
+        None => Ok(None),
+    }
 }
 
 #[derive(Default)]
@@ -209,15 +211,13 @@ impl UserQuery {
         let filter = Filter {
             role: filter.role.map(|roles| roles.into_iter().map(model::Role::from).collect()),
             status: filter.status.map(|statuses| statuses.into_iter().map(model::UserStatus::from).collect()),
-            search: search.filter(|text| !text.trim().is_empty()),
+            search: searched(search),
         };
-        let (field, direction) = match order_by {
-            Some(order) => (order.field, Direction::from(order.direction)),
-            None => (UserOrderField::CreatedAt, Direction::Ascending),
-        };
-        let order = Order::from(field);
-        // A cursor holds for one field in one direction, of one list: other lists have a CreatedAt too.
-        let name = format!("User {order:?} {direction:?}");
+        let order_by = order_by.map(|order| (order.field, order.direction));
+        let default = (UserOrderField::CreatedAt, OrderDirection::Asc);
+        let (order, direction, name) = ordering::<_, Order>(order_by, default);
+        // Of this list alone: others have a CreatedAt too.
+        let name = format!("User {name}");
         let page = PageArguments { first, after, last, before, offset }.page(&name)?;
         let slice = deeds::page(ctx.cx(), &filter, (order, direction), &page).await?;
         Ok(Some(Connection::new(slice, &name, filter, |row| order.position(row), User)))
@@ -240,7 +240,7 @@ impl UserMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The changes.")] input: UpdateUserInput,
     ) -> Result<Option<UpdateUserPayload>> {
-        let id = user_id(&input.id)?;
+        let id = target(&input.id, "user")?;
         let input = Update {
             full_name: patch(input.full_name, |text| text),
             role: patch(input.role, Into::into),
@@ -261,7 +261,7 @@ impl UserMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "Which user.")] input: DeleteUserInput,
     ) -> Result<Option<DeleteUserPayload>> {
-        deeds::delete(ctx.cx(), user_id(&input.id)?).await?;
+        deeds::delete(ctx.cx(), target(&input.id, "user")?).await?;
         Ok(Some(DeleteUserPayload { deleted_id: input.id }))
     }
 }
