@@ -1,10 +1,13 @@
 //! The log: lines for people or JSON for machines, on the standard error, with the request's id in each line of a request.
+//! Beside it, where the settings ask for them, traces.
 
 mod json;
+mod traces;
 
 use std::io::IsTerminal as _;
 
 use tracing::Subscriber;
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -12,13 +15,14 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 use crate::settings::{LogFormat, Settings};
+pub use traces::{TRACES, Traces, TracesError, follow};
 
 /// Starts logging, once in the life of a process.
 ///
 /// # Panics
 /// Where it is called twice, or with a filter that the settings have not checked.
-pub fn init(settings: &Settings) {
-    subscriber(settings, std::io::stderr, std::io::stderr().is_terminal()).init();
+pub fn init(settings: &Settings, traces: Option<&Traces>) {
+    subscriber(settings, traces, std::io::stderr, std::io::stderr().is_terminal()).init();
 }
 
 /// What `init` logs with, writing to `writer`, in colours where it is for people and `is_terminal`, unless
@@ -26,7 +30,12 @@ pub fn init(settings: &Settings) {
 ///
 /// # Panics
 /// With a filter that the settings have not checked.
-pub fn subscriber<W>(settings: &Settings, writer: W, is_terminal: bool) -> impl Subscriber + Send + Sync + use<W>
+pub fn subscriber<W>(
+    settings: &Settings,
+    traces: Option<&Traces>,
+    writer: W,
+    is_terminal: bool,
+) -> impl Subscriber + Send + Sync + use<W>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
@@ -37,5 +46,6 @@ where
         LogFormat::Pretty if is_terminal => lines.with_target(false).boxed(),
         LogFormat::Pretty => lines.with_target(false).with_ansi(false).boxed(),
     };
-    tracing_subscriber::registry().with(filter).with(lines)
+    let filter = filter.and(filter_fn(|metadata| metadata.target() != TRACES));
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(traces.map(Traces::layer))
 }

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{HeaderMap, HeaderValue};
 use serde::Deserialize;
+use tracing::Instrument as _;
 use url::{Host, Url};
 
 use crate::crypto::SecretText;
+use crate::logs::TRACES;
 
 /// How long an upstream may take to answer a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -147,8 +149,15 @@ impl Upstream {
         let mut headers = HeaderMap::new();
         headers.insert("x-api-key", key);
         headers.insert("anthropic-version", HeaderValue::from_static(API_VERSION));
-        let mut answer =
-            self.client.get(format!("{base}/v1/models?limit=1")).headers(headers).send().await.map_err(|error| {
+        let trace = tracing::info_span!(target: TRACES, "upstream", otel.kind = "client");
+        let mut answer = self
+            .client
+            .get(format!("{base}/v1/models?limit=1"))
+            .headers(headers)
+            .send()
+            .instrument(trace)
+            .await
+            .map_err(|error| {
                 tracing::warn!(error = &error as &dyn std::error::Error, "an upstream could not be asked");
                 let reason = if error.is_timeout() { "did not answer in time" } else { "could not be reached" };
                 format!("The upstream {reason}.")

@@ -17,7 +17,7 @@ use crate::app::{App, StartError};
 use crate::audit::Origin;
 use crate::domain::{self, Cx, Record, Services};
 use crate::identity::Actor;
-use crate::logs;
+use crate::logs::{self, Traces, TracesError};
 use crate::settings::{Settings, SettingsError, Sources, TABLE};
 use crate::store::MigrationError;
 
@@ -78,6 +78,8 @@ enum Failure {
     #[error(transparent)]
     Settings(#[from] SettingsError),
     #[error(transparent)]
+    Traces(#[from] TracesError),
+    #[error(transparent)]
     Start(#[from] StartError),
     #[error(transparent)]
     Migration(#[from] MigrationError),
@@ -114,8 +116,10 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     ];
     let flags = flags.into_iter().filter_map(|(name, value)| Some((name, value?)));
     let settings = Settings::load(&Sources::from_environment(flags, arguments.config.as_deref()))?;
-    logs::init(&settings);
-    match command {
+    let endpoint = settings.traces_endpoint.as_ref().filter(|_| matches!(command, Command::Serve));
+    let traces = endpoint.map(Traces::to).transpose()?;
+    logs::init(&settings, traces.as_ref());
+    let done = match command {
         Command::Serve => serve::run(&settings).await,
         Command::Migrate(migrate) => migrate::run(&settings, migrate).await,
         Command::Seed => seed::run(&settings).await,
@@ -123,7 +127,11 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Keys(keys) => keys::run(&settings, keys).await,
         Command::Healthcheck => healthcheck::run(&settings).await,
         Command::Schema => Ok(()),
+    };
+    if let Some(traces) = traces {
+        tokio::task::block_in_place(|| traces.finish());
     }
+    done
 }
 
 /// Prints the first administrator's password, where this command has just generated it.

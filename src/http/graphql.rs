@@ -12,6 +12,8 @@ use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 use super::documents::{Document, Rejected};
 use super::media_type::{AnswerType, is_json, wants_page};
@@ -26,6 +28,7 @@ use crate::graphql::variables::complete_variables;
 use crate::graphql::walls::Refusal;
 use crate::graphql::{Caller, finish_errors};
 use crate::identity::{Actor, Refused};
+use crate::logs::TRACES;
 
 /// The largest body that is read.
 pub(super) const MAX_BODY: usize = 256 * 1024;
@@ -139,13 +142,21 @@ async fn execute(
         record: crate::domain::Record::default(),
     });
     let field = document.measured.first_field(operation).to_owned();
-    let mut answer = run(server, collected, request.variables, kind, caller, deadline).await;
+    let trace = tracing::info_span!(
+        target: TRACES,
+        "operation",
+        otel.name = format!("{kind} {field}"),
+        graphql.operation.type = %kind,
+        claviger.outcome = Empty,
+    );
+    let mut answer = run(server, collected, request.variables, kind, caller, deadline).instrument(trace.clone()).await;
 
     let is_request_error = answer.data == Value::Null
         && !answer.errors.is_empty()
         && answer.errors.iter().all(|error| error.path.is_empty() && error.source.is_none());
     finish_errors(&mut answer.errors, &context.request_id);
     let outcome = answer.errors.first().map_or("OK", code_of).to_owned();
+    trace.record("claviger.outcome", &outcome);
     server.metrics.graphql_request(&field, &outcome);
     server.metrics.graphql_duration(&field, started.elapsed());
     let status = match answer_type {
@@ -251,7 +262,7 @@ async fn run(
     };
     let timed = match kind {
         OperationType::Mutation => {
-            let task = server.tasks.spawn(tracing::Instrument::in_current_span(work));
+            let task = server.tasks.spawn(work.in_current_span());
             tokio::time::timeout_at(deadline + GRACE, task)
                 .await
                 .map(|done| done.unwrap_or_else(|error| failed(&crate::domain::Error::internal(error))))

@@ -4,14 +4,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use tokio::time::Instant;
-use tracing::Instrument as _;
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 
 use super::client_address::{client_address, is_trusted};
 use super::router::Server;
+use crate::logs::{TRACES, follow};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -33,19 +35,26 @@ pub(super) async fn observe(
 ) -> Response {
     let started = Instant::now();
     // It stands in the audit log: a caller must not choose it, nor give two requests the same.
-    let given = is_trusted(peer.ip(), &server.trusted_proxies).then(|| given_id(request.headers())).flatten();
+    let is_trusted = is_trusted(peer.ip(), &server.trusted_proxies);
+    let given = is_trusted.then(|| given_id(request.headers())).flatten();
     let request_id = given.unwrap_or_else(|| hex::encode(server.services.random.bytes::<16>()));
     let client_address = client_address(peer.ip(), request.headers(), &server.trusted_proxies);
     // The route, not the path: a path is the caller's, and may hold anything.
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
-    let span = tracing::info_span!("request", request_id);
+    // At the level of errors, so that it is there whichever lines are logged.
+    let span = tracing::error_span!("request", request_id);
+    let trace = trace_of(&request, &route, &request_id);
+    if is_trusted {
+        follow(&trace, request.headers());
+    }
     request.extensions_mut().insert(RequestContext { request_id: request_id.clone(), client_address });
     let method = request.method().clone();
 
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let mut response = next.run(request).instrument(trace.clone()).instrument(span.clone()).await;
 
     let status = response.status().as_u16();
     server.metrics.http_request(&route, status);
+    trace.record("http.response.status_code", status);
     let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     span.in_scope(|| tracing::info!(%method, route, status, milliseconds, client = %client_address, "answered"));
     let headers = response.headers_mut();
@@ -54,6 +63,23 @@ pub(super) async fn observe(
     }
     add_security_headers(headers, server.is_public_https);
     response
+}
+
+/// The request's span in a trace, by OpenTelemetry's conventions.
+fn trace_of(request: &Request, route: &str, request_id: &str) -> Span {
+    // A method, like a path, may be any text of the caller's.
+    let is_known = matches!(*request.method(), Method::GET | Method::HEAD | Method::POST | Method::OPTIONS);
+    let method = if is_known { request.method().as_str() } else { "_OTHER" };
+    tracing::info_span!(
+        target: TRACES,
+        "request",
+        otel.name = format!("{method} {route}"),
+        otel.kind = "server",
+        http.request.method = method,
+        http.route = route,
+        http.response.status_code = Empty,
+        claviger.request_id = request_id,
+    )
 }
 
 /// An id that a proxy gave, if it can stand in a log as it is.

@@ -54,6 +54,8 @@ pub struct Settings {
     pub log_level: String,
     /// How it is logged.
     pub log_format: LogFormat,
+    /// Where traces are sent; none: nowhere.
+    pub traces_endpoint: Option<Url>,
     /// Whether the schema may be asked for.
     pub introspection: bool,
     /// Whether the playground is served.
@@ -130,6 +132,7 @@ impl Settings {
                 "json" => Ok(LogFormat::Json),
                 _ => Err("is neither \"pretty\" nor \"json\"".to_owned()),
             }),
+            traces_endpoint: reader.or("OTEL_EXPORTER_OTLP_ENDPOINT", None, |text| web_url(text).map(Some)),
             introspection: reader.or("INTROSPECTION", true, switch),
             playground: reader.or("PLAYGROUND", true, switch),
             request_timeout: reader.or("REQUEST_TIMEOUT", Duration::from_secs(30), |text| seconds(text, 1, 600)),

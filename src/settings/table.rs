@@ -54,11 +54,12 @@ settings! {
     Secret "ADMIN_PASSWORD", "generated and printed once", "the first administrator's password, for the first start; also `ADMIN_PASSWORD_FILE`";
     Url "FRONTEND_URL", "none", "origins that browsers may call from, comma-separated; invitations lead to the first";
     Url "PUBLIC_URL", "from HOST and PORT", "where the server is reached from outside, for links; with https, browsers are told to stay with it";
-    Plain "TRUSTED_PROXIES", "none", "addresses and networks whose X-Forwarded-For and X-Request-Id are believed, comma-separated";
+    Plain "TRUSTED_PROXIES", "none", "addresses and networks whose X-Forwarded-For, X-Request-Id and traceparent are believed, comma-separated";
     Url "ANTHROPIC_BASE_URL", "`https://api.anthropic.com`", "the default upstream";
     Plain "UPSTREAM_ALLOWED_HOSTS", "none", "hosts, with or without a port, that accounts may name over plain HTTP or at private addresses";
     Plain "LOG_LEVEL", "`info`", "`error`, `warn`, `info`, `debug`, `trace`, or a filter like `info,claviger=debug`";
     Plain "LOG_FORMAT", "`pretty` on a terminal, else `json`", "`pretty` or `json`";
+    Url "OTEL_EXPORTER_OTLP_ENDPOINT", "none", "where traces are sent, as OTLP over HTTP, like `http://localhost:4318`";
     Plain "INTROSPECTION", "`on`", "whether queries may ask for the schema; its text is at `/schema.graphql` anyway";
     Plain "PLAYGROUND", "`on`", "whether the playground is served at `/`";
     Plain "REQUEST_TIMEOUT", "`30`", "seconds that a request may take, 1 to 600";

@@ -374,7 +374,7 @@ async fn open_sqlite(path: String, mode: Mode, statements: Statements) -> Connec
     })
     .await
     .map_err(ConnectionError::CouldntSetupConfiguration)?;
-    conn.set_instrumentation(statements);
+    conn.set_instrumentation(statements.observe());
     Ok(conn)
 }
 
@@ -453,7 +453,7 @@ async fn open_postgres(
         config.connect(tls).await.map_err(|error| ConnectionError::BadConnection(describe(&error)))?;
     let mut conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
     conn.batch_execute(&session).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
-    conn.set_instrumentation(statements);
+    conn.set_instrumentation(statements.observe());
     Ok(conn)
 }
 

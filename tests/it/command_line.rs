@@ -1,7 +1,7 @@
 //! The program as it is run: commands, exit codes, start and stop.
 
 use std::io::{BufRead as _, BufReader, Lines, Write as _};
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 
 use crate::support::{Client, TestDatabase};
 
@@ -70,6 +70,15 @@ pub(crate) struct Served {
     pub(crate) url: String,
     // Whoever reads the server's output goes on to.
     _lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Served {
+    /// Tells it to stop, and waits until it has.
+    pub(crate) fn stop(mut self) -> ExitStatus {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+        self.child.wait().unwrap()
+    }
 }
 
 impl Drop for Served {
@@ -253,10 +262,7 @@ on_both! {
     }
 
     async fn a_server_that_is_told_to_stop_ends_well(place: Place) {
-        let mut server = place.serve();
-        let id = server.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
-        assert_eq!(server.child.wait().unwrap().code(), Some(0));
+        assert_eq!(place.serve().stop().code(), Some(0));
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use claviger::logs::subscriber;
+use claviger::logs::{TRACES, subscriber};
 use claviger::settings::{Settings, Sources};
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ fn logged(format: &str, level: &str, is_terminal: bool, deed: impl FnOnce()) -> 
     let captured = Captured::default();
     let writer = captured.clone();
     let settings = Settings::load(&Sources::from_pairs([("LOG_FORMAT", format), ("LOG_LEVEL", level)])).unwrap();
-    let subscriber = subscriber(&settings, move || writer.clone(), is_terminal);
+    let subscriber = subscriber(&settings, None, move || writer.clone(), is_terminal);
     tracing::subscriber::with_default(subscriber, deed);
     String::from_utf8(captured.0.lock().unwrap().clone()).unwrap()
 }
@@ -49,6 +49,19 @@ impl std::error::Error for Outer {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.0)
     }
+}
+
+#[test]
+fn the_request_id_stands_in_a_warning_though_nothing_less_is_logged() {
+    let text = logged("json", "warn", false, || {
+        let _request = tracing::error_span!("request", request_id = "r-1").entered();
+        let _trace = tracing::info_span!(target: TRACES, "request", otel.name = "GET /").entered();
+        tracing::warn!("careful");
+    });
+    let mut line: Value = serde_json::from_str(&text).unwrap();
+    line["timestamp"].take();
+    let expected = json!({ "timestamp": null, "level": "WARN", "target": module_path!(), "message": "careful", "request_id": "r-1" });
+    assert_eq!(line, expected);
 }
 
 #[test]

@@ -25,5 +25,6 @@ mod session;
 mod settings;
 mod statements;
 mod support;
+mod traces;
 mod user;
 mod walls;

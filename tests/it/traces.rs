@@ -1,0 +1,150 @@
+//! Traces: what a collector is sent.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::routing::post;
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value as AnyValue;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message as _;
+use serde_json::json;
+
+use crate::command_line::Place;
+use crate::support::{Client, PASSWORD, TestDatabase};
+
+/// What the caller of this trace chose for it.
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const SECRET: &str = "sk-ant-canary-7391";
+const NAME: &str = "a-name-of-the-callers-7391";
+
+/// A collector on loopback.
+#[derive(Clone, Default)]
+struct Collector(Arc<Mutex<Vec<Bytes>>>);
+
+impl Collector {
+    async fn start(&self) -> String {
+        let collect = async |State(Self(bodies)): State<Self>, body: Bytes| {
+            bodies.lock().unwrap().push(body);
+            ExportTraceServiceResponse::default().encode_to_vec()
+        };
+        let routes = Router::new().route("/v1/traces", post(collect)).with_state(self.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        format!("http://{address}")
+    }
+
+    /// The service's name with each of its spans.
+    fn spans(&self) -> Vec<(String, Span)> {
+        let bodies = self.0.lock().unwrap();
+        let mut spans = Vec::new();
+        for batch in bodies.iter().flat_map(|body| ExportTraceServiceRequest::decode(&body[..]).unwrap().resource_spans)
+        {
+            let service = attributes(&batch.resource.unwrap().attributes).remove("service.name").unwrap();
+            spans.extend(batch.scope_spans.into_iter().flat_map(|scope| scope.spans).map(|s| (service.clone(), s)));
+        }
+        spans
+    }
+}
+
+fn attributes(pairs: &[KeyValue]) -> BTreeMap<String, String> {
+    let text = |pair: &KeyValue| match pair.value.clone()?.value? {
+        AnyValue::StringValue(text) => Some(text),
+        AnyValue::IntValue(number) => Some(number.to_string()),
+        _ => None,
+    };
+    pairs.iter().filter_map(|pair| Some((pair.key.clone(), text(pair)?))).collect()
+}
+
+async fn tells_what_a_request_did(database: TestDatabase) {
+    let collector = Collector::default();
+    let endpoint = collector.start().await;
+    let place = Place::new(database);
+    let mut serve = place.command(&["serve"]);
+    serve.env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint).env("TRUSTED_PROXIES", "127.0.0.1").env("LOG_LEVEL", "off");
+    let server = Place::started(serve);
+    let admin = Client::new(&server.url).signed_in("admin@localhost", PASSWORD).await;
+    let query = format!(
+        "mutation {NAME} {{ createClaudeAccount(input: {{ apiKey: \"{SECRET}\", accountName: \"{NAME}\" }}) {{ claudeAccount {{ id }} }} }}",
+        NAME = NAME.replace('-', "_")
+    );
+    let answer = admin
+        .http()
+        .post(format!("{}/graphql", server.url))
+        .header("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01"))
+        .header("x-request-id", "request-of-the-proxy")
+        .bearer_auth(admin.access_token.as_ref().unwrap())
+        .json(&json!({ "query": query }))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.headers()["x-request-id"], "request-of-the-proxy");
+    assert!(server.stop().success());
+
+    let spans = collector.spans();
+    assert!(spans.iter().all(|(service, _)| service == "claviger"));
+    let of_request: Vec<_> =
+        spans.iter().map(|(_, span)| span).filter(|span| hex::encode(&span.trace_id) == TRACE).collect();
+    let one = |name: &str| {
+        let mut found = of_request.iter().filter(|span| span.name == name);
+        let span = *found.next().unwrap_or_else(|| panic!("no span {name}"));
+        assert!(found.next().is_none(), "two spans {name}");
+        span
+    };
+    let request = one("POST /graphql");
+    assert_eq!(hex::encode(&request.parent_span_id), "b7ad6b7169203331");
+    let expected = [
+        ("claviger.request_id", "request-of-the-proxy"),
+        ("http.request.method", "POST"),
+        ("http.response.status_code", "200"),
+        ("http.route", "/graphql"),
+    ];
+    for (name, value) in expected {
+        assert_eq!(attributes(&request.attributes).get(name).map(String::as_str), Some(value), "{name}");
+    }
+    let operation = one("mutation createClaudeAccount");
+    assert_eq!(operation.parent_span_id, request.span_id);
+    assert_eq!(attributes(&operation.attributes)["claviger.outcome"], "OK");
+    let parents: BTreeSet<_> =
+        of_request.iter().filter(|span| span.name == "statement").map(|span| &span.parent_span_id).collect();
+    assert_eq!(parents, BTreeSet::from([&request.span_id, &operation.span_id]), "the sign-in's, and the operation's");
+
+    let sent: Vec<u8> = collector.0.lock().unwrap().concat();
+    for text in [SECRET, NAME, &NAME.replace('-', "_"), PASSWORD, "admin@localhost", "INSERT", "127.0.0.1"] {
+        let is_there = sent.windows(text.len()).any(|window| window == text.as_bytes());
+        assert!(!is_there, "{text} was sent to the collector");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tells_what_a_request_did_on_sqlite() {
+    tells_what_a_request_did(TestDatabase::sqlite()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tells_what_a_request_did_on_postgres() {
+    tells_what_a_request_did(TestDatabase::postgres().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stranger_cannot_name_the_trace() {
+    let collector = Collector::default();
+    let endpoint = collector.start().await;
+    let place = Place::new(TestDatabase::sqlite());
+    let mut serve = place.command(&["serve"]);
+    serve.env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint).env("OTEL_SERVICE_NAME", "keys-of-the-house");
+    let server = Place::started(serve);
+    let http = Client::new(&server.url);
+    let get = http.http().get(format!("{}/health/alive", server.url));
+    get.header("traceparent", format!("00-{TRACE}-b7ad6b7169203331-01")).send().await.unwrap();
+    assert!(server.stop().success());
+    let spans = collector.spans();
+    assert!(spans.iter().all(|(service, _)| service == "keys-of-the-house"));
+    assert!(spans.iter().any(|(_, span)| span.name == "GET /health/alive"));
+    assert!(spans.iter().all(|(_, span)| hex::encode(&span.trace_id) != TRACE));
+}
