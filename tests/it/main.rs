@@ -12,6 +12,7 @@ mod credential;
 mod crypto;
 mod data_dir;
 mod durability;
+mod examples;
 mod http;
 mod invitation;
 mod keys;
