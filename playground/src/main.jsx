@@ -2,6 +2,7 @@
 import './workers.js';
 import { GraphiQL } from 'graphiql';
 import { createRoot } from 'react-dom/client';
+import { Answers } from './answers.jsx';
 import { createFetcher } from './fetcher.js';
 import { SAMPLE } from './sample.js';
 import { Session } from './session.js';
@@ -9,6 +10,9 @@ import { SessionBar } from './session_bar.jsx';
 
 const session = new Session();
 const fetcher = createFetcher(session);
+session.resume(window.sessionStorage);
+window.addEventListener('pagehide', () => session.leave(window.sessionStorage));
+window.addEventListener('pageshow', (event) => event.persisted && session.resume(window.sessionStorage));
 
 // Operations may hold secrets (an upstream key, a password), so what GraphiQL keeps of them ends with the browser tab.
 createRoot(document.getElementById('page')).render(
@@ -19,6 +23,7 @@ createRoot(document.getElementById('page')).render(
         <GraphiQL.Logo>
           <a className="schema-link" href="/schema.graphql">schema.graphql</a>
         </GraphiQL.Logo>
+        <Answers session={session} />
       </GraphiQL>
     </main>
   </>,

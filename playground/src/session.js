@@ -1,4 +1,6 @@
-// Who is signed in. Tokens live in this object's private fields only: a reload forgets them, and no storage has them.
+// Who is signed in. While the page lives, tokens are in this object's private fields only. As the page goes, the refresh token
+// is laid into the tab's sessionStorage, and the page that comes next in the tab takes it out again: a reload stays signed in,
+// and a tab that is opened as a copy of a living one never has its token, which would end the session when both use it.
 import { post } from './graphql_http.js';
 
 const FIELDS = 'accessToken accessTokenExpiresAt refreshToken viewer { user { email } role }';
@@ -6,6 +8,7 @@ const SIGN_IN = `mutation SignIn($input: SignInInput!) { signIn(input: $input) {
 const REFRESH = `mutation RefreshSession($input: RefreshSessionInput!) { refreshSession(input: $input) { ${FIELDS} } }`;
 const SIGN_OUT = 'mutation SignOut($input: SignOutInput) { signOut(input: $input) { signedOut } }';
 
+const STORED = 'claviger:refresh-token';
 /** Refresh this long before the access token's end, so that none expires on its way to the server. */
 const MARGIN_MS = 60_000;
 /** Where no answer came, the server may have rotated the token all the same. It takes the old one for 10 s more. */
@@ -43,7 +46,7 @@ export class Session {
 
   async signOut() {
     if (!this.#tokens) return;
-    const authorization = bearer(this.#tokens);
+    const authorization = this.#header() ?? undefined;
     const input = { refreshToken: this.#tokens.refresh };
     this.#forget('Signed out.');
     try {
@@ -56,14 +59,39 @@ export class Session {
   /** The Authorization header for a request made now, or null where nobody is signed in. */
   async authorization() {
     if (this.#tokens && Date.now() > this.#tokens.renewAt) await this.#refresh();
-    return this.#tokens && bearer(this.#tokens);
+    return this.#header();
   }
 
   /** After the server refused `used`: the header of a renewed session, or null where it has ended. */
   async renewAfterRefusal(used) {
     // Another request may have renewed it meanwhile.
-    if (this.#tokens && bearer(this.#tokens).authorization === used.authorization) await this.#refresh();
-    return this.#tokens && bearer(this.#tokens);
+    if (this.#header()?.authorization === used.authorization) await this.#refresh();
+    return this.#header();
+  }
+
+  /** The page goes: the refresh token waits in `storage` for the next one. */
+  leave(storage) {
+    if (!this.#tokens) return;
+    clearTimeout(this.#timer);
+    storage.setItem(STORED, this.#tokens.refresh);
+    this.#tokens = null;
+  }
+
+  /** The page comes, or comes back: it goes on with the refresh token that waits in `storage`. */
+  async resume(storage) {
+    const refresh = storage.getItem(STORED);
+    storage.removeItem(STORED);
+    if (refresh) {
+      this.#tokens = { access: null, refresh, renewAt: 0 };
+      await this.#refresh();
+    } else if (this.#state.viewer) {
+      // The page was kept while another took the token.
+      this.#forget(ENDED, true);
+    }
+  }
+
+  #header() {
+    return this.#tokens?.access ? { authorization: `Bearer ${this.#tokens.access}` } : null;
   }
 
   // One at a time: a refresh token serves once, and using it twice would end the session.
@@ -116,10 +144,6 @@ export class Session {
     this.#state = state;
     this.#listeners.forEach((listener) => listener());
   }
-}
-
-function bearer(tokens) {
-  return { authorization: `Bearer ${tokens.access}` };
 }
 
 /** Runs an identity mutation. Throws a Refusal where the server answered with errors that a repeat won't cure. */

@@ -34,6 +34,9 @@ pub enum KeyRingError {
     /// One version twice.
     #[error("entry {0} has a version that stands there already")]
     Repeated(usize),
+    /// One key under two versions: a change from the one to the other would change nothing.
+    #[error("entry {0} has the key of another version")]
+    SameKey(usize),
 }
 
 impl KeyRing {
@@ -43,6 +46,7 @@ impl KeyRing {
     /// Names the entry that is wrong, counted from 1, never what it holds.
     pub fn parse(text: &SecretText) -> Result<Self, KeyRingError> {
         let mut keys: Vec<Key> = Vec::new();
+        let mut known: Vec<Zeroizing<Vec<u8>>> = Vec::new();
         for (place, entry) in text.expose().split(',').map(str::trim).enumerate().filter(|(_, entry)| !entry.is_empty())
         {
             let malformed = || KeyRingError::Malformed(place + 1);
@@ -56,6 +60,10 @@ impl KeyRing {
             }
             let bytes = Zeroizing::new(STANDARD.decode(key).map_err(|_| malformed())?);
             keys.push(Key::new(version, &bytes).ok_or_else(malformed)?);
+            if known.contains(&bytes) {
+                return Err(KeyRingError::SameKey(place + 1));
+            }
+            known.push(bytes);
         }
         if keys.is_empty() { Err(KeyRingError::Empty) } else { Ok(Self(keys)) }
     }

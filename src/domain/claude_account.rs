@@ -89,7 +89,8 @@ pub async fn page(
 ) -> Result<PageSlice<ClaudeAccount>> {
     let permit = cx.actor.require()?;
     check_search(filter.search.as_deref())?;
-    Ok(accounts::page(&mut cx.services.db.read().await?, &permit, filter, order, page).await?)
+    let mut conn = if filter.search.is_some() { cx.services.db.scan().await? } else { cx.services.db.read().await? };
+    Ok(accounts::page(&mut conn, &permit, filter, order, page).await?)
 }
 
 /// How many of the organization's accounts pass the filter.
@@ -98,7 +99,7 @@ pub async fn page(
 /// Without permission.
 pub async fn count(cx: Cx<'_>, filter: &ClaudeAccountFilter) -> Result<i64> {
     let permit = cx.actor.require()?;
-    Ok(accounts::count(&mut cx.services.db.read().await?, &permit, filter).await?)
+    Ok(accounts::count(&mut cx.services.db.scan().await?, &permit, filter).await?)
 }
 
 /// One account, for showing it: that it was looked at stands in the audit log before it is shown.

@@ -18,6 +18,7 @@ use crate::store::{self, Tx, invitation as invitations, organization as organiza
 
 pub(super) const NAME_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
 pub(super) const TAKEN: &str = "A user with this email address exists.";
+const NOT_ACCEPTED: &str = "The user has not accepted the invitation yet.";
 const LAST_ADMIN: &str = "The organization needs an active ADMIN, and this is the last one.";
 
 /// The input of [`update`].
@@ -93,7 +94,8 @@ pub async fn page(
 ) -> Result<PageSlice<User>> {
     let permit = cx.actor.require::<ViewUsers>()?;
     check_search(filter.search.as_deref())?;
-    Ok(users::page(&mut cx.services.db.read().await?, &permit, filter, order, page).await?)
+    let mut conn = if filter.search.is_some() { cx.services.db.scan().await? } else { cx.services.db.read().await? };
+    Ok(users::page(&mut conn, &permit, filter, order, page).await?)
 }
 
 /// How many of the organization's users pass the filter.
@@ -102,7 +104,7 @@ pub async fn page(
 /// Without permission.
 pub async fn count(cx: Cx<'_>, filter: &UserFilter) -> Result<i64> {
     let permit = cx.actor.require::<ViewUsers>()?;
-    Ok(users::count(&mut cx.services.db.read().await?, &permit, filter).await?)
+    Ok(users::count(&mut cx.services.db.scan().await?, &permit, filter).await?)
 }
 
 /// Changes a user; what the input leaves out stays. A user who is suspended is signed out everywhere.
@@ -131,7 +133,7 @@ pub async fn update(cx: Cx<'_>, id: UserId, input: Update) -> Result<User> {
         });
         checks.finish()?;
         if before.status == UserStatus::Invited && user.status != UserStatus::Invited {
-            return Err(Error::conflict("The user has not accepted the invitation yet."));
+            return Err(Error::conflict(NOT_ACCEPTED));
         }
         let loses_an_admin = is_active_admin(&before) && !is_active_admin(&user);
         if loses_an_admin && !users::has_other_admin(tx, &permit, id).await? {
@@ -190,7 +192,11 @@ pub async fn delete(cx: Cx<'_>, id: UserId) -> Result<()> {
 /// Locks the organization and then the user: of two changes that each leave one ADMIN, the second waits for the first.
 async fn lock(tx: &mut Tx, permit: &Permit<ManageUsers>, id: UserId) -> Result<User> {
     organizations::lock(tx, permit).await?;
-    users::lock_member(tx, permit, id).await?.ok_or_else(|| Error::not_found("user"))
+    users::lock_member(tx, permit, id).await?.ok_or_else(no_such_user)
+}
+
+fn no_such_user() -> Error {
+    Error::not_found("user")
 }
 
 fn is_active_admin(user: &User) -> bool {
@@ -237,16 +243,19 @@ pub async fn create(cx: Cx<'_>, email: &Email, full_name: &str, role: Role, pass
 /// Sets a user's password and ends all of the user's sessions: from the command line.
 ///
 /// # Errors
-/// Where there is no such user or the password is not accepted.
+/// Where there is no such user, the user has not accepted the invitation yet, or the password is not accepted.
 pub async fn reset_password(cx: Cx<'_>, email: &Email, password: &SecretText) -> Result<User> {
     let organization = system_organization(cx)?;
     let found = users::find_by_email(&mut cx.services.db.read().await?, email).await?;
-    let (user, _) =
-        found.filter(|(user, _)| user.organization_id == organization).ok_or_else(|| Error::not_found("user"))?;
+    let (user, _) = found.filter(|(user, _)| user.organization_id == organization).ok_or_else(no_such_user)?;
     let hash = accepted_hash(cx, password, email).await?;
     let now = cx.services.clock.now();
     audited(cx, async |tx| {
-        // The user first, which locks the row: see `sessions::lock_with_user`.
+        // The user before the sessions: see `sessions::lock_with_user`. It may have been deleted while the password was hashed.
+        let user = users::lock(tx, user.id).await?.ok_or_else(no_such_user)?;
+        if user.status == UserStatus::Invited {
+            return Err(Error::conflict(NOT_ACCEPTED));
+        }
         users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
         let ended = sessions::revoke_all(tx, user.id, now).await?;
         let entry = Entry::new(AuditAction::Update, ResourceType::User)

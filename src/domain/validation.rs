@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 
 use super::error::{Error, FieldError, Result};
-use crate::model::{Email, Id, JsonObject, Kind};
+use crate::model::{Email, Id, JsonObject, Kind, breaks_a_line};
 
 /// Longer than any name or address that is looked for.
 const SEARCH_LENGTH: usize = 200;
@@ -91,7 +91,7 @@ impl Checks {
         if !length.contains(&characters) {
             self.fail(field, format!("must have {} to {} characters", length.start(), length.end()));
             None
-        } else if text.chars().any(char::is_control) {
+        } else if text.contains(breaks_a_line) {
             self.fail(field, "must not have control characters");
             None
         } else {

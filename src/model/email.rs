@@ -6,7 +6,10 @@ use std::str::FromStr;
 use email_address::{EmailAddress, Options};
 use unicode_normalization::UnicodeNormalization;
 
-/// A valid address: trimmed, lower case, NFC. Two spellings of one address compare equal.
+use super::text::is_invisible;
+
+/// A valid address: trimmed, lower case, NFC, without a character that shows as nothing. Two spellings of one address
+/// compare equal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Email(String);
 
@@ -33,7 +36,11 @@ impl FromStr for Email {
         let normalized: String = text.trim().to_lowercase().nfc().collect();
         // `admin@localhost` is an address: the first administrator's where nothing else is set.
         let options = Options::default().without_display_text().without_domain_literal();
-        if normalized.len() > Self::MAX_LENGTH || EmailAddress::parse_with_options(&normalized, options).is_err() {
+        let is_clear = !normalized.contains(is_invisible);
+        if !is_clear
+            || normalized.len() > Self::MAX_LENGTH
+            || EmailAddress::parse_with_options(&normalized, options).is_err()
+        {
             return Err(InvalidEmail);
         }
         Ok(Self(normalized))

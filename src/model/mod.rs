@@ -7,6 +7,7 @@ mod id;
 mod json_object;
 mod page;
 mod permission;
+mod text;
 mod timestamp;
 
 pub use clock::Clock;
@@ -26,4 +27,5 @@ pub use permission::{
     ManageUsers, Permission, Permit, Read, RevealCredentials, Role, RotateKeys, ViewAuditLogs, ViewUsers, WriteClients,
     WriteCredentials, WriteTasks,
 };
+pub use text::breaks_a_line;
 pub use timestamp::Timestamp;

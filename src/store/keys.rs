@@ -96,7 +96,7 @@ pub async fn next_secrets(
         .await?))
 }
 
-/// Those of the secrets, in order, that the key has still sealed; their credentials are locked to the end of the transaction.
+/// Those of the secrets, of which the caller has a page in order, that the key has still sealed; their credentials are locked to the end of the transaction.
 ///
 /// # Errors
 /// Where the database fails.
@@ -107,6 +107,7 @@ pub async fn lock_secrets(
     wanted: &[(CredentialId, i32)],
 ) -> Result<Vec<CredentialSecret>> {
     use credential_secrets as s;
+    let (Some(first), Some(last)) = (wanted.first(), wanted.last()) else { return Ok(Vec::new()) };
     let conn = tx.conn().await?;
     let ids: BTreeSet<CredentialId> = wanted.iter().map(|(id, _)| *id).collect();
     // In order, so that two who change keys wait for each other and never in a circle.
@@ -119,6 +120,9 @@ pub async fn lock_secrets(
     )?;
     let mut secrets: Vec<CredentialSecret> = on_conn!(conn, |c| s::table
         .filter(s::credential_id.eq_any(&locked).and(s::key_version.eq(version)))
+        // A credential of many versions is cut into many pieces: only this one is read.
+        .filter(s::credential_id.ne(first.0).or(s::secret_version.ge(first.1)))
+        .filter(s::credential_id.ne(last.0).or(s::secret_version.le(last.1)))
         .order((s::credential_id, s::secret_version))
         .select(CredentialSecret::as_select())
         .load(c)

@@ -70,6 +70,10 @@ both_databases! {
             "status": "ARCHIVED", "ownerId": "client_x", "metadata": [],
         } })).await;
         assert_eq!(answer.fields(), ["name", "company", "email", "phone", "notes", "status", "ownerId", "metadata"]);
+        let answer = admin.with(query, json!({ "input": {
+            "name": "gpj.\u{202e}exe", "company": "A\u{2028}B", "email": "a\u{200b}da@example.com", "phone": "1\u{2069}",
+        } })).await;
+        assert_eq!(answer.fields(), ["name", "company", "email", "phone"], "what shows as something else");
         let answer = admin.with(query, json!({ "input": { "name": "A", "ownerId": "user_00000000000000000000000000" } })).await;
         assert_eq!((answer.code(), answer.fields()), ("BAD_USER_INPUT", vec!["ownerId"]));
 
@@ -117,6 +121,28 @@ both_databases! {
         }));
         let restored = act(&admin, "restoreClient", &made["id"]).await.data()["restoreClient"]["client"].clone();
         assert_eq!((&restored["status"], &restored["archivedAt"], &restored["version"]), (&json!("PAUSED"), &Value::Null, &json!(3)));
+    }
+
+    async fn nothing_is_added_to_a_client_once_it_is_archived(app: TestApp) {
+        let admin = app.admin().await;
+        for _ in 0..4 {
+            let made = create(&admin, json!({ "name": "A" })).await;
+            let tasks = futures_util::future::join_all((0..6).map(|_| create_task(&admin, json!({ "clientId": made["id"], "title": "T" }))));
+            let credential = "mutation($c: ID!) { createCredential(input: { clientId: $c, label: \"L\", secret: \"s\" }) { credential { id } } }";
+            let credentials = futures_util::future::join_all((0..6).map(|_| admin.with(credential, json!({ "c": made["id"] }))));
+            let (tasks, archived, credentials) = tokio::join!(tasks, act(&admin, "archiveClient", &made["id"]), credentials);
+            archived.data();
+            let refused = tasks.iter().chain(&credentials).filter(|answer| answer.body.get("errors").is_some());
+            assert!(refused.clone().all(|answer| answer.code() == "CONFLICT"));
+            // The log has them in the order in which they were committed.
+            let log = "{ auditLogs(first: 13, filter: { outcome: [SUCCESS], action: [CREATE, ARCHIVE] }) { nodes { action } } }";
+            let entries = admin.run(log).await.data()["auditLogs"]["nodes"].clone();
+            assert_eq!(entries[0]["action"], "ARCHIVE", "{entries:#}");
+            let now = "query($id: ID!) { client(id: $id) { tasks { totalCount } credentials { totalCount } } }";
+            let client = admin.with(now, json!({ "id": made["id"] })).await.data()["client"].clone();
+            let there = client["tasks"]["totalCount"].as_u64().unwrap() + client["credentials"]["totalCount"].as_u64().unwrap();
+            assert_eq!(there + refused.count() as u64, 12);
+        }
     }
 
     async fn clients_are_searched_filtered_and_sorted(app: TestApp) {

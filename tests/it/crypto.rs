@@ -81,10 +81,9 @@ fn an_older_key_opens_and_the_newest_seals() {
 
 #[test]
 fn the_version_of_the_key_is_sealed_in() {
-    // One key under two names: only the name tells them apart.
-    let both = ring(&[("v2", 1), ("v1", 1)]);
-    let renamed = Sealed { key_version: "v1".into(), ..seal(&both, "secret") };
-    assert_eq!(both.open(&place(), &renamed).unwrap_err(), OpenError::Corrupt);
+    // One key under two names, in two rings: only the name tells them apart.
+    let renamed = Sealed { key_version: "v1".into(), ..seal(&ring(&[("v2", 1)]), "secret") };
+    assert_eq!(ring(&[("v1", 1)]).open(&place(), &renamed).unwrap_err(), OpenError::Corrupt);
 }
 
 #[test]
@@ -112,6 +111,7 @@ fn a_key_ring_names_the_entry_that_is_wrong() {
     assert_eq!(parse(String::new()), KeyRingError::Empty);
     assert_eq!(parse(format!("v1:{},v1:{}", key(1), key(2))), KeyRingError::Repeated(2));
     assert_eq!(parse(format!(",v1:{},v1:{}", key(1), key(2))), KeyRingError::Repeated(3), "an empty entry counts");
+    assert_eq!(parse(format!("v2:{},v1:{}", key(1), key(1))), KeyRingError::SameKey(2));
     for wrong in [key(1), format!("1:{}", key(1)), format!("v:{}", key(1)), "v1:AAAA".into(), "v1:*".into()] {
         assert_eq!(parse(format!("v9:{},{wrong}", key(9))), KeyRingError::Malformed(2), "{wrong}");
     }

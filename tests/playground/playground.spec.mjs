@@ -28,6 +28,8 @@ page.on('pageerror', (error) => complaints.push(String(error)));
 context.on('request', (request) => hasHost(request.url()) && new URL(request.url()).origin !== origin && foreign.push(request.url()));
 await page.addInitScript(() => {
   window.policyViolations = [];
+  // The editor draws only the lines in view; its model has all of what is shown.
+  window.answerModel = () => window.__MONACO.editor.getModels().find((model) => model.uri.path.endsWith('response.json'));
   document.addEventListener('securitypolicyviolation', ({ effectiveDirective, blockedURI }) => window.policyViolations.push(`${effectiveDirective}: ${blockedURI}`));
 });
 
@@ -64,10 +66,8 @@ async function run(lines) {
   const answered = page.waitForResponse((response) => response.request().postDataJSON()?.query?.includes(operation));
   await execute.click();
   await answered;
-  // The editor draws only the lines in view; its model has all of what is shown.
   const shown = await page.waitForFunction(() => {
-    const result = window.__MONACO.editor.getModels().find((model) => model.uri.path.endsWith('response.json'));
-    return result?.getValue();
+    return window.answerModel()?.getValue();
   });
   const text = await shown.jsonValue();
   // It draws them a moment after its model has them.
@@ -89,6 +89,10 @@ try {
     await page.locator('.graphiql-query-editor').getByText('claudeAccounts').first().waitFor();
   });
 
+  await test('nobody is answered as nobody', async () => {
+    assert.equal((await run('query Nobody { viewer { role } }')).viewer, null);
+  });
+
   await test('a wrong password is answered in words', async () => {
     await bar.getByLabel('Email').fill(EMAIL);
     await bar.getByLabel('Password').fill(`${PASSWORD} not`);
@@ -103,6 +107,10 @@ try {
     await bar.getByRole('button', { name: 'Sign in' }).click();
     await bar.getByRole('button', { name: 'Sign out' }).waitFor();
     assert.match(await bar.innerText(), new RegExp(`${EMAIL.replaceAll(/[.+]/g, '\\$&')} \\(ADMIN\\)`));
+  });
+
+  await test('the answer that nobody had does not stay beside the sign-in', async () => {
+    await page.waitForFunction(() => answerModel().getValue() === '');
   });
 
   await test('createClaudeAccount shows the new account', async () => {
@@ -160,13 +168,27 @@ try {
 
   await test('no storage of the browser holds a token', async () => {
     const stored = await page.evaluate(() => JSON.stringify([{ ...localStorage }, { ...sessionStorage }, document.cookie]));
-    assert.doesNotMatch(stored, /Bearer|accessToken|refreshToken|eyJ/);
+    assert.doesNotMatch(stored, /Bearer|accessToken|refreshToken|refresh-token|eyJ/);
+  });
+
+  await test('a reload stays signed in, and leaves no token behind', async () => {
+    await page.reload();
+    await bar.getByRole('button', { name: 'Sign out' }).waitFor();
+    assert.equal((await run('query Again { viewer { role } }')).viewer.role, 'ADMIN');
+    await page.reload();
+    await bar.getByRole('button', { name: 'Sign out' }).waitFor();
+    const stored = await page.evaluate(() => JSON.stringify({ ...sessionStorage }));
+    assert.doesNotMatch(stored, /refresh-token/);
+    await run('query Still { viewer { role } }');
   });
 
   if (SCREENSHOT && failed === 0) await page.screenshot({ path: SCREENSHOT });
 
   await test('signing out brings the form back, and requests go out as nobody', async () => {
     await bar.getByRole('button', { name: 'Sign out' }).click();
+    await bar.getByRole('button', { name: 'Sign in' }).waitFor();
+    await page.waitForFunction(() => answerModel().getValue() === '');
+    await page.reload();
     await bar.getByRole('button', { name: 'Sign in' }).waitFor();
     assert.equal((await run('query Who { viewer { role } }')).viewer, null);
   });
