@@ -1,7 +1,7 @@
 //! Builds the application from its settings: the one place that knows every part.
 
 use std::fs::OpenOptions;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
 
@@ -9,18 +9,19 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use url::Host;
 
 use crate::audit::Origin;
 use crate::crypto::{KeyRing, KeyRingError, Random, SecretText};
 use crate::domain::keys::{MissingKey, missing};
-use crate::domain::organization::{FirstAdmin, FirstStart, ensure};
-use crate::domain::{self, Cx, Record, Services};
+use crate::domain::organization::{FirstAdmin, FirstStart, ensure, is_begun};
+use crate::domain::{self, Code, Cx, Record, Services};
 use crate::http::{Limits, Server, router, serve};
 use crate::identity::password::Hasher;
 use crate::identity::{AccessTokens, Actor, Authenticator};
-use crate::model::{Clock, Email, InvalidEmail};
-use crate::settings::{DataDir, DataDirError, DatabaseUrl, Settings};
-use crate::store::{self, Db, MigrationError};
+use crate::model::Clock;
+use crate::settings::{DataDir, DataDirError, DatabaseUrl, Listen, Settings};
+use crate::store::{self, Db, MigrationError, OpenError};
 use crate::upstream::{ClientError, Upstream};
 
 /// Why the server does not start.
@@ -30,14 +31,20 @@ pub enum StartError {
     #[error("the data folder cannot be used")]
     DataDir(#[from] DataDirError),
     /// The keys are not keys.
-    #[error("CREDENTIAL_ENCRYPTION_KEYS {0}")]
-    Keys(#[from] KeyRingError),
-    /// The address is none.
-    #[error("ADMIN_EMAIL {0}")]
-    AdminEmail(#[from] InvalidEmail),
+    #[error("{0} {1}")]
+    Keys(&'static str, #[source] KeyRingError),
     /// The database cannot be opened.
-    #[error("the database cannot be opened: {0}")]
-    Database(#[from] store::Error),
+    #[error(transparent)]
+    Database(#[from] OpenError),
+    /// The database cannot be read.
+    #[error("the database cannot be read: {0}")]
+    Store(#[from] store::Error),
+    /// Nothing is there yet.
+    #[error(
+        "nothing is set up in {0} yet: start the server, which makes the organization and its first ADMIN. If that has been \
+         done, look at DATA_DIR and DATABASE_URL"
+    )]
+    NotBegun(String),
     /// The tables cannot be brought up to date.
     #[error("the database cannot be migrated: {0}")]
     Migration(#[from] MigrationError),
@@ -55,13 +62,35 @@ pub enum StartError {
     MissingKeys(Vec<MissingKey>),
     /// The address cannot be listened on.
     #[error("cannot listen on {0}")]
-    Listen(SocketAddr, #[source] std::io::Error),
+    Listen(Listen, #[source] std::io::Error),
 }
 
 fn lacking(missing: &[MissingKey]) -> String {
     let named: Vec<_> =
         missing.iter().map(|key| format!("{}, which {} records need", key.version, key.records)).collect();
-    format!("CREDENTIAL_ENCRYPTION_KEYS lacks {}: put it back, behind the newest", named.join("; "))
+    format!("{KEYS} lacks {}: put it back, behind the newest", named.join("; "))
+}
+
+const KEYS: &str = "CREDENTIAL_ENCRYPTION_KEYS";
+
+impl StartError {
+    /// Whether a setting is wrong, in itself or beside what the database holds: to try again changes nothing. Files, the
+    /// network and the database are another matter.
+    #[must_use]
+    pub fn is_wrong_setting(&self) -> bool {
+        match self {
+            Self::Keys(..) | Self::MissingKeys(_) | Self::Database(OpenError::Url(_)) => true,
+            Self::FirstStart(error) => error.code() == Code::BadUserInput,
+            Self::WrongKeys(error) => error.code() == Code::Conflict,
+            Self::DataDir(_)
+            | Self::Database(_)
+            | Self::Store(_)
+            | Self::Migration(_)
+            | Self::Client(_)
+            | Self::NotBegun(_)
+            | Self::Listen(..) => false,
+        }
+    }
 }
 
 /// The parts, before they serve.
@@ -80,8 +109,14 @@ impl App {
     /// # Errors
     /// Says what could not be done.
     pub async fn build(settings: &Settings, clock: Clock) -> Result<Self, StartError> {
-        let random = Random::system();
+        // The folder first: the database may be a file in it.
         let data_dir = DataDir::open(&settings.data_dir)?;
+        let db = open_database(settings).await?;
+        Self::on(db, &data_dir, settings, clock).await
+    }
+
+    async fn on(db: Db, data_dir: &DataDir, settings: &Settings, clock: Clock) -> Result<Self, StartError> {
+        let random = Random::system();
         let jwt_secret = match &settings.jwt_secret {
             Some(secret) => secret.clone(),
             None => data_dir.secret("jwt-secret", || random.token().expose().into())?.0,
@@ -90,21 +125,22 @@ impl App {
             Some(keys) => keys.clone(),
             None => data_dir.secret("encryption-keys", || KeyRing::generate(&random).expose().into())?.0,
         };
-        let keys = KeyRing::parse(&SecretText::from(keys.expose_secret().to_owned()))?;
-        let db = open_database(settings).await?;
+        let keys = KeyRing::parse(&SecretText::from(keys.expose_secret().to_owned())).map_err(|error| {
+            let is_set = settings.encryption_keys.is_some();
+            StartError::Keys(if is_set { KEYS } else { "the file encryption-keys in DATA_DIR" }, error)
+        })?;
         let applied = db.migrate_up().await?;
         if !applied.is_empty() {
             tracing::info!(migrations = applied.len(), "the database was brought up to date");
         }
         let passwords = Hasher::new(random.clone());
-        let admin_email: Email = settings.admin_email.parse()?;
         let first_start = FirstStart {
             db: &db,
             clock: &clock,
             random: &random,
             passwords: &passwords,
             keys: &keys,
-            admin_email: &admin_email,
+            admin_email: &settings.admin_email,
             admin_password: settings.admin_password.as_ref().map(|text| text.expose_secret().to_owned().into()),
         };
         let (home, first_admin) = ensure(first_start).await?;
@@ -135,6 +171,25 @@ impl App {
         Ok(Self { services: Arc::new(services), first_admin, has_generated_secrets })
     }
 
+    /// The same for commands that need what a first start has made: they make no organization by the way, in a database that
+    /// may have been named by mistake, and not even a file.
+    ///
+    /// # Errors
+    /// [`StartError::NotBegun`] where there has been no first start; otherwise as for [`App::build`].
+    pub async fn of_begun(settings: &Settings, clock: Clock) -> Result<Self, StartError> {
+        if let DatabaseUrl::Sqlite(path) = &settings.database_url
+            && !path.exists()
+        {
+            return Err(StartError::NotBegun(path.display().to_string()));
+        }
+        let db = open_database(settings).await?;
+        let has_tables = db.migrations().await?.iter().any(|migration| migration.applied);
+        if !has_tables || !is_begun(&db).await? {
+            return Err(StartError::NotBegun(db.place().to_owned()));
+        }
+        Self::on(db, &DataDir::open(&settings.data_dir)?, settings, clock).await
+    }
+
     /// Makes sure that the ring has every key that records need: told now, and not to whoever asks for one of them.
     ///
     /// # Errors
@@ -150,13 +205,22 @@ impl App {
     /// Where the key ring lacks a key that records need, or the address cannot be listened on.
     pub async fn serve(self, settings: &Settings) -> Result<Running, StartError> {
         self.check_keys().await?;
-        let wrong = |error| StartError::Listen(settings.listen, error);
-        let listener = TcpListener::bind(settings.listen).await.map_err(wrong)?;
+        let wrong = |error| StartError::Listen(settings.listen.clone(), error);
+        let listener = listen(&settings.listen).await.map_err(wrong)?;
         let address = listener.local_addr().map_err(wrong)?;
         let server = Server::new(settings, self.services);
         let stop = CancellationToken::new();
         let task = tokio::spawn(serve(listener, router(server.clone()), Limits::default(), stop.clone()));
         Ok(Running { address, stop: stop.drop_guard(), task, server })
+    }
+}
+
+/// Listens on the address; of a name's addresses on the first that lets itself be listened on.
+async fn listen(Listen { host, port }: &Listen) -> std::io::Result<TcpListener> {
+    match host {
+        Host::Ipv4(ip) => TcpListener::bind((IpAddr::V4(*ip), *port)).await,
+        Host::Ipv6(ip) => TcpListener::bind((IpAddr::V6(*ip), *port)).await,
+        Host::Domain(name) => TcpListener::bind((name.as_str(), *port)).await,
     }
 }
 
@@ -176,7 +240,7 @@ pub async fn open_database(settings: &Settings) -> Result<Db, StartError> {
             path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
             OpenOptions::new().append(true).create(true).mode(0o600).open(path)
         };
-        make().map_err(|error| store::Error::Unavailable(error.into()))?;
+        make().map_err(|error| OpenError::Sqlite(path.clone(), error.into()))?;
     }
     Ok(Db::open(&settings.database_url, settings.database_pool_size, settings.request_timeout).await?)
 }

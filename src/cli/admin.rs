@@ -4,11 +4,11 @@ use std::io::Read as _;
 
 use clap::{Args, Subcommand};
 
-use super::{Failure, as_operator, print_first_admin};
+use super::{Failure, as_operator};
 use crate::app::App;
 use crate::crypto::SecretText;
 use crate::domain::user;
-use crate::model::{Clock, Email, Role};
+use crate::model::{Clock, Email, Role, UserStatus};
 use crate::settings::Settings;
 
 /// What to do with administrators.
@@ -42,8 +42,7 @@ pub(super) struct Who {
 
 /// Makes an administrator or resets a password.
 pub(super) async fn run(settings: &Settings, admin: Admin) -> Result<(), Failure> {
-    let app = App::build(settings, Clock::system()).await?;
-    print_first_admin(&app);
+    let app = App::of_begun(settings, Clock::system()).await?;
     let services = &app.services;
     let (Admin::Create { who, .. } | Admin::ResetPassword { who }) = &admin;
     let password = if who.password_stdin { read_password()? } else { services.random.password() };
@@ -62,6 +61,9 @@ pub(super) async fn run(settings: &Settings, admin: Admin) -> Result<(), Failure
         }
     };
     println!("email       {}", user.email);
+    if user.status != UserStatus::Active {
+        println!("status      {}: cannot sign in", user.status.as_str());
+    }
     if !who.password_stdin {
         println!("password    {}", password.expose());
     }

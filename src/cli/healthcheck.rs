@@ -1,24 +1,27 @@
 //! `claviger healthcheck`.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use url::Host;
+
 use super::Failure;
-use crate::settings::Settings;
+use crate::settings::{Listen, Settings};
 
 /// Asks the server that these settings describe whether it is ready.
 pub(super) async fn run(settings: &Settings) -> Result<(), Failure> {
-    if settings.listen.port() == 0 {
-        return Err(Failure::Other(
+    let Listen { host, port } = settings.listen.clone();
+    if port == 0 {
+        return Err(Failure::Usage(
             "PORT is 0, which stands for any free port: set it to the one that is listened on".into(),
         ));
     }
-    let ip = match settings.listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
+    let host = match host {
+        Host::Ipv4(ip) if ip.is_unspecified() => Host::Ipv4(Ipv4Addr::LOCALHOST),
+        Host::Ipv6(ip) if ip.is_unspecified() => Host::Ipv6(Ipv6Addr::LOCALHOST),
+        host => host,
     };
-    let url = format!("http://{}/health/ready", SocketAddr::new(ip, settings.listen.port()));
+    let url = format!("http://{}/health/ready", Listen { host, port });
     let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build();
     let answer = match client {
         Ok(client) => client.get(&url).send().await,

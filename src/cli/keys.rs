@@ -24,8 +24,7 @@ pub(super) enum Keys {
 /// Seals everything with the newest key, and tells how far it is.
 pub(super) async fn run(settings: &Settings, command: Keys) -> Result<(), Failure> {
     let Keys::Rotate { batch } = command;
-    let app = App::build(settings, Clock::system()).await?;
-    super::print_first_admin(&app);
+    let app = App::of_begun(settings, Clock::system()).await?;
     app.check_keys().await?;
     let newest = app.services.keys.newest_version();
     let (rotated, left) = as_operator(&app.services, "keys rotate", async |cx| {

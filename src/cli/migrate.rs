@@ -43,7 +43,7 @@ pub(super) async fn run(settings: &Settings, migrate: Migrate) -> Result<(), Fai
         && !consent.yes
     {
         let lost = "this deletes tables with all that is in them, the audit log too: if you mean it, add --yes";
-        return Err(Failure::Other(lost.to_owned()));
+        return Err(Failure::Usage(lost.to_owned()));
     }
     DataDir::open(&settings.data_dir).map_err(crate::app::StartError::from)?;
     let db = open_database(settings).await?;

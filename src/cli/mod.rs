@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand};
 
 use crate::app::{App, StartError};
 use crate::audit::Origin;
-use crate::domain::{self, Cx, Record, Services};
+use crate::domain::{self, Code, Cx, Record, Services};
 use crate::identity::Actor;
 use crate::logs::{self, Traces, TracesError};
 use crate::settings::{Settings, SettingsError, Sources, TABLE};
@@ -23,7 +23,7 @@ use crate::store::MigrationError;
 
 /// A self-hosted control plane for an organization's Claude access.
 #[derive(Parser)]
-#[command(version, propagate_version = true, about, long_about = None, after_long_help = settings_help())]
+#[command(version, propagate_version = true, about, long_about = None, after_long_help = settings_help(), after_help = EXIT_CODES)]
 pub struct Arguments {
     /// The settings file; claviger.toml where it is there.
     #[arg(long, global = true, value_name = "FILE")]
@@ -86,7 +86,21 @@ enum Failure {
     #[error(transparent)]
     Deed(#[from] domain::Error),
     #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
     Other(String),
+}
+
+impl Failure {
+    /// Whether what was asked for is wrong: the same command with the same settings fails again.
+    fn is_wrong_use(&self) -> bool {
+        match self {
+            Self::Settings(_) | Self::Usage(_) => true,
+            Self::Start(error) => error.is_wrong_setting(),
+            Self::Deed(error) => error.code() == Code::BadUserInput,
+            Self::Migration(_) | Self::Other(_) => false,
+        }
+    }
 }
 
 /// Runs the command. 0: it succeeded; 1: it did not; 2: the arguments or the settings are wrong.
@@ -95,7 +109,7 @@ pub async fn run(arguments: Arguments) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("claviger: {}", with_causes(&failure));
-            if matches!(failure, Failure::Settings(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
+            if failure.is_wrong_use() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -133,6 +147,9 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     }
     done
 }
+
+const EXIT_CODES: &str =
+    "Exit codes: 0 success; 1 failure, also what a later try may mend; 2 wrong arguments or settings.";
 
 /// Prints the first administrator's password, where this command has just generated it.
 fn print_first_admin(app: &App) {
@@ -172,7 +189,7 @@ fn with_causes(failure: &Failure) -> String {
 
 fn settings_help() -> String {
     use std::fmt::Write as _;
-    let mut text = String::from("Settings, by environment variables or in lower case in claviger.toml:\n");
+    let mut text = format!("{EXIT_CODES}\n\nSettings, by environment variables or in lower case in claviger.toml:\n");
     for setting in TABLE {
         let (about, default) = (setting.about.replace('`', ""), setting.default.replace('`', ""));
         let _ = write!(text, "\n  {}\n      {about} [default: {default}]", setting.name);

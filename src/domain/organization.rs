@@ -16,7 +16,7 @@ use crate::model::{
 };
 use crate::store::organization::{self as organizations, Organization};
 use crate::store::user::{self as users, User};
-use crate::store::{Db, Tx};
+use crate::store::{self, Db, Tx};
 
 const NAME_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
 
@@ -111,6 +111,14 @@ pub struct FirstAdmin {
     pub email: Email,
     /// The password, where it was generated: it is told once.
     pub generated_password: Option<SecretText>,
+}
+
+/// Whether there has been a first start.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn is_begun(db: &Db) -> store::Result<bool> {
+    Ok(organizations::first(&mut db.read().await?).await?.is_some())
 }
 
 /// The operator's organization. Where there is none, it is made with its first ADMIN; of several servers that start at

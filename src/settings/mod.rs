@@ -5,7 +5,7 @@ mod sources;
 mod table;
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,12 +13,13 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
-use url::Url;
+use url::{Host, Url};
 
 pub use data_dir::{DataDir, DataDirError};
 pub use sources::{Problem, SettingsError, Sources};
 pub use table::{Kind, Setting, TABLE, markdown};
 
+use crate::model::{Email, InvalidEmail};
 use sources::Reader;
 
 /// Everything that can be set.
@@ -31,13 +32,13 @@ pub struct Settings {
     /// Where the server keeps files.
     pub data_dir: PathBuf,
     /// Where it listens.
-    pub listen: SocketAddr,
+    pub listen: Listen,
     /// What signs access tokens; none: generated into the data folder.
     pub jwt_secret: Option<SecretString>,
     /// What seals secrets; none: generated into the data folder.
     pub encryption_keys: Option<SecretString>,
     /// The first administrator's address.
-    pub admin_email: String,
+    pub admin_email: Email,
     /// The first administrator's password; none: generated and printed once.
     pub admin_password: Option<SecretString>,
     /// Origins of frontends that browsers may call from.
@@ -64,6 +65,21 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// How long requests may still run when the server is told to stop.
     pub shutdown_timeout: Duration,
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// An address, or a name: it is looked up when the server begins to listen.
+    pub host: Host,
+    /// The port; 0 takes a free one.
+    pub port: u16,
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
 }
 
 /// A database's URL.
@@ -102,27 +118,25 @@ impl Settings {
         let mut reader = Reader::new(sources);
         let data_dir = reader.or("DATA_DIR", PathBuf::from("./data"), |text| Ok(PathBuf::from(text)));
         let default_database = DatabaseUrl::Sqlite(data_dir.join("claviger.db"));
-        let host = reader.or("HOST", IpAddr::from([127, 0, 0, 1]), |text| {
-            text.parse().map_err(|_| "is not an IP address".to_owned())
-        });
+        let host = reader.or("HOST", Host::Ipv4(Ipv4Addr::LOCALHOST), listen_host);
         let port = reader
             .or("PORT", 3001_u16, |text| text.parse().map_err(|_| "is not a port number (0 to 65535)".to_owned()));
-        let listen = SocketAddr::new(host, port);
+        let listen = Listen { host, port };
         let settings = Self {
             database_url: reader.or("DATABASE_URL", default_database, database_url),
             database_pool_size: reader.or("DATABASE_POOL_SIZE", 10, |text| number(text, 1, 500)),
             data_dir,
-            listen,
+            listen: listen.clone(),
             jwt_secret: reader.secret("JWT_SECRET", |text| {
                 if text.len() < 32 { Err("must have at least 32 bytes".to_owned()) } else { Ok(()) }
             }),
             encryption_keys: reader.secret("CREDENTIAL_ENCRYPTION_KEYS", |_| Ok(())),
-            admin_email: reader.or("ADMIN_EMAIL", "admin@localhost".to_owned(), |text| {
-                text.parse::<crate::model::Email>().map(|email| email.to_string()).map_err(|error| error.to_string())
+            admin_email: reader.or("ADMIN_EMAIL", default_admin(), |text| {
+                text.parse().map_err(|error: InvalidEmail| error.to_string())
             }),
             admin_password: reader.secret("ADMIN_PASSWORD", |_| Ok(())),
             frontend_urls: reader.or("FRONTEND_URL", Vec::new(), |text| list(text, origin)),
-            public_url: reader.or("PUBLIC_URL", default_public_url(listen), web_url),
+            public_url: reader.or("PUBLIC_URL", default_public_url(&listen), web_url),
             trusted_proxies: reader.or("TRUSTED_PROXIES", Vec::new(), |text| list(text, network)),
             anthropic_base_url: reader.or("ANTHROPIC_BASE_URL", public_api(), web_url),
             upstream_allowed_hosts: reader.or("UPSTREAM_ALLOWED_HOSTS", Vec::new(), |text| list(text, host_name)),
@@ -234,8 +248,26 @@ fn host_name(text: &str) -> Result<String, String> {
     }
 }
 
-fn default_public_url(listen: SocketAddr) -> Url {
-    Url::parse(&format!("http://{listen}/")).expect("a socket address makes a URL")
+fn listen_host(text: &str) -> Result<Host, String> {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return Ok(match ip {
+            IpAddr::V4(ip) => Host::Ipv4(ip),
+            IpAddr::V6(ip) => Host::Ipv6(ip),
+        });
+    }
+    match Host::parse(text) {
+        // What is left of IPv4 are its old short forms: 1 for 0.0.0.1 is seldom meant.
+        Ok(host @ (Host::Domain(_) | Host::Ipv6(_))) => Ok(host),
+        Ok(Host::Ipv4(_)) | Err(_) => Err("is neither an IP address nor a host name".into()),
+    }
+}
+
+fn default_public_url(listen: &Listen) -> Url {
+    Url::parse(&format!("http://{listen}/")).expect("a host and a port make a URL")
+}
+
+fn default_admin() -> Email {
+    "admin@localhost".parse().expect("the text is an address")
 }
 
 fn public_api() -> Url {

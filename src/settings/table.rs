@@ -46,7 +46,7 @@ settings! {
     Url "DATABASE_URL", "`sqlite://<DATA_DIR>/claviger.db`", "`sqlite://<path>` or `postgres://…`";
     Plain "DATABASE_POOL_SIZE", "`10`", "connections to the database at most, 1 to 500";
     Plain "DATA_DIR", "`./data`", "where files are kept; made with mode 0700";
-    Plain "HOST", "`127.0.0.1`", "the IP address to listen on";
+    Plain "HOST", "`127.0.0.1`", "the IP address to listen on, or a name: then the first of its addresses that can be listened on";
     Plain "PORT", "`3001`", "the port to listen on; 0 takes a free one";
     Secret "JWT_SECRET", "generated into DATA_DIR", "signs access tokens, at least 32 bytes; also `JWT_SECRET_FILE`";
     Secret "CREDENTIAL_ENCRYPTION_KEYS", "generated into DATA_DIR", "`v2:base64,v1:base64`: the first seals, all open; also `CREDENTIAL_ENCRYPTION_KEYS_FILE`";

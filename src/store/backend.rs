@@ -1,5 +1,5 @@
-//! The only file that names SQLite and PostgreSQL: the pools, the connections, and the macros that expand one query body
-//! for each of them.
+//! The only file, beside `postgres_url.rs` and `locks.rs`, that names SQLite and PostgreSQL: the pools, the connections, and
+//! the macros that expand one query body for each of them.
 
 use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
@@ -20,9 +20,11 @@ use diesel_async::{
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rustls_platform_verifier::ConfigVerifierExt;
+use secrecy::ExposeSecret as _;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::error::{Error, Result};
+use super::error::{Error, OpenError, Result};
+use super::postgres_url::{place, postgres_config};
 use super::statements::Statements;
 use crate::settings::DatabaseUrl;
 
@@ -39,6 +41,7 @@ const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Db {
     kind: Kind,
     statements: Statements,
+    place: Arc<str>,
 }
 
 #[derive(Clone)]
@@ -112,21 +115,34 @@ impl Db {
     ///
     /// # Errors
     /// Where an SQLite file cannot be opened or PostgreSQL cannot be reached.
-    pub async fn open(url: &DatabaseUrl, pool_size: u32, statement_timeout: Duration) -> Result<Self> {
+    pub async fn open(url: &DatabaseUrl, pool_size: u32, statement_timeout: Duration) -> Result<Self, OpenError> {
         let statements = Statements::default();
-        let kind = match url {
+        let (kind, place) = match url {
             DatabaseUrl::Sqlite(path) => {
+                let pool = async |size, mode| {
+                    let pool = sqlite_pool(path, size, mode, &statements).await;
+                    pool.map_err(|error| OpenError::Sqlite(path.clone(), error.into_cause()))
+                };
                 // The writer comes first: it makes the file and turns on the write-ahead log.
-                let writer = sqlite_pool(path, 1, Mode::Write, &statements).await?;
-                let readers = sqlite_pool(path, pool_size, Mode::Read, &statements).await?;
-                let scanners = sqlite_pool(path, pool_size, Mode::Scan, &statements).await?;
-                Kind::Sqlite { writer, readers, scanners, path: path.clone() }
+                let writer = pool(1, Mode::Write).await?;
+                let readers = pool(pool_size, Mode::Read).await?;
+                let scanners = pool(pool_size, Mode::Scan).await?;
+                (Kind::Sqlite { writer, readers, scanners, path: path.clone() }, path.display().to_string())
             }
             DatabaseUrl::Postgres(url) => {
-                Kind::Postgres(postgres_pool(url, pool_size, statement_timeout, &statements).await?)
+                let config = postgres_config(url.expose_secret()).map_err(|error| OpenError::Url(error.into()))?;
+                let place = place(&config);
+                let pool = postgres_pool(config, pool_size, statement_timeout, &statements).await;
+                (Kind::Postgres(pool.map_err(|cause| OpenError::Postgres(place.clone(), cause))?), place)
             }
         };
-        Ok(Self { kind, statements })
+        Ok(Self { kind, statements, place: place.into() })
+    }
+
+    /// Where the database is, without a password: the file, or `host:port/name`.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        &self.place
     }
 
     /// How many statements were sent so far.
@@ -320,16 +336,23 @@ enum Mode {
 }
 
 /// Tells the log why a connection was not made or was given up: who waits for one learns only that it took too long.
-#[derive(Debug, Clone, Copy)]
-struct ToLog;
+#[derive(Debug, Clone)]
+struct ToLog {
+    place: Arc<str>,
+}
 
 impl bb8::ErrorSink<PoolError> for ToLog {
     fn sink(&self, error: PoolError) {
-        tracing::warn!(error = &error as &dyn StdError, "a connection to the database was not made, or broke");
+        let database = &*self.place;
+        tracing::warn!(
+            error = &error as &dyn StdError,
+            database,
+            "a connection to the database was not made, or broke"
+        );
     }
 
     fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<PoolError>> {
-        Box::new(*self)
+        Box::new(self.clone())
     }
 }
 
@@ -347,7 +370,7 @@ async fn sqlite_pool(path: &Path, size: u32, mode: Mode, statements: &Statements
         .test_on_check_out(false)
         .connection_timeout(CHECKOUT_TIMEOUT)
         .retry_connection(false)
-        .error_sink(Box::new(ToLog))
+        .error_sink(Box::new(ToLog { place: path.into() }))
         .build(manager)
         .await
         .map_err(|error: PoolError| Error::Unavailable(error.into()))?;
@@ -400,16 +423,14 @@ fn turn_on_write_ahead_log(conn: &mut SqliteConnection) -> diesel::QueryResult<(
 }
 
 async fn postgres_pool(
-    url: &secrecy::SecretString,
+    config: tokio_postgres::Config,
     size: u32,
     statement_timeout: Duration,
     statements: &Statements,
-) -> Result<Pool<PgConn>> {
-    use secrecy::ExposeSecret as _;
-
-    let config = Arc::new(postgres_config(url.expose_secret())?);
-    let tls = rustls::ClientConfig::with_platform_verifier().map_err(|error| Error::Unavailable(error.into()))?;
-    let tls = MakeRustlsConnect::new(tls);
+) -> Result<Pool<PgConn>, Box<dyn StdError + Send + Sync>> {
+    let sink = ToLog { place: place(&config).into() };
+    let config = Arc::new(config);
+    let tls = MakeRustlsConnect::new(rustls::ClientConfig::with_platform_verifier()?);
     // The language of messages is a superuser's to choose: see `is_passing`.
     let session = format!(
         "SET default_transaction_read_only = on;
@@ -429,8 +450,8 @@ async fn postgres_pool(
     let connect = move || open_postgres(config.clone(), tls.clone(), session.clone(), statements.clone());
     // The pool would try again and again, and then say only that it took too long.
     match tokio::time::timeout(CHECKOUT_TIMEOUT, connect()).await {
-        Ok(connected) => drop(connected.map_err(|error| Error::Unavailable(error.into()))?),
-        Err(too_long) => return Err(Error::Unavailable(too_long.into())),
+        Ok(connected) => drop(connected?),
+        Err(_) => return Err(format!("no answer within {} seconds", CHECKOUT_TIMEOUT.as_secs()).into()),
     }
     manager.custom_setup = Box::new(move |_| connect().boxed());
     // The URL is in the configuration; the manager's own copy would be one more place that holds the password.
@@ -439,7 +460,7 @@ async fn postgres_pool(
         .max_size(size)
         .test_on_check_out(true)
         .connection_timeout(CHECKOUT_TIMEOUT)
-        .error_sink(Box::new(ToLog))
+        .error_sink(Box::new(sink))
         .build_unchecked(manager))
 }
 
@@ -457,29 +478,6 @@ async fn open_postgres(
     Ok(conn)
 }
 
-/// Reads the URL. Without an `sslmode`, TLS is required of a server on another machine and not used on this one: a
-/// certificate for the loopback address is seldom there, and nobody listens in between.
-fn postgres_config(url: &str) -> Result<tokio_postgres::Config> {
-    use tokio_postgres::config::{Host, SslMode};
-
-    // libpq's two stricter modes are what `require` means here: the certificate is always verified, and the host's name.
-    let known = url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
-    let mut config: tokio_postgres::Config =
-        known.parse().map_err(|error: tokio_postgres::Error| Error::Unavailable(error.into()))?;
-    if !known.contains("sslmode=") {
-        let is_near_host = |host: &Host| match host {
-            Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback()),
-            Host::Unix(_) => true,
-        };
-        // `hostaddr` is where the connection goes, whatever `host` says.
-        let is_near = config.get_hosts().iter().all(is_near_host)
-            && config.get_hostaddrs().iter().all(std::net::IpAddr::is_loopback);
-        config.ssl_mode(if is_near { SslMode::Disable } else { SslMode::Require });
-    }
-    config.connect_timeout(CHECKOUT_TIMEOUT).application_name("claviger");
-    Ok(config)
-}
-
 /// An error with its causes in one line: what goes wrong in a handshake stands in the last of them.
 fn describe(error: &dyn StdError) -> String {
     let mut text = error.to_string();
@@ -494,28 +492,7 @@ fn describe(error: &dyn StdError) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test's failure is its answer")]
 mod tests {
-    use tokio_postgres::config::SslMode;
-
     use super::*;
-
-    #[test]
-    fn tls_is_required_of_servers_on_other_machines() {
-        for (url, mode) in [
-            ("postgres://u@localhost/d", SslMode::Disable),
-            ("postgres://u@127.0.0.1/d", SslMode::Disable),
-            ("host=/run/postgresql dbname=d", SslMode::Disable),
-            ("hostaddr=127.0.0.1 dbname=d", SslMode::Disable),
-            ("hostaddr=192.0.2.1 dbname=d", SslMode::Require),
-            ("host=localhost hostaddr=192.0.2.1 dbname=d", SslMode::Require),
-            ("postgres://u@localhost,db.example.com/d", SslMode::Require),
-            ("postgres://u@db.example.com/d", SslMode::Require),
-            ("postgres://u@db.example.com/d?sslmode=disable", SslMode::Disable),
-            ("postgres://u@localhost/d?sslmode=verify-full", SslMode::Require),
-            ("postgres://u@localhost/d?sslmode=verify-ca", SslMode::Require),
-        ] {
-            assert_eq!(postgres_config(url).unwrap().get_ssl_mode(), mode, "{url}");
-        }
-    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn sqlite_looks_after_references_but_for_migrations() {

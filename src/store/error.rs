@@ -1,5 +1,7 @@
 //! What can go wrong in the store, sorted by what the caller can do about it.
 
+use std::path::PathBuf;
+
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 
 /// The result of a query.
@@ -19,10 +21,36 @@ pub enum Error {
     ForeignCursor,
     /// No connection, or it broke: the same request may succeed later.
     #[error("the database is unavailable")]
-    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Unavailable(#[source] Cause),
     /// Anything else: a fault of the program or of the stored data.
     #[error("the database refused the query")]
     Query(#[source] DieselError),
+}
+
+/// Why a database cannot be opened: which one, without its password, and the cause.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The URL is not understood.
+    #[error("DATABASE_URL is not a valid PostgreSQL URL")]
+    Url(#[source] Cause),
+    /// The file cannot be used.
+    #[error("cannot open the SQLite database {}", .0.display())]
+    Sqlite(PathBuf, #[source] Cause),
+    /// The server lets nobody in, or is not there.
+    #[error("cannot connect to PostgreSQL at {0}")]
+    Postgres(String, #[source] Cause),
+}
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+impl Error {
+    /// What lies behind it, for an error that says more.
+    pub(super) fn into_cause(self) -> Cause {
+        match self {
+            Self::Unavailable(cause) => cause,
+            error => error.into(),
+        }
+    }
 }
 
 impl From<DieselError> for Error {

@@ -12,6 +12,7 @@ mod fields;
 mod locks;
 mod migrations;
 mod page;
+mod postgres_url;
 mod statements;
 mod tables;
 mod tx;
@@ -29,7 +30,7 @@ pub mod task;
 pub mod user;
 
 pub use backend::{Conn, Db, PoolState};
-pub use error::{Error, Result};
+pub use error::{Error, OpenError, Result};
 pub use fields::fold;
 pub use migrations::{Migration, MigrationError};
 pub use tx::Tx;

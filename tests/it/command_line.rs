@@ -155,7 +155,7 @@ on_both! {
         place.run_well(&["migrate", "up"]);
         for command in ["down", "redo"] {
             let output = place.run(&["migrate", command]);
-            assert_eq!(output.status.code(), Some(1));
+            assert_eq!(output.status.code(), Some(2));
             assert!(String::from_utf8_lossy(&output.stderr).contains("add --yes"));
         }
         assert!(place.run_well(&["migrate", "status"]).starts_with("applied "));
@@ -172,32 +172,43 @@ on_both! {
         Client::new(&server.url).signed_in("admin@localhost", password).await;
     }
 
-    async fn the_first_administrator_is_shown_though_another_is_made_first(place: Place) {
-        let output = place
-            .command(&["admin", "create", "--email", "second@example.com"])
-            .env_remove("ADMIN_PASSWORD")
-            .output()
-            .unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let first = text.lines().find(|line| line.starts_with("ADMIN ")).unwrap();
-        let server = place.serve();
-        Client::new(&server.url).signed_in("admin@localhost", first.split_whitespace().last().unwrap()).await;
+    async fn no_organization_is_made_by_the_way(place: Place) {
+        const COMMANDS: [&[&str]; 3] = [
+            &["admin", "create", "--email", "second@example.com"],
+            &["admin", "reset-password", "--email", "admin@localhost"],
+            &["keys", "rotate"],
+        ];
+        let refused = || {
+            for command in COMMANDS {
+                let output = place.run(command);
+                assert_eq!(output.status.code(), Some(1), "{command:?}");
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(said.contains("nothing is set up in ") && said.contains(": start the server"), "{said}");
+                assert_eq!(output.stdout, b"");
+            }
+        };
+        refused();
+        assert_eq!(std::fs::read_dir(place.folder.path()).unwrap().count(), 0, "no file is made");
+        place.run_well(&["migrate", "up"]);
+        refused();
+        drop(place.serve());
+        place.run_well(COMMANDS[0]);
     }
 
     async fn a_key_ring_that_was_lost_is_missed_at_the_start(place: Place) {
         let ring = |version: &str, byte: &str| format!("{version}:{}=", byte.repeat(43));
         let start = |ring: String| {
-            let mut command = place.command(&["admin", "reset-password", "--email", "admin@localhost"]);
+            let mut command = place.command(&["seed"]);
             command.env("CREDENTIAL_ENCRYPTION_KEYS", ring).output().unwrap()
         };
         assert!(start(ring("v1", "A")).status.success());
         assert!(start(ring("v1", "A")).status.success());
         let output = start(ring("v1", "E"));
-        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(output.status.code(), Some(2));
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(message.contains("not the one that this database was used with"), "{message}");
         assert!(start(format!("{},{}", ring("v2", "E"), ring("v1", "A"))).status.success());
-        assert_eq!(start(ring("v2", "I")).status.code(), Some(1), "the second key is known by now");
+        assert_eq!(start(ring("v2", "I")).status.code(), Some(2), "the second key is known by now");
     }
 
     async fn a_database_of_a_newer_program_is_left_alone(place: Place) {
@@ -224,12 +235,13 @@ on_both! {
     }
 
     async fn an_administrator_is_made_and_gets_another_password(place: Place) {
+        drop(place.serve());
         let made = place.run_well(&["admin", "create", "--email", "Second@Example.com"]);
         let password = made.lines().find_map(|line| line.strip_prefix("password")).unwrap().trim().to_owned();
         assert_eq!(place.run(&["admin", "create", "--email", "second@example.com"]).status.code(), Some(1));
         for (name, said) in [("", "must have 1 to 100 characters"), ("a\u{7}b", "must not have control characters")] {
             let output = place.run(&["admin", "create", "--email", "third@example.com", "--full-name", name]);
-            assert_eq!(output.status.code(), Some(1));
+            assert_eq!(output.status.code(), Some(2));
             assert!(String::from_utf8_lossy(&output.stderr).contains(said), "{name:?}");
         }
         let server = place.serve();
@@ -246,6 +258,22 @@ on_both! {
         let query = "mutation($t: String!) { refreshSession(input: { refreshToken: $t }) { accessToken } }";
         let token = serde_json::json!({ "t": client.refresh_token });
         assert_eq!(Client::new(&server.url).with(query, token).await.code(), "UNAUTHENTICATED");
+    }
+
+    async fn a_password_is_set_for_who_can_use_it(place: Place) {
+        let server = place.serve();
+        let admin = Client::new(&server.url).signed_in("admin@localhost", crate::support::PASSWORD).await;
+        let invite = "mutation { inviteUser(input: { email: \"ina@example.com\", fullName: \"Ina\", role: MEMBER }) { user { id } } }";
+        let id = admin.run(invite).await.data()["inviteUser"]["user"]["id"].clone();
+        let output = place.run(&["admin", "reset-password", "--email", "ina@example.com"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("has not accepted the invitation yet"));
+        place.database.execute("UPDATE users SET status = 'SUSPENDED' WHERE email = 'ina@example.com'").await.unwrap();
+        let text = place.run_well(&["admin", "reset-password", "--email", "ina@example.com"]);
+        assert!(text.contains("status      SUSPENDED: cannot sign in"), "{text}");
+        let delete = "mutation($id: ID!) { deleteUser(input: { id: $id }) { deletedId } }";
+        admin.with(delete, serde_json::json!({ "id": id })).await.data();
+        assert_eq!(place.run(&["admin", "reset-password", "--email", "ina@example.com"]).status.code(), Some(1));
     }
 
     async fn several_servers_that_start_at_once_make_one_organization(place: Place) {
@@ -275,11 +303,11 @@ fn the_schema_is_printed_without_any_setting() {
 #[test]
 fn wrong_settings_and_arguments_end_with_2() {
     let place = Place::new(TestDatabase::sqlite());
-    let output = place.command(&["serve"]).env("PORT", "many").env("HOST", "here").output().unwrap();
+    let output = place.command(&["serve"]).env("PORT", "many").env("HOST", "over there").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     insta::assert_snapshot!(String::from_utf8(output.stderr).unwrap(), @r#"
     claviger: the settings are not valid:
-      HOST: "here" is not an IP address [in the environment]
+      HOST: "over there" is neither an IP address nor a host name [in the environment]
       PORT: "many" is not a port number (0 to 65535) [in the environment]
     "#);
     assert_eq!(place.run(&["unknown"]).status.code(), Some(2));
@@ -289,15 +317,55 @@ fn wrong_settings_and_arguments_end_with_2() {
 }
 
 #[test]
+fn settings_that_only_the_start_can_judge_end_with_2() {
+    for (name, value, said) in [
+        ("ADMIN_PASSWORD", "short", "ADMIN_PASSWORD must have"),
+        ("CREDENTIAL_ENCRYPTION_KEYS", "v1:short", "CREDENTIAL_ENCRYPTION_KEYS entry 1 is not of the form"),
+        ("DATABASE_URL", "postgres://u:CANARY@h/d?sslmode=some", "DATABASE_URL is not a valid PostgreSQL URL: "),
+        ("DATABASE_URL", "postgres://u:CANARY@h/d?unknown=CANARY", "unknown"),
+    ] {
+        let place = Place::new(TestDatabase::sqlite());
+        let output = place.command(&["serve"]).env(name, value).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{name}: {text}");
+        assert!(text.contains(said) && !text.contains("CANARY"), "{text}");
+    }
+    let place = Place::new(TestDatabase::sqlite());
+    std::fs::create_dir(place.folder.path().join("data")).unwrap();
+    std::fs::write(place.folder.path().join("data/encryption-keys"), "no keys").unwrap();
+    let output = place.run(&["serve"]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("the file encryption-keys in DATA_DIR entry 1 is not"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_listens_on_a_name() {
+    let place = Place::new(TestDatabase::sqlite());
+    let mut command = place.command(&["serve"]);
+    command.env("HOST", "localhost");
+    let server = Place::started(command);
+    Client::new(&server.url).signed_in("admin@localhost", crate::support::PASSWORD).await;
+    let port = server.url.rsplit(':').next().unwrap();
+    let health = place.command(&["healthcheck"]).env("HOST", "localhost").env("PORT", port).output().unwrap();
+    assert!(health.status.success(), "{}", String::from_utf8_lossy(&health.stderr));
+    let output = place.command(&["serve"]).env("HOST", "nowhere.invalid").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("cannot listen on nowhere.invalid:0: "), "{text}");
+}
+
+#[test]
 fn a_database_that_cannot_be_reached_is_named() {
     let place = Place::new(TestDatabase::sqlite());
     for (url, said) in [
-        ("postgres://nobody@127.0.0.1:1/none", "the database"),
-        ("sqlite:///proc/none/claviger.db", "the database cannot be opened"),
+        ("postgres://nobody:CANARY@127.0.0.1:1/none", "claviger: cannot connect to PostgreSQL at 127.0.0.1:1/none: "),
+        ("sqlite:///proc/none/claviger.db", "claviger: cannot open the SQLite database /proc/none/claviger.db: "),
     ] {
         let output = place.command(&["serve"]).env("DATABASE_URL", url).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{url}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains(said), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains(said) && !text.contains("CANARY"), "{text}");
     }
 }
 
@@ -324,7 +392,7 @@ fn the_health_of_no_server_is_no_health() {
     let port = server.url.rsplit(':').next().unwrap();
     assert!(place.command(&["healthcheck"]).env("PORT", port).output().unwrap().status.success());
     let output = place.run(&["healthcheck"]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("PORT is 0"), "{said}");
 }

@@ -134,6 +134,44 @@ async fn is_killed_and_goes_on(database: TestDatabase) {
     assert_eq!((output.status.code(), said(&output).as_str()), (Some(0), "all is sealed with v2\n"));
 }
 
+async fn two_at_once_change_each_record_once(database: TestDatabase) {
+    let place = Place::new(database);
+    let server = serve(&place, OLD);
+    let client = admin(&server).await;
+    let ids = fill(&client, 12).await;
+    // One credential of more versions than a transaction takes.
+    for n in 0..9 {
+        update(&client, json!({ "id": ids[0], "secret": format!("version {n}") })).await.data();
+    }
+    drop(server);
+    let server = serve(&place, BOTH);
+    let client = admin(&server).await;
+    let programs: Vec<_> = (0..2)
+        .map(|_| {
+            let mut rotate = place.command(&["keys", "rotate", "--batch", "3"]);
+            rotate
+                .env("CREDENTIAL_ENCRYPTION_KEYS", BOTH)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for id in &ids[1..] {
+        let delete = "mutation($id: ID!) { deleteCredential(input: { id: $id }) { deletedId } }";
+        client.with(delete, json!({ "id": id })).await.data();
+    }
+    for program in programs {
+        let output = program.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    assert_eq!(in_use(&place).await, ["v2 23"]);
+    for (version, text) in [(1, "old 0"), (2, "new 0"), (3, "version 0"), (11, "version 8")] {
+        let answer = reveal(&client, json!({ "id": ids[0], "secretVersion": version })).await;
+        assert_eq!(answer.data()["revealCredential"]["secret"], text);
+    }
+}
+
 async fn a_missing_key_is_named(database: TestDatabase) {
     let place = Place::new(database);
     let server = serve(&place, OLD);
@@ -141,7 +179,7 @@ async fn a_missing_key_is_named(database: TestDatabase) {
     drop(server);
     for command in [&["serve"][..], &["keys", "rotate"]] {
         let output = run(&place, NEW, command);
-        assert_eq!(output.status.code(), Some(1), "{command:?}");
+        assert_eq!(output.status.code(), Some(2), "{command:?}");
         assert!(
             said(&output).contains("CREDENTIAL_ENCRYPTION_KEYS lacks v1, which 6 records need"),
             "{}",
@@ -175,6 +213,16 @@ async fn a_change_of_keys_that_is_killed_goes_on_on_sqlite() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_of_keys_that_is_killed_goes_on_on_postgres() {
     is_killed_and_goes_on(TestDatabase::postgres().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_at_once_change_each_record_once_on_sqlite() {
+    two_at_once_change_each_record_once(TestDatabase::sqlite()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_at_once_change_each_record_once_on_postgres() {
+    two_at_once_change_each_record_once(TestDatabase::postgres().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

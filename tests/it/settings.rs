@@ -26,10 +26,10 @@ fn without_settings_the_defaults_hold() {
     assert!(matches!(&settings.database_url, DatabaseUrl::Sqlite(path) if path == Path::new("./data/claviger.db")));
     assert_eq!(settings.database_pool_size, 10);
     assert_eq!(settings.data_dir, Path::new("./data"));
-    assert_eq!(settings.listen, "127.0.0.1:3001".parse().unwrap());
+    assert_eq!(settings.listen.to_string(), "127.0.0.1:3001");
     assert_eq!(exposed(settings.jwt_secret.as_ref()), None);
     assert_eq!(exposed(settings.encryption_keys.as_ref()), None);
-    assert_eq!(settings.admin_email, "admin@localhost");
+    assert_eq!(settings.admin_email.as_str(), "admin@localhost");
     assert_eq!(exposed(settings.admin_password.as_ref()), None);
     assert_eq!(settings.frontend_urls, Vec::<String>::new());
     assert_eq!(settings.public_url.as_str(), "http://127.0.0.1:3001/");
@@ -40,6 +40,24 @@ fn without_settings_the_defaults_hold() {
     assert!(settings.introspection && settings.playground);
     assert_eq!(settings.request_timeout, Duration::from_secs(30));
     assert_eq!(settings.shutdown_timeout, Duration::from_secs(30));
+}
+
+#[test]
+fn a_host_is_an_address_or_a_name() {
+    for (host, shown) in [
+        ("0.0.0.0", "0.0.0.0:3001"),
+        ("::", "[::]:3001"),
+        ("[::1]", "[::1]:3001"),
+        ("localhost", "localhost:3001"),
+        ("Claviger.internal", "claviger.internal:3001"),
+    ] {
+        let settings = load(&[("HOST", host)]).unwrap();
+        assert_eq!(settings.listen.to_string(), shown);
+        assert_eq!(settings.public_url.as_str(), format!("http://{shown}/"));
+    }
+    for host in ["a name", "localhost:3001", "http://localhost", "localhost/", "1", "127.1", "0x7f.1"] {
+        assert_eq!(wrong_names(&[("HOST", host)]), ["HOST"], "{host}");
+    }
 }
 
 #[test]
@@ -70,10 +88,10 @@ fn each_setting_has_its_effect() {
     assert!(matches!(&settings.database_url, DatabaseUrl::Postgres(url) if url.expose_secret().contains(":pw@")));
     assert_eq!(settings.database_pool_size, 500);
     assert_eq!(settings.data_dir, Path::new("/var/lib/claviger"));
-    assert_eq!(settings.listen, "[::1]:0".parse().unwrap());
+    assert_eq!(settings.listen.to_string(), "[::1]:0");
     assert_eq!(exposed(settings.jwt_secret.as_ref()), Some("0123456789abcdef0123456789abcdef"));
     assert_eq!(exposed(settings.encryption_keys.as_ref()), Some("v1:AAAA"));
-    assert_eq!(settings.admin_email, "ada@example.com");
+    assert_eq!(settings.admin_email.as_str(), "ada@example.com");
     assert_eq!(exposed(settings.admin_password.as_ref()), Some("a password of its own"));
     assert_eq!(settings.frontend_urls, ["https://app.example.com", "http://localhost:5173"]);
     assert_eq!(settings.public_url.as_str(), "https://claviger.example.com/");
@@ -113,7 +131,7 @@ const WRONG: &[(&str, &str)] = &[
     ("DATABASE_POOL_SIZE", "0"),
     ("DATABASE_POOL_SIZE", "501"),
     ("DATABASE_POOL_SIZE", "ten"),
-    ("HOST", "localhost"),
+    ("HOST", "local host"),
     ("HOST", "300.0.0.1"),
     ("PORT", "abc"),
     ("PORT", "65536"),
@@ -169,7 +187,7 @@ fn a_wrong_value_is_refused_by_its_name() {
 
 #[test]
 fn all_wrong_settings_are_reported_at_once() {
-    let pairs = [("PORT", "abc"), ("HOST", "nowhere"), ("LOG_FORMAT", "xml"), ("JWT_SECRET", "short"), ("POTR", "1")];
+    let pairs = [("PORT", "abc"), ("HOST", "no where"), ("LOG_FORMAT", "xml"), ("JWT_SECRET", "short"), ("POTR", "1")];
     assert_eq!(wrong_names(&pairs), ["HOST", "JWT_SECRET", "LOG_FORMAT", "PORT", "POTR"]);
 }
 
@@ -291,7 +309,7 @@ fn flags_go_before_the_environment_before_dotenv_before_the_file() {
     assert_eq!(port(&[("PORT", "variable")], &[]), "in the environment");
     assert_eq!(port(&[("PORT", "variable")], &["--port", "flag"]), "on the command line");
     // What is overruled is not looked at.
-    assert_eq!(port(&[("PORT", "variable"), ("HOST", "nowhere")], &["--port", "0"]), "");
+    assert_eq!(port(&[("PORT", "variable"), ("HOST", "no where")], &["--port", "0"]), "");
 }
 
 #[test]
@@ -311,14 +329,14 @@ fn what_is_wrong_in_every_source_is_reported_at_once() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("claviger.toml"), "prot = 1\nport_file = \"x\"\nlog_format = \"xml\"").unwrap();
     std::fs::write(folder.path().join(".env"), "PLAYGROUND=2\n").unwrap();
-    let (code, text) = complaint(folder.path(), &[("HOST", "nowhere")], &["--port", "abc"]);
+    let (code, text) = complaint(folder.path(), &[("HOST", "no where")], &["--port", "abc"]);
     assert_eq!(code, Some(2), "{text}");
     for line in [
         "prot: there is no such setting [in claviger.toml]",
         "port_file: there is no such setting [in claviger.toml]",
         r#"LOG_FORMAT: "xml" is neither "pretty" nor "json" [in claviger.toml]"#,
         r#"PLAYGROUND: "2" is neither "on" nor "off" [in .env]"#,
-        r#"HOST: "nowhere" is not an IP address [in the environment]"#,
+        r#"HOST: "no where" is neither an IP address nor a host name [in the environment]"#,
         r#"PORT: "abc" is not a port number (0 to 65535) [on the command line]"#,
     ] {
         assert!(text.lines().any(|found| found.trim() == line), "{line}\n{text}");
@@ -365,7 +383,7 @@ fn a_dotenv_that_is_none_is_refused_without_showing_it() {
 fn the_environment_of_other_programs_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     // Of the settings only the one that is wrong is named.
-    let (code, text) = complaint(folder.path(), &[("PROT", "1"), ("PORT_FILE", "x"), ("HOST", "nowhere")], &[]);
+    let (code, text) = complaint(folder.path(), &[("PROT", "1"), ("PORT_FILE", "x"), ("HOST", "no where")], &[]);
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("HOST: ") && !text.contains("PROT") && !text.contains("PORT"), "{text}");
 }

@@ -1,0 +1,88 @@
+//! The URL of a PostgreSQL database: what is connected to, by which encryption, and how it is named without its password.
+
+use std::time::Duration;
+
+use tokio_postgres::config::{Host, SslMode};
+
+/// How long one address may take to answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Reads the URL. Without an `sslmode`, TLS is required of a server on another machine and not used on this one: a
+/// certificate for the loopback address is seldom there, and nobody listens in between.
+pub(super) fn postgres_config(url: &str) -> Result<tokio_postgres::Config, tokio_postgres::Error> {
+    // libpq's two stricter modes are what `require` means here: the certificate is always verified, and the host's name.
+    let known = url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
+    let mut config: tokio_postgres::Config = known.parse()?;
+    if !known.contains("sslmode=") {
+        let is_near_host = |host: &Host| match host {
+            Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback()),
+            Host::Unix(_) => true,
+        };
+        // `hostaddr` is where the connection goes, whatever `host` says.
+        let is_near = config.get_hosts().iter().all(is_near_host)
+            && config.get_hostaddrs().iter().all(std::net::IpAddr::is_loopback);
+        config.ssl_mode(if is_near { SslMode::Disable } else { SslMode::Require });
+    }
+    config.connect_timeout(CONNECT_TIMEOUT).application_name("claviger");
+    Ok(config)
+}
+
+/// Where a PostgreSQL database is: `host:port/name`, each host where there are several.
+pub(super) fn place(config: &tokio_postgres::Config) -> String {
+    let hosts: Vec<_> = match config.get_hosts() {
+        [] => config.get_hostaddrs().iter().map(ToString::to_string).collect(),
+        hosts => hosts.iter().map(host_name).collect(),
+    };
+    // One port stands for all hosts, none for the usual one.
+    let port_of = |n: usize| config.get_ports().get(n).or(config.get_ports().first()).copied().unwrap_or(5432);
+    let servers: Vec<_> = hosts.iter().enumerate().map(|(n, host)| format!("{host}:{}", port_of(n))).collect();
+    let name = config.get_dbname().or(config.get_user()).unwrap_or_default();
+    format!("{}/{name}", servers.join(","))
+}
+
+fn host_name(host: &Host) -> String {
+    match host {
+        Host::Tcp(name) if name.contains(':') => format!("[{name}]"),
+        Host::Tcp(name) => name.clone(),
+        Host::Unix(folder) => folder.display().to_string(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is its answer")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tls_is_required_of_servers_on_other_machines() {
+        for (url, mode) in [
+            ("postgres://u@localhost/d", SslMode::Disable),
+            ("postgres://u@127.0.0.1/d", SslMode::Disable),
+            ("host=/run/postgresql dbname=d", SslMode::Disable),
+            ("hostaddr=127.0.0.1 dbname=d", SslMode::Disable),
+            ("hostaddr=192.0.2.1 dbname=d", SslMode::Require),
+            ("host=localhost hostaddr=192.0.2.1 dbname=d", SslMode::Require),
+            ("postgres://u@localhost,db.example.com/d", SslMode::Require),
+            ("postgres://u@db.example.com/d", SslMode::Require),
+            ("postgres://u@db.example.com/d?sslmode=disable", SslMode::Disable),
+            ("postgres://u@localhost/d?sslmode=verify-full", SslMode::Require),
+            ("postgres://u@localhost/d?sslmode=verify-ca", SslMode::Require),
+        ] {
+            assert_eq!(postgres_config(url).unwrap().get_ssl_mode(), mode, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_database_is_named_without_its_password() {
+        for (url, named) in [
+            ("postgres://u:secret@db.example/claviger", "db.example:5432/claviger"),
+            ("postgres://u:secret@db.example:6432", "db.example:6432/u"),
+            ("postgres://u:secret@a:1,b:2/d", "a:1,b:2/d"),
+            ("postgres://u:secret@[::1]/d", "[::1]:5432/d"),
+            ("host=/run/postgresql password=secret dbname=d", "/run/postgresql:5432/d"),
+            ("hostaddr=192.0.2.1 password=secret dbname=d", "192.0.2.1:5432/d"),
+        ] {
+            assert_eq!(place(&postgres_config(url).unwrap()), named);
+        }
+    }
+}
