@@ -98,7 +98,7 @@ impl Failure {
             Self::Settings(_) | Self::Usage(_) => true,
             Self::Start(error) => error.is_wrong_setting(),
             Self::Deed(error) => error.code() == Code::BadUserInput,
-            Self::Migration(_) | Self::Other(_) => false,
+            Self::Traces(_) | Self::Migration(_) | Self::Other(_) => false,
         }
     }
 }
