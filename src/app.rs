@@ -90,7 +90,7 @@ impl App {
             Some(keys) => keys.clone(),
             None => data_dir.secret("encryption-keys", || KeyRing::generate(&random).expose().into())?.0,
         };
-        let keys = KeyRing::parse(&SecretText::from(keys.expose_secret().to_owned()))?;
+        let keys = Arc::new(KeyRing::parse(&SecretText::from(keys.expose_secret().to_owned()))?);
         let db = open_database(settings).await?;
         let applied = db.migrate_up().await?;
         if !applied.is_empty() {
@@ -110,7 +110,7 @@ impl App {
         let (home, first_admin) = ensure(first_start).await?;
         let tokens = AccessTokens::new(&jwt_secret);
         let services = Services {
-            authenticator: Authenticator::new(db.clone(), clock.clone(), tokens),
+            authenticator: Authenticator::new(db.clone(), clock.clone(), tokens, keys.clone()),
             upstream: Upstream::new(settings.anthropic_base_url.clone(), settings.upstream_allowed_hosts.clone())?,
             db,
             clock,
