@@ -129,6 +129,7 @@ impl App {
             let is_set = settings.encryption_keys.is_some();
             StartError::Keys(if is_set { KEYS } else { "the file encryption-keys in DATA_DIR" }, error)
         })?;
+        let keys = Arc::new(keys);
         let applied = db.migrate_up().await?;
         if !applied.is_empty() {
             tracing::info!(migrations = applied.len(), "the database was brought up to date");
@@ -146,7 +147,7 @@ impl App {
         let (home, first_admin) = ensure(first_start).await?;
         let tokens = AccessTokens::new(&jwt_secret);
         let services = Services {
-            authenticator: Authenticator::new(db.clone(), clock.clone(), tokens),
+            authenticator: Authenticator::new(db.clone(), clock.clone(), tokens, keys.clone()),
             upstream: Upstream::new(settings.anthropic_base_url.clone(), settings.upstream_allowed_hosts.clone())?,
             db,
             clock,

@@ -12,11 +12,14 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def signed_in() -> AsyncIterator[Claviger]:
-    """A client as the environment says: CLAVIGER_URL, CLAVIGER_EMAIL, CLAVIGER_PASSWORD."""
+    """A client as the environment says: CLAVIGER_URL, and CLAVIGER_API_KEY or CLAVIGER_EMAIL with CLAVIGER_PASSWORD."""
     url = os.environ.get("CLAVIGER_URL", "http://127.0.0.1:3001") + "/graphql"
-    async with Claviger(url) as anonymous:
-        tokens = must(await anonymous.sign_in(os.environ["CLAVIGER_EMAIL"], os.environ["CLAVIGER_PASSWORD"]))
-    async with Claviger(url, {"authorization": f"Bearer {tokens.access_token}"}) as claviger:
+    token = os.environ.get("CLAVIGER_API_KEY")
+    if not token:
+        async with Claviger(url) as anonymous:
+            email, password = os.environ["CLAVIGER_EMAIL"], os.environ["CLAVIGER_PASSWORD"]
+            token = must(await anonymous.sign_in(email, password)).access_token
+    async with Claviger(url, {"authorization": f"Bearer {token}"}) as claviger:
         yield claviger
 
 

@@ -1,10 +1,10 @@
-"""Onboards a client: makes it with its credentials, but for what exists already, and prints what there is now."""
+"""Onboards a client: makes it with its credentials and a key, but for what exists already, and prints what there is now."""
 
 import asyncio
 import sys
 
 from claviger import explain, must, signed_in
-from claviger_client import GraphQLClientGraphQLMultiError
+from claviger_client import ApiKeyStatus, GraphQLClientGraphQLMultiError
 
 
 async def onboard(name: str, labels: list[str]) -> None:
@@ -24,9 +24,16 @@ async def onboard(name: str, labels: list[str]) -> None:
             credential = known.get(label) or must(await claviger.create_credential(client.id, label, secret)).credential
             show("credential", credential.id, label, label in known)
 
+        # Last, since it is shown this once: whatever fails before it loses no key.
+        for key in holdings.api_keys.nodes:
+            if key.name == name and key.status == ApiKeyStatus.ACTIVE:
+                return show("key", key.id, name, key)
+        made = must(await claviger.create_api_key(client.id, name))
+        show("key", made.api_key.id, name, None, made.raw_key)
 
-def show(kind: str, id: str, name: str, existed: object) -> None:
-    print(kind, id, name, "exists" if existed else "created", sep="\t", flush=True)
+
+def show(kind: str, id: str, name: str, existed: object, *more: str) -> None:
+    print(kind, id, name, "exists" if existed else "created", *more, sep="\t", flush=True)
 
 
 if __name__ == "__main__":

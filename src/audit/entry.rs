@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use super::Changes;
-use crate::model::{AuditAction, AuditLogId, AuditOutcome, OrganizationId, ResourceType, Timestamp, UserId};
+use crate::model::{ApiKeyId, AuditAction, AuditLogId, AuditOutcome, OrganizationId, ResourceType, Timestamp, UserId};
 use crate::store::audit_log::NewAuditLog;
 
 /// Where a request came from.
@@ -38,6 +38,8 @@ pub struct Entry {
     pub metadata: Option<Value>,
     /// Whose deed it is, where that is not the actor: a sign-in is the deed of whom it signs in.
     pub user: Option<UserId>,
+    /// With which API key it was done.
+    pub api_key: Option<ApiKeyId>,
     /// In whose log it belongs, where that is not the actor's organization.
     pub organization: Option<OrganizationId>,
 }
@@ -55,6 +57,7 @@ impl Entry {
             changes: Changes::default(),
             metadata: None,
             user: None,
+            api_key: None,
             organization: None,
         }
     }
@@ -121,6 +124,7 @@ impl Entry {
             changes: self.changes.to_text(),
             metadata: self.metadata.map(|metadata| metadata.to_string()),
             user_id,
+            api_key_id: self.api_key,
             ip_address: origin.ip_address.map(|address| address.to_string()),
             user_agent: origin.user_agent.clone(),
             request_id: origin.request_id.clone(),

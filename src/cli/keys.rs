@@ -27,14 +27,19 @@ pub(super) async fn run(settings: &Settings, command: Keys) -> Result<(), Failur
     let app = App::of_begun(settings, Clock::system()).await?;
     app.check_keys().await?;
     let newest = app.services.keys.newest_version();
-    let (rotated, left) = as_operator(&app.services, "keys rotate", async |cx| {
+    let (rotated, left, api_keys) = as_operator(&app.services, "keys rotate", async |cx| {
         let total = keys::count_older(cx).await?;
         let rotated = keys::rotate(cx, batch, |rotated| say(&format!("{} of {total}", rotated.records))).await?;
-        Ok((rotated, keys::count_older(cx).await?))
+        Ok((rotated, keys::count_older(cx).await?, keys::count_older_api_keys(cx).await?))
     })
     .await?;
     for name in &rotated.failed {
         eprintln!("claviger: not sealed anew: {name}");
+    }
+    if api_keys > 0 {
+        say(&format!(
+            "{api_keys} API keys are found by an older key: it must stay in the ring until each is used, regenerated or revoked"
+        ));
     }
     if left == 0 {
         say(&format!("all is sealed with {newest}"));

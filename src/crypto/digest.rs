@@ -22,15 +22,18 @@ pub enum Purpose {
     Invitation,
     /// Tells a key of the ring from another.
     KeyFingerprint,
+    /// Finds an API key.
+    ApiKey,
 }
 
 impl Purpose {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::UpstreamKeyFingerprint,
         Self::RefreshToken,
         Self::RefreshSuccessor,
         Self::Invitation,
         Self::KeyFingerprint,
+        Self::ApiKey,
     ];
 
     /// Part of the derivation: changing it makes every stored digest of the purpose useless.
@@ -41,12 +44,13 @@ impl Purpose {
             Self::RefreshSuccessor => b"claviger/refresh-successor",
             Self::Invitation => b"claviger/invitation",
             Self::KeyFingerprint => b"claviger/key-fingerprint",
+            Self::ApiKey => b"claviger/api-key",
         }
     }
 }
 
 /// A keyed digest.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Digest([u8; 32]);
 
 impl Digest {

@@ -1,11 +1,13 @@
 //! Secrets: the types that hold them, the keys that seal them, and digests. Nothing here can be printed.
 
+mod api_key;
 mod digest;
 mod key_ring;
 mod random;
 mod sealed;
 mod secret;
 
+pub use api_key::{MalformedApiKey, RawApiKey};
 pub use digest::{Digest, Purpose, sha256};
 pub use key_ring::{KeyRing, KeyRingError};
 pub use random::Random;

@@ -13,6 +13,9 @@ use super::SecretText;
 /// Characters of a generated password: no look-alikes. 32 of them, so that a byte maps without bias.
 const READABLE: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
 
+/// Digits and letters, in the order of their values in base 62.
+pub(super) const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
 /// A source of unpredictable bytes.
 #[derive(Clone)]
 pub struct Random(Arc<dyn SecureRandom + Send + Sync>);
@@ -40,6 +43,21 @@ impl Random {
     #[must_use]
     pub fn token(&self) -> SecretText {
         SecretText::from(URL_SAFE_NO_PAD.encode(Zeroizing::new(self.bytes::<32>())))
+    }
+
+    /// So many letters and digits, each as likely as any other.
+    #[must_use]
+    pub fn alphanumeric(&self, length: usize) -> Zeroizing<String> {
+        /// Bytes from here on would make some characters likelier than others: 248 is four times 62.
+        const FAIR: u8 = 248;
+        let mut text = Zeroizing::new(String::with_capacity(length));
+        while text.len() < length {
+            let bytes = Zeroizing::new(self.bytes::<32>());
+            let fair = bytes.iter().filter(|byte| **byte < FAIR);
+            let missing = length - text.len();
+            text.extend(fair.take(missing).map(|byte| char::from(BASE62[usize::from(byte % 62)])));
+        }
+        text
     }
 
     /// A password of five times four characters (100 bits) that a person can read and type.

@@ -1,7 +1,7 @@
 //! What every deed is given: the services it may use, who asks, and the record of what it leaves in the audit log.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
 
@@ -23,10 +23,10 @@ pub struct Services {
     /// Randomness.
     pub random: Random,
     /// The keys that seal secrets.
-    pub keys: KeyRing,
+    pub keys: Arc<KeyRing>,
     /// Hashes passwords.
     pub passwords: Hasher,
-    /// Tells who is behind a token.
+    /// Tells who is behind a token or an API key.
     pub authenticator: Authenticator,
     /// Asks Claude upstreams.
     pub upstream: Upstream,

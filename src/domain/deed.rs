@@ -3,7 +3,7 @@
 use super::context::Cx;
 use super::error::{Error, Result};
 use crate::audit::Entry;
-use crate::model::{Access, AuditAction, AuditOutcome, ResourceType};
+use crate::model::{Access, AuditAction, AuditOutcome, Denied, ResourceType};
 use crate::store::audit_log::NewAuditLog;
 use crate::store::{self, Tx};
 
@@ -21,21 +21,37 @@ where
 {
     let mut tx = Tx::new(cx.services.db.clone());
     match cx.in_time(work(&mut tx)).await {
-        Ok(Ok((value, entry))) => {
-            commit(cx, tx, entry).await?;
-            Ok(value)
-        }
-        Ok(Err(error)) => {
-            if let Err(rollback) = tx.rollback().await {
-                tracing::warn!(
-                    error = &rollback as &dyn std::error::Error,
-                    "rolling back failed; the connection is dropped"
-                );
+        Ok(Ok((value, entry))) => match may_commit(cx, &entry) {
+            Ok(()) => {
+                commit(cx, tx, entry).await?;
+                Ok(value)
             }
+            Err(denied) => {
+                roll_back(tx).await;
+                Err(denied.into())
+            }
+        },
+        Ok(Err(error)) => {
+            roll_back(tx).await;
             Err(error)
         }
         // The connection may be in the middle of a statement: dropping it is the only way to roll back.
         Err(timeout) => Err(timeout),
+    }
+}
+
+/// An API key that only reads commits nothing but that it has looked. What it tries is refused before, where a mutation is
+/// entered: this holds where that was forgotten.
+fn may_commit(cx: Cx<'_>, entry: &Entry) -> Result<(), Denied> {
+    match cx.actor.access() {
+        Some(access) if entry.action != AuditAction::View => access.may_write(),
+        _ => Ok(()),
+    }
+}
+
+async fn roll_back(tx: Tx) {
+    if let Err(error) = tx.rollback().await {
+        tracing::warn!(error = &error as &dyn std::error::Error, "rolling back failed; the connection is dropped");
     }
 }
 
@@ -64,7 +80,8 @@ pub async fn record_failure(cx: Cx<'_>, action: AuditAction, resource_type: Reso
 }
 
 /// Completes an entry with who, when, from where, in whose log.
-fn sign(cx: Cx<'_>, entry: Entry) -> NewAuditLog {
+fn sign(cx: Cx<'_>, mut entry: Entry) -> NewAuditLog {
+    entry.api_key = cx.actor.api_key();
     let access = cx.actor.access();
     let organization = entry.organization.or(access.map(Access::organization)).unwrap_or(cx.services.home);
     let user = entry.user.or(cx.actor.signed_in().map(|user| user.user));

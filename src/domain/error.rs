@@ -6,6 +6,7 @@ use std::fmt;
 
 use crate::identity::NoPermit;
 use crate::identity::password::NotHashed;
+use crate::model::Denied;
 use crate::store;
 
 /// The result of a deed.
@@ -90,6 +91,12 @@ impl Error {
         Self::new(Code::Unauthenticated, message)
     }
 
+    /// The caller may not do it.
+    #[must_use]
+    pub fn forbidden(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::Forbidden, message)
+    }
+
     /// Wrong input.
     #[must_use]
     pub fn bad_input(fields: Vec<FieldError>) -> Self {
@@ -164,9 +171,21 @@ impl From<NoPermit> for Error {
     fn from(reason: NoPermit) -> Self {
         match reason {
             NoPermit::Anonymous => Self::unauthenticated(),
-            NoPermit::Denied(denied) => {
-                Self::new(Code::Forbidden, format!("Your role does not have the permission {}.", denied.0.as_str()))
+            NoPermit::Denied(denied) => denied.into(),
+        }
+    }
+}
+
+impl From<Denied> for Error {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Permission(permission) => {
+                Self::forbidden(format!("Your role does not have the permission {}.", permission.as_str()))
             }
+            Denied::Scope(scope) => {
+                Self::forbidden(format!("Your API key does not have the scope {}.", scope.as_str()))
+            }
+            Denied::ApiKey => Self::forbidden("An API key may not do this: sign in."),
         }
     }
 }

@@ -29,7 +29,32 @@ pub struct MissingKey {
 /// # Errors
 /// Where the database fails.
 pub async fn missing(services: &Services) -> store::Result<Vec<MissingKey>> {
-    in_use(services, |ring, version| !ring.has(version)).await
+    let mut found = in_use(services, |ring, version| !ring.has(version)).await?;
+    for (version, records) in api_keys_by_version(services).await? {
+        if services.keys.has(&version) {
+            continue;
+        }
+        match found.iter_mut().find(|key| key.version == version) {
+            Some(key) => key.records += records,
+            None => found.push(MissingKey { version, records }),
+        }
+    }
+    Ok(found)
+}
+
+async fn api_keys_by_version(services: &Services) -> store::Result<Vec<(String, i64)>> {
+    keys::api_key_versions(&mut services.db.scan().await?, services.clock.now()).await
+}
+
+/// How many API keys can still be used that are found by an older key than the newest alone: until each is used, regenerated
+/// or revoked, that key must stay in the ring.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn count_older_api_keys(cx: Cx<'_>) -> Result<i64> {
+    let found = api_keys_by_version(cx.services).await?;
+    let newest = cx.services.keys.newest_version();
+    Ok(found.iter().filter(|(version, _)| version != newest).map(|(_, count)| count).sum())
 }
 
 /// The keys that have sealed records, among those that `is_meant` names.

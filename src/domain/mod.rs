@@ -5,6 +5,7 @@ mod deed;
 mod error;
 mod validation;
 
+pub mod api_key;
 pub mod audit_log;
 pub mod claude_account;
 pub mod client;

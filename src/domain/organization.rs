@@ -47,6 +47,15 @@ pub async fn find(cx: Cx<'_>) -> Result<Option<Organization>> {
     Ok(organizations::find(&mut cx.services.db.read().await?, &permit).await?)
 }
 
+/// The same, as any API key may know it.
+///
+/// # Errors
+/// Where nobody is signed in.
+pub async fn of_viewer(cx: Cx<'_>) -> Result<Option<Organization>> {
+    let permit = cx.actor.introspect()?;
+    Ok(organizations::find(&mut cx.services.db.read().await?, &permit).await?)
+}
+
 /// The organization among `ids` that is the caller's.
 ///
 /// # Errors

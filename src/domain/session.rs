@@ -9,8 +9,8 @@ use super::error::{Error, Result};
 use crate::audit::Entry;
 use crate::crypto::{Purpose, SecretText};
 use crate::identity::password::{PasswordHash, Verdict};
-use crate::identity::{Actor, Claims, SignedIn};
-use crate::model::{Access, AuditAction, AuditOutcome, Email, ResourceType, SessionId, Timestamp, UserStatus};
+use crate::identity::{Actor, Claims, SignedIn, SignedInBy};
+use crate::model::{Access, AuditAction, AuditOutcome, Email, Read, ResourceType, SessionId, Timestamp, UserStatus};
 use crate::store::Tx;
 use crate::store::session::{self as sessions, RefreshToken, Session};
 use crate::store::user::{self as users, User};
@@ -168,7 +168,7 @@ pub async fn refresh(cx: Cx<'_>, presented: &SecretText) -> Result<Tokens> {
 pub async fn sign_out(cx: Cx<'_>, presented: Option<&SecretText>, everywhere: bool) -> Result<bool> {
     let (id, generation) = match presented {
         Some(presented) => find_token(cx, presented).await?.map(|token| (token.session_id, token.generation)).unzip(),
-        None => (Some(cx.actor.signed_in().ok_or_else(Error::unauthenticated)?.session), None),
+        None => (Some(cx.actor.signed_in().and_then(|user| user.session()).ok_or_else(Error::unauthenticated)?), None),
     };
     let ended = audited(cx, async |tx| {
         let entry = Entry::new(AuditAction::SignOut, ResourceType::Session);
@@ -198,6 +198,7 @@ pub async fn sign_out(cx: Cx<'_>, presented: Option<&SecretText>, everywhere: bo
 /// # Errors
 /// Where nobody is signed in.
 pub async fn of_viewer(cx: Cx<'_>) -> Result<Vec<Session>> {
+    cx.actor.require::<Read>()?;
     let signed_in = cx.actor.signed_in().ok_or_else(Error::unauthenticated)?;
     let now = cx.services.clock.now();
     Ok(sessions::find_alive(&mut cx.services.db.read().await?, signed_in.user, now).await?)
@@ -208,6 +209,7 @@ pub async fn of_viewer(cx: Cx<'_>) -> Result<Vec<Session>> {
 /// # Errors
 /// Where nobody is signed in.
 pub async fn find_many(cx: Cx<'_>, ids: &[SessionId]) -> Result<Vec<Session>> {
+    cx.actor.require::<Read>()?;
     let signed_in = cx.actor.signed_in().ok_or_else(Error::unauthenticated)?;
     let now = cx.services.clock.now();
     Ok(sessions::find_many(&mut cx.services.db.read().await?, signed_in.user, now, ids).await?)
@@ -239,6 +241,6 @@ fn tokens(cx: Cx<'_>, session: &Session, user: &User, refresh: SecretText) -> To
         access_expires_at,
         refresh,
         refresh_expires_at: session.expires_at,
-        actor: Actor::User(SignedIn { user: user.id, session: session.id, access: access_rights }),
+        actor: Actor::User(SignedIn { user: user.id, by: SignedInBy::Session(session.id), access: access_rights }),
     }
 }

@@ -42,13 +42,14 @@ impl Recorded for User {
     }
 }
 
-/// A user of the caller's organization.
+/// The caller.
 ///
 /// # Errors
 /// Where nobody is signed in.
-pub async fn find(cx: Cx<'_>, id: UserId) -> Result<Option<User>> {
-    let permit = cx.actor.require::<Read>()?;
-    Ok(users::find(&mut cx.services.db.read().await?, &permit, id).await?)
+pub async fn of_viewer(cx: Cx<'_>) -> Result<Option<User>> {
+    let permit = cx.actor.introspect()?;
+    let Some(caller) = cx.actor.signed_in() else { return Ok(None) };
+    Ok(users::find(&mut cx.services.db.read().await?, &permit, caller.user).await?)
 }
 
 /// The users among `ids` that belong to the caller's organization, in no order.

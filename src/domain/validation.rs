@@ -135,6 +135,21 @@ impl Checks {
         }
     }
 
+    /// A number in a range.
+    pub(super) fn within<N, B>(&mut self, field: &'static str, number: N, range: &RangeInclusive<B>) -> Option<N>
+    where
+        N: Copy + Into<i64>,
+        B: Copy + Into<i64> + std::fmt::Display,
+    {
+        let (from, to): (i64, i64) = ((*range.start()).into(), (*range.end()).into());
+        if (from..=to).contains(&number.into()) {
+            Some(number)
+        } else {
+            self.fail(field, format!("must be {from} to {to}"));
+            None
+        }
+    }
+
     /// The value, or a note of what its error says.
     pub(super) fn noting<T, E: std::fmt::Display>(
         &mut self,

@@ -2,10 +2,12 @@
 
 use async_graphql::{Context, Enum, ID, InputObject, InputType, Name, Object, Value};
 
+use super::api_key::ApiKey;
 use super::connection::{Connection, DateTimeRange, Listed, PageArguments};
 use super::context::ContextExt;
 use super::declarations::{AuditAction, Declared, Permission, ResourceType, requires};
 use super::error::Result;
+use super::inputs::filter_id;
 use super::loaders::Loaders;
 use super::node::Node;
 use super::scalars::{DateTime, Json};
@@ -134,6 +136,14 @@ impl AuditLog {
         }
     }
 
+    /// With which API key of that user's; null: the user had signed in, or there was none.
+    async fn api_key(&self, ctx: &Context<'_>) -> Result<Option<ApiKey>> {
+        match self.0.api_key_id {
+            Some(id) => Ok(Loaders::of(ctx).api_key(id).await?.map(ApiKey)),
+            None => Ok(None),
+        }
+    }
+
     /// From which address.
     async fn ip_address(&self) -> Option<&str> {
         self.0.ip_address.as_deref()
@@ -175,6 +185,8 @@ impl Listed for AuditLog {
 pub(super) struct AuditLogFilter {
     /// By this user.
     user_id: Option<ID>,
+    /// With this API key.
+    api_key_id: Option<ID>,
     /// On this thing.
     resource_id: Option<ID>,
     /// On things of one of these kinds.
@@ -190,15 +202,11 @@ pub(super) struct AuditLogFilter {
 }
 
 impl AuditLogFilter {
-    /// The filter, or `None` where it names an id that nothing can have: then nothing passes.
-    fn read(self) -> Option<Filter> {
-        let user_id = match self.user_id {
-            Some(id) => Some(id.parse().ok()?),
-            None => None,
-        };
+    fn read(self) -> domain::Result<Filter> {
         let span = self.occurred_at;
-        Some(Filter {
-            user_id,
+        Ok(Filter {
+            user_id: filter_id("userId", self.user_id)?,
+            api_key_id: filter_id("apiKeyId", self.api_key_id)?,
             resource_id: self.resource_id.map(|id| id.0),
             resource_type: self.resource_type.map(|types| types.into_iter().map(model::ResourceType::from).collect()),
             action: self.action.map(|actions| actions.into_iter().map(model::AuditAction::from).collect()),
@@ -245,13 +253,7 @@ impl AuditLogQuery {
         #[graphql(desc = "Which entries.")] filter: Option<AuditLogFilter>,
     ) -> Result<Option<Connection<AuditLog>>> {
         let arguments = PageArguments { first, after, last, before, offset };
-        let Some(filter) = filter.unwrap_or_default().read() else {
-            return Err(domain::Error::bad_input(vec![domain::FieldError {
-                path: vec!["filter", "userId"],
-                message: "is not the id of a user".into(),
-            }])
-            .into());
-        };
+        let filter = filter.unwrap_or_default().read()?;
         let slice = domain::audit_log::page(ctx.cx(), &filter, &arguments.page(ORDER)?).await?;
         Ok(Some(connection(slice, filter)))
     }

@@ -7,7 +7,7 @@ use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, Simp
 use super::audit_log::{self, AuditLog};
 use super::connection::{Connection, Listed, OrderDirection, PageArguments, ordering};
 use super::context::{Caller, ContextExt};
-use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, requires};
+use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, open_to_api_keys, requires};
 use super::error::Result;
 use super::inputs::{id_inputs, patch, payloads, searched, target};
 use super::scalars::{BigInt, DateTime, Json};
@@ -410,7 +410,8 @@ impl ClaudeAccountMutation {
     /// Makes an account.
     #[graphql(
         directive = requires::apply(Permission::ManageClaudeAccounts),
-        directive = audits::apply(AuditAction::Create, ResourceType::ClaudeAccount)
+        directive = audits::apply(AuditAction::Create, ResourceType::ClaudeAccount),
+        directive = open_to_api_keys::apply()
     )]
     async fn create_claude_account(
         &self,
@@ -436,7 +437,8 @@ impl ClaudeAccountMutation {
     /// Changes an account; all but its API key.
     #[graphql(
         directive = requires::apply(Permission::ManageClaudeAccounts),
-        directive = audits::apply(AuditAction::Update, ResourceType::ClaudeAccount)
+        directive = audits::apply(AuditAction::Update, ResourceType::ClaudeAccount),
+        directive = open_to_api_keys::apply()
     )]
     async fn update_claude_account(
         &self,
@@ -463,7 +465,8 @@ impl ClaudeAccountMutation {
     /// Gives an account another API key: the one thing that updateClaudeAccount does not change.
     #[graphql(
         directive = requires::apply(Permission::ManageClaudeAccounts),
-        directive = audits::apply(AuditAction::Update, ResourceType::ClaudeAccount)
+        directive = audits::apply(AuditAction::Update, ResourceType::ClaudeAccount),
+        directive = open_to_api_keys::apply()
     )]
     async fn replace_claude_account_key(
         &self,
@@ -477,7 +480,8 @@ impl ClaudeAccountMutation {
     /// Asks the upstream for its models with the account's key, and says what it answered.
     #[graphql(
         directive = requires::apply(Permission::ManageClaudeAccounts),
-        directive = audits::apply(AuditAction::Test, ResourceType::ClaudeAccount)
+        directive = audits::apply(AuditAction::Test, ResourceType::ClaudeAccount),
+        directive = open_to_api_keys::apply()
     )]
     async fn test_claude_account(
         &self,
@@ -497,7 +501,8 @@ impl ClaudeAccountMutation {
     /// Sets an account's usage of the current month to nothing.
     #[graphql(
         directive = requires::apply(Permission::ManageClaudeAccounts),
-        directive = audits::apply(AuditAction::Update, ResourceType::ClaudeAccount)
+        directive = audits::apply(AuditAction::Update, ResourceType::ClaudeAccount),
+        directive = open_to_api_keys::apply()
     )]
     async fn reset_claude_account_usage(
         &self,
@@ -510,7 +515,8 @@ impl ClaudeAccountMutation {
     /// Deletes an account. What it has used and what was done to it stays on record.
     #[graphql(
         directive = requires::apply(Permission::ManageClaudeAccounts),
-        directive = audits::apply(AuditAction::Delete, ResourceType::ClaudeAccount)
+        directive = audits::apply(AuditAction::Delete, ResourceType::ClaudeAccount),
+        directive = open_to_api_keys::apply()
     )]
     async fn delete_claude_account(
         &self,

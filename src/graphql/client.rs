@@ -2,10 +2,11 @@
 
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object};
 
+use super::api_key::{self, ApiKey};
 use super::connection::{Connection, DateTimeRange, Listed, OrderDirection, PageArguments, ordering};
 use super::context::ContextExt;
 use super::credential::{self, Credential};
-use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, requires};
+use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, open_to_api_keys, requires};
 use super::error::Result;
 use super::inputs::{filter_id, id_inputs, patch, payloads, searched, target};
 use super::loaders::Loaders;
@@ -131,6 +132,20 @@ impl Client {
     ) -> Result<Connection<Credential>> {
         let page = PageArguments { first, after, last, before, offset };
         credential::of_client(ctx, self.0.id, page).await
+    }
+
+    /// The API keys that are used for it, newest first: one's own, and with MANAGE_API_KEYS everybody's.
+    async fn api_keys(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "How many rows, 1 to 100; 20 where left out.")] first: Option<i32>,
+        #[graphql(desc = "Start after this cursor.")] after: Option<String>,
+        #[graphql(desc = "How many rows from the end, 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "End before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Skip so many rows.")] offset: Option<i32>,
+    ) -> Result<Connection<ApiKey>> {
+        let page = PageArguments { first, after, last, before, offset };
+        api_key::of_client(ctx, self.0.id, page).await
     }
 }
 
@@ -303,7 +318,8 @@ impl ClientMutation {
     /// Makes a client.
     #[graphql(
         directive = requires::apply(Permission::WriteClients),
-        directive = audits::apply(AuditAction::Create, ResourceType::Client)
+        directive = audits::apply(AuditAction::Create, ResourceType::Client),
+        directive = open_to_api_keys::apply()
     )]
     async fn create_client(
         &self,
@@ -326,7 +342,8 @@ impl ClientMutation {
     /// Changes a client that is not archived.
     #[graphql(
         directive = requires::apply(Permission::WriteClients),
-        directive = audits::apply(AuditAction::Update, ResourceType::Client)
+        directive = audits::apply(AuditAction::Update, ResourceType::Client),
+        directive = open_to_api_keys::apply()
     )]
     async fn update_client(
         &self,
@@ -351,7 +368,8 @@ impl ClientMutation {
     /// Puts a client away: it stays readable, and takes no new tasks, credentials or keys.
     #[graphql(
         directive = requires::apply(Permission::ArchiveClients),
-        directive = audits::apply(AuditAction::Archive, ResourceType::Client)
+        directive = audits::apply(AuditAction::Archive, ResourceType::Client),
+        directive = open_to_api_keys::apply()
     )]
     async fn archive_client(
         &self,
@@ -364,7 +382,8 @@ impl ClientMutation {
     /// Takes a client out again, in the state that it was in before.
     #[graphql(
         directive = requires::apply(Permission::ArchiveClients),
-        directive = audits::apply(AuditAction::Restore, ResourceType::Client)
+        directive = audits::apply(AuditAction::Restore, ResourceType::Client),
+        directive = open_to_api_keys::apply()
     )]
     async fn restore_client(
         &self,

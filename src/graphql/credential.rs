@@ -5,7 +5,7 @@ use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, Simp
 use super::client::Client;
 use super::connection::{Connection, Listed, OrderDirection, PageArguments, ordering};
 use super::context::ContextExt;
-use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, requires};
+use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, open_to_api_keys, requires};
 use super::error::Result;
 use super::inputs::{filter_id, id_inputs, patch, payloads, searched, target};
 use super::loaders::Loaders;
@@ -287,7 +287,8 @@ impl CredentialMutation {
     /// Makes a credential for a client that is not archived.
     #[graphql(
         directive = requires::apply(Permission::WriteCredentials),
-        directive = audits::apply(AuditAction::Create, ResourceType::Credential)
+        directive = audits::apply(AuditAction::Create, ResourceType::Credential),
+        directive = open_to_api_keys::apply()
     )]
     async fn create_credential(
         &self,
@@ -307,7 +308,8 @@ impl CredentialMutation {
     /// Changes a credential. A new secret becomes its newest version; those before it are kept, and can still be revealed.
     #[graphql(
         directive = requires::apply(Permission::WriteCredentials),
-        directive = audits::apply(AuditAction::Update, ResourceType::Credential)
+        directive = audits::apply(AuditAction::Update, ResourceType::Credential),
+        directive = open_to_api_keys::apply()
     )]
     async fn update_credential(
         &self,
@@ -328,7 +330,8 @@ impl CredentialMutation {
     /// Shows a credential's secret. Who saw it, which version and why stands in the audit log by then.
     #[graphql(
         directive = requires::apply(Permission::RevealCredentials),
-        directive = audits::apply(AuditAction::Reveal, ResourceType::Credential)
+        directive = audits::apply(AuditAction::Reveal, ResourceType::Credential),
+        directive = open_to_api_keys::apply()
     )]
     async fn reveal_credential(
         &self,
@@ -343,7 +346,8 @@ impl CredentialMutation {
     /// Deletes a credential with every version of its secret.
     #[graphql(
         directive = requires::apply(Permission::DeleteCredentials),
-        directive = audits::apply(AuditAction::Delete, ResourceType::Credential)
+        directive = audits::apply(AuditAction::Delete, ResourceType::Credential),
+        directive = open_to_api_keys::apply()
     )]
     async fn delete_credential(
         &self,

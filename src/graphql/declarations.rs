@@ -1,7 +1,8 @@
 //! What each root field declares in the schema, and the guard that holds it to that.
 //!
 //! A root field says with a directive what it needs: `@requires(permission)` or `@public`. A field that says neither needs a
-//! sign-in. A mutation says with `@audits` what its audit entry is about. The guard and the middleware read the directives
+//! sign-in. A mutation says with `@audits` what its audit entry is about, and with `@openToApiKeys` that an API key may do it;
+//! where it does not say so, somebody has to sign in. The guard and the middleware read the directives
 //! from the schema itself, so what clients see there is what holds.
 
 use std::collections::HashMap;
@@ -14,7 +15,7 @@ use async_graphql::{Context, Enum, Guard, TypeDirective, Value};
 use super::context::Caller;
 use super::error::Failure;
 use crate::domain::{self, Error};
-use crate::identity::{Actor, NoPermit};
+use crate::identity::Actor;
 use crate::model::{self, Denied};
 
 /// The permission that a field needs. Without it the field is answered with `FORBIDDEN`.
@@ -24,6 +25,10 @@ pub(super) fn requires(permission: Permission) {}
 /// A field that needs no sign-in.
 #[TypeDirective(location = "FieldDefinition")]
 pub(super) fn public() {}
+
+/// A mutation that an API key with the scope ADMIN_WRITE may do, too, within the role of its owner.
+#[TypeDirective(location = "FieldDefinition")]
+pub(super) fn open_to_api_keys() {}
 
 /// What the audit entry says that every call of a mutation leaves, whatever its outcome.
 #[TypeDirective(location = "FieldDefinition")]
@@ -141,6 +146,8 @@ pub(super) enum ResourceType {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Declaration {
     needs: Needs,
+    is_mutation: bool,
+    is_open_to_api_keys: bool,
     pub(super) audits: Option<(model::AuditAction, model::ResourceType)>,
 }
 
@@ -169,12 +176,15 @@ impl Declarations {
         for definition in document.definitions {
             let TypeSystemDefinition::Type(definition) = definition else { continue };
             let TypeKind::Object(object) = definition.node.kind else { continue };
-            let fields = match definition.node.name.node.as_str() {
+            let root = definition.node.name.node.as_str();
+            let fields = match root {
                 "Query" => &mut declarations.queries,
                 "Mutation" => &mut declarations.mutations,
                 _ => continue,
             };
-            fields.extend(object.fields.iter().map(|field| (field.node.name.node.to_string(), declared(&field.node))));
+            let is_mutation = root == "Mutation";
+            let declare = |field: &FieldDefinition| (field.name.node.to_string(), declared(field, is_mutation));
+            fields.extend(object.fields.iter().map(|field| declare(&field.node)));
         }
         Arc::new(declarations)
     }
@@ -193,8 +203,8 @@ impl Declarations {
     }
 }
 
-fn declared(field: &FieldDefinition) -> Declaration {
-    let mut declaration = Declaration { needs: Needs::SignIn, audits: None };
+fn declared(field: &FieldDefinition, is_mutation: bool) -> Declaration {
+    let mut declaration = Declaration { needs: Needs::SignIn, is_mutation, is_open_to_api_keys: false, audits: None };
     for directive in &field.directives {
         let name_of = |argument: &str| match directive.node.get_argument(argument).map(|value| &value.node) {
             Some(Value::Enum(name)) => name.to_string(),
@@ -202,6 +212,7 @@ fn declared(field: &FieldDefinition) -> Declaration {
         };
         match directive.node.name.node.as_str() {
             "public" => declaration.needs = Needs::Nothing,
+            "openToApiKeys" => declaration.is_open_to_api_keys = true,
             "requires" => {
                 let permission = name_of("permission").parse().expect("the directive's argument is a permission");
                 declaration.needs = Needs::Permission(permission);
@@ -240,12 +251,26 @@ fn check(ctx: &Context<'_>) -> domain::Result<()> {
 }
 
 fn permit(declaration: Option<&Declaration>, field: &str, actor: &Actor) -> domain::Result<()> {
-    match (declaration.map(|declaration| declaration.needs), actor.access()) {
-        (Some(Needs::Nothing), _) | (Some(Needs::SignIn), Some(_)) => Ok(()),
-        (Some(Needs::Permission(permission)), Some(access)) if access.role().may(permission) => Ok(()),
-        (Some(Needs::Permission(permission)), Some(_)) => Err(NoPermit::Denied(Denied(permission)).into()),
+    let access = actor.access();
+    let Some(declaration) = declaration else {
+        return Err(match access {
+            Some(_) => Error::internal(format!("the field {field} declares nothing")),
+            None => Error::unauthenticated(),
+        });
+    };
+    if declaration.is_mutation
+        && let Some(access) = access.filter(|access| access.scopes().is_some())
+    {
+        if !declaration.is_open_to_api_keys {
+            return Err(Denied::ApiKey.into());
+        }
+        access.may_write()?;
+    }
+    match (declaration.needs, access) {
+        (Needs::Nothing, _) => Ok(()),
         (_, None) => Err(Error::unauthenticated()),
-        (None, Some(_)) => Err(Error::internal(format!("the field {field} declares nothing"))),
+        (Needs::SignIn, Some(access)) => Ok(access.check(None)?),
+        (Needs::Permission(permission), Some(access)) => Ok(access.check(Some(permission))?),
     }
 }
 

@@ -17,9 +17,10 @@ use super::context::Caller;
 use super::error::{Failure, Result};
 use crate::domain::{self, Cx};
 use crate::model::{
-    AuditLogId, ClaudeAccountId, ClientId, CredentialId, Direction, OrganizationId, Page, PageSlice, SessionId, TaskId,
-    Timestamp, UserId,
+    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Direction, OrganizationId, Page, PageSlice,
+    SessionId, TaskId, Timestamp, UserId,
 };
+use crate::store::api_key::{ApiKey, ApiKeyFilter};
 use crate::store::audit_log::AuditLog;
 use crate::store::claude_account::ClaudeAccount;
 use crate::store::client::Client;
@@ -50,6 +51,10 @@ pub(super) struct Loaders {
     credentials: Cached<Credentials>,
     credential_pages: Cached<CredentialPages>,
     credential_counts: Cached<CredentialCounts>,
+    api_keys: Cached<ApiKeys>,
+    api_key_client_pages: Cached<ApiKeyClientPages>,
+    api_key_owner_pages: Cached<ApiKeyOwnerPages>,
+    api_key_counts: Cached<ApiKeyCounts>,
 }
 
 impl Loaders {
@@ -72,6 +77,10 @@ impl Loaders {
             credentials: Loader::new(Batch::new(caller)),
             credential_pages: Loader::new(Batch::new(caller)),
             credential_counts: Loader::new(Batch::new(caller)),
+            api_keys: Loader::new(Batch::new(caller)),
+            api_key_client_pages: Loader::new(Batch::new(caller)),
+            api_key_owner_pages: Loader::new(Batch::new(caller)),
+            api_key_counts: Loader::new(Batch::new(caller)),
         }
     }
 
@@ -97,6 +106,10 @@ impl Loaders {
         self.credentials.clear_all().await;
         self.credential_pages.clear_all().await;
         self.credential_counts.clear_all().await;
+        self.api_keys.clear_all().await;
+        self.api_key_client_pages.clear_all().await;
+        self.api_key_owner_pages.clear_all().await;
+        self.api_key_counts.clear_all().await;
     }
 
     /// The time that a whole request is answered for: lists that are asked for together are of one moment.
@@ -182,6 +195,28 @@ impl Loaders {
     pub(super) async fn credential_count(&self, filter: CredentialFilter) -> Result<i64> {
         Ok(self.credential_counts.load(filter).await?.unwrap_or_default())
     }
+
+    /// An API key that the caller may see.
+    pub(super) async fn api_key(&self, id: ApiKeyId) -> Found<ApiKey> {
+        self.api_keys.load(id).await
+    }
+
+    /// A page of the API keys for a client, newest first.
+    pub(super) async fn api_key_client_page(&self, client: ClientId, page: Page) -> Result<PageSlice<ApiKey>> {
+        let found = self.api_key_client_pages.load((client, page.clone())).await?;
+        Ok(found.unwrap_or_else(|| page.slice(Vec::new())))
+    }
+
+    /// A page of a user's API keys, newest first.
+    pub(super) async fn api_key_owner_page(&self, owner: UserId, page: Page) -> Result<PageSlice<ApiKey>> {
+        let found = self.api_key_owner_pages.load((owner, page.clone())).await?;
+        Ok(found.unwrap_or_else(|| page.slice(Vec::new())))
+    }
+
+    /// How many API keys pass the filter.
+    pub(super) async fn api_key_count(&self, filter: ApiKeyFilter) -> Result<i64> {
+        Ok(self.api_key_counts.load(filter).await?.unwrap_or_default())
+    }
 }
 
 /// What a batch reads: the values of its keys; a key without one is left out.
@@ -244,6 +279,7 @@ by_id! {
     Tasks: TaskId => Task by task,
     AuditLogs: AuditLogId => AuditLog by audit_log,
     Credentials: CredentialId => Credential by credential,
+    ApiKeys: ApiKeyId => ApiKey by api_key,
 }
 
 /// A page of a client's tasks; the filter names no client.
@@ -348,6 +384,65 @@ impl Read for CredentialPages {
         for (page, clients) in grouped(keys, |(_, page)| page.clone(), |(client, _)| *client) {
             let pages = domain::credential::pages(cx, &clients, &page).await?;
             found.extend(pages.into_iter().map(|(client, slice)| ((client, page.clone()), slice)));
+        }
+        Ok(found)
+    }
+}
+
+/// Loaders of pages of API keys by their parents.
+macro_rules! api_key_pages {
+    ($($loader:ident by $parent:ident: $read:ident),+ $(,)?) => {$(
+        enum $loader {}
+
+        impl Read for $loader {
+            type Key = ($parent, Page);
+            type Value = PageSlice<ApiKey>;
+
+            async fn read(cx: Cx<'_>, keys: &[Self::Key]) -> domain::Result<HashMap<Self::Key, Self::Value>> {
+                let mut found = HashMap::new();
+                for (page, parents) in grouped(keys, |(_, page)| page.clone(), |(parent, _)| *parent) {
+                    let pages = domain::api_key::$read(cx, &parents, &page).await?;
+                    found.extend(pages.into_iter().map(|(parent, slice)| ((parent, page.clone()), slice)));
+                }
+                Ok(found)
+            }
+        }
+    )+};
+}
+
+api_key_pages! {
+    ApiKeyClientPages by ClientId: pages_by_client,
+    ApiKeyOwnerPages by UserId: pages_by_owner,
+}
+
+enum ApiKeyCounts {}
+
+impl Read for ApiKeyCounts {
+    type Key = ApiKeyFilter;
+    type Value = i64;
+
+    /// Those that differ by the client or by the owner alone are one statement.
+    async fn read(cx: Cx<'_>, filters: &[ApiKeyFilter]) -> domain::Result<HashMap<ApiKeyFilter, i64>> {
+        let mut found = HashMap::new();
+        let alike = |filter: &ApiKeyFilter| ApiKeyFilter { client_id: None, owner_id: None, ..filter.clone() };
+        for (filter, parents) in grouped(filters, alike, |filter| (filter.owner_id, filter.client_id)) {
+            let clients: Vec<_> = parents.iter().filter_map(|of| of.1.filter(|_| of.0.is_none())).collect();
+            let owners: Vec<_> = parents.iter().filter_map(|of| of.0.filter(|_| of.1.is_none())).collect();
+            if !clients.is_empty() {
+                let counts = domain::api_key::counts_by_client(cx, &clients, &filter).await?;
+                let with = |client| ApiKeyFilter { client_id: Some(client), ..filter.clone() };
+                found.extend(counts.into_iter().map(|(client, count)| (with(client), count)));
+            }
+            if !owners.is_empty() {
+                let counts = domain::api_key::counts_by_owner(cx, &owners, &filter).await?;
+                let with = |owner| ApiKeyFilter { owner_id: Some(owner), ..filter.clone() };
+                found.extend(counts.into_iter().map(|(owner, count)| (with(owner), count)));
+            }
+            for (owner_id, client_id) in parents.into_iter().filter(|of| of.0.is_some() == of.1.is_some()) {
+                let filter = ApiKeyFilter { owner_id, client_id, ..filter.clone() };
+                let count = domain::api_key::count(cx, &filter).await?;
+                found.insert(filter, count);
+            }
         }
         Ok(found)
     }

@@ -18,6 +18,7 @@ pub mod schema_types;
 pub mod variables;
 pub mod walls;
 
+mod api_key;
 mod audit_log;
 mod claude_account;
 mod client;

@@ -2,6 +2,7 @@
 
 use async_graphql::{Context, ID, Interface, Object, PathSegment};
 
+use super::api_key::ApiKey;
 use super::audit_log::AuditLog;
 use super::claude_account::ClaudeAccount;
 use super::client::Client;
@@ -15,7 +16,9 @@ use super::session::Session;
 use super::task::Task;
 use super::user::User;
 use crate::domain;
-use crate::model::{AuditLogId, ClaudeAccountId, ClientId, CredentialId, OrganizationId, SessionId, TaskId, UserId};
+use crate::model::{
+    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, OrganizationId, SessionId, TaskId, UserId,
+};
 
 /// The most ids that `nodes` takes.
 const MAX_IDS: usize = 100;
@@ -38,6 +41,8 @@ pub(super) enum Node {
     Task(Task),
     /// A credential, without its secret.
     Credential(Credential),
+    /// An API key, without the key itself.
+    ApiKey(ApiKey),
     /// An entry of the audit log.
     AuditLog(AuditLog),
 }
@@ -52,7 +57,7 @@ impl Node {
             return Ok(Loaders::of(ctx).user(id).await?.map(|row| Self::User(User(row))));
         }
         if let Ok(id) = id.parse::<SessionId>() {
-            let current = ctx.cx().actor.signed_in().map(|user| user.session);
+            let current = ctx.cx().actor.signed_in().and_then(|user| user.session());
             let found = Loaders::of(ctx).session(id).await?;
             return Ok(found.map(|row| Self::Session(Session { row, current })));
         }
@@ -67,6 +72,9 @@ impl Node {
         }
         if let Ok(id) = id.parse::<CredentialId>() {
             return Ok(Loaders::of(ctx).credential(id).await?.map(|row| Self::Credential(Credential(row))));
+        }
+        if let Ok(id) = id.parse::<ApiKeyId>() {
+            return Ok(Loaders::of(ctx).api_key(id).await?.map(|row| Self::ApiKey(ApiKey(row))));
         }
         if let Ok(id) = id.parse::<AuditLogId>() {
             return Ok(Loaders::of(ctx).audit_log(id).await?.map(|row| Self::AuditLog(AuditLog(row))));

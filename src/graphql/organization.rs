@@ -3,7 +3,7 @@
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 
 use super::context::ContextExt;
-use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, requires};
+use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, open_to_api_keys, requires};
 use super::error::Result;
 use super::inputs::patch;
 use super::scalars::{DateTime, Json};
@@ -94,7 +94,8 @@ impl OrganizationMutation {
     /// Changes the organization that the caller belongs to.
     #[graphql(
         directive = requires::apply(Permission::ManageOrganization),
-        directive = audits::apply(AuditAction::Update, ResourceType::Organization)
+        directive = audits::apply(AuditAction::Update, ResourceType::Organization),
+        directive = open_to_api_keys::apply()
     )]
     async fn update_organization(
         &self,

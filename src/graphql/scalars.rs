@@ -56,6 +56,29 @@ impl ScalarType for Json {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BigInt(pub(super) i64);
 
+/// An exact decimal number, as a string like `"12.50"`.
+#[derive(Debug, Clone)]
+pub(super) struct Decimal(pub(super) String);
+
+/// An exact decimal number, as a string like `"12.50"`.
+#[Scalar(specified_by_url = "https://speleotrove.com/decimal/decarith.html")]
+impl ScalarType for Decimal {
+    fn parse(value: Value) -> InputValueResult<Self> {
+        match value {
+            Value::String(text) => Ok(Self(text)),
+            _ => Err(InputValueError::expected_type(value)),
+        }
+    }
+
+    fn is_valid(value: &Value) -> bool {
+        matches!(value, Value::String(_))
+    }
+
+    fn to_value(&self) -> Value {
+        Value::String(self.0.clone())
+    }
+}
+
 /// What JavaScript calls `Number.MAX_SAFE_INTEGER`.
 const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
 

@@ -8,6 +8,7 @@ use async_graphql::{
     EmptySubscription, MergedObject, Request, Response, Schema, SchemaBuilder, ServerError, Value, Variables,
 };
 
+use super::api_key::{ApiKeyMutation, ApiKeyQuery};
 use super::audit_log::AuditLogQuery;
 use super::audit_log::ErrorCode;
 use super::claude_account::{ClaudeAccountMutation, ClaudeAccountQuery};
@@ -40,6 +41,7 @@ struct Query(
     ClientQuery,
     TaskQuery,
     CredentialQuery,
+    ApiKeyQuery,
     AuditLogQuery,
 );
 
@@ -55,6 +57,7 @@ struct Mutation(
     ClientMutation,
     TaskMutation,
     CredentialMutation,
+    ApiKeyMutation,
 );
 
 type Roots = Schema<Query, Mutation, EmptySubscription>;

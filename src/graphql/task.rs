@@ -5,7 +5,7 @@ use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, Simp
 use super::client::Client;
 use super::connection::{Connection, DateTimeRange, Listed, OrderDirection, PageArguments, ordering};
 use super::context::ContextExt;
-use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, requires};
+use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, open_to_api_keys, requires};
 use super::error::Result;
 use super::inputs::{filter_id, id_inputs, patch, payloads, searched, target};
 use super::loaders::{Loaders, TaskPage};
@@ -318,7 +318,8 @@ impl TaskMutation {
     /// Makes a task for a client that is not archived.
     #[graphql(
         directive = requires::apply(Permission::WriteTasks),
-        directive = audits::apply(AuditAction::Create, ResourceType::Task)
+        directive = audits::apply(AuditAction::Create, ResourceType::Task),
+        directive = open_to_api_keys::apply()
     )]
     async fn create_task(
         &self,
@@ -340,7 +341,8 @@ impl TaskMutation {
     /// Changes a task. `completedAt` follows its status.
     #[graphql(
         directive = requires::apply(Permission::WriteTasks),
-        directive = audits::apply(AuditAction::Update, ResourceType::Task)
+        directive = audits::apply(AuditAction::Update, ResourceType::Task),
+        directive = open_to_api_keys::apply()
     )]
     async fn update_task(
         &self,
@@ -363,7 +365,8 @@ impl TaskMutation {
     /// Deletes a task.
     #[graphql(
         directive = requires::apply(Permission::DeleteTasks),
-        directive = audits::apply(AuditAction::Delete, ResourceType::Task)
+        directive = audits::apply(AuditAction::Delete, ResourceType::Task),
+        directive = open_to_api_keys::apply()
     )]
     async fn delete_task(
         &self,

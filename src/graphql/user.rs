@@ -2,6 +2,7 @@
 
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 
+use super::api_key::{self, ApiKey};
 use super::connection::{Connection, Listed, OrderDirection, PageArguments, ordering};
 use super::context::ContextExt;
 use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, requires};
@@ -93,6 +94,20 @@ impl User {
     /// Counts the changes, from 1.
     async fn version(&self) -> i32 {
         self.0.version
+    }
+
+    /// The user's API keys, newest first: one's own for everybody, those of others with MANAGE_API_KEYS.
+    async fn api_keys(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "How many rows, 1 to 100; 20 where left out.")] first: Option<i32>,
+        #[graphql(desc = "Start after this cursor.")] after: Option<String>,
+        #[graphql(desc = "How many rows from the end, 1 to 100.")] last: Option<i32>,
+        #[graphql(desc = "End before this cursor.")] before: Option<String>,
+        #[graphql(desc = "Skip so many rows.")] offset: Option<i32>,
+    ) -> Result<Option<Connection<ApiKey>>> {
+        let page = PageArguments { first, after, last, before, offset };
+        Ok(Some(api_key::of_owner(ctx, self.0.id, page).await?))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use async_graphql::{Context, Object};
 
+use super::api_key::ApiKey;
 use super::context::{Caller, ContextExt};
 use super::declarations::{Declared, Permission, public};
 use super::error::Result;
@@ -12,7 +13,7 @@ use crate::domain::{self, Cx, Error};
 use crate::identity::{Actor, SignedIn};
 use std::sync::Arc;
 
-/// The signed-in user behind this request.
+/// The signed-in user, or the API key, behind this request.
 pub(super) struct Viewer(pub(super) Actor);
 
 impl Viewer {
@@ -26,36 +27,40 @@ impl Viewer {
     }
 }
 
-/// The signed-in user behind this request.
+/// The signed-in user, or the API key, behind this request.
 #[allow(clippy::unused_async, reason = "a resolver is async")]
 #[Object]
 impl Viewer {
-    /// The user.
+    /// The user; of an API key, its owner.
     async fn user(&self, ctx: &Context<'_>) -> Result<User> {
-        let id = self.signed_in()?.user;
-        let user = domain::user::find(self.cx(ctx), id).await?;
+        let user = domain::user::of_viewer(self.cx(ctx)).await?;
         Ok(User(user.ok_or_else(Error::unauthenticated)?))
+    }
+
+    /// The API key that the request is made with; null where somebody has signed in.
+    async fn api_key(&self, ctx: &Context<'_>) -> Result<Option<ApiKey>> {
+        Ok(domain::api_key::of_viewer(self.cx(ctx)).await?.map(ApiKey))
     }
 
     /// The user's organization.
     async fn organization(&self, ctx: &Context<'_>) -> Result<Organization> {
-        let organization = domain::organization::find(self.cx(ctx)).await?;
+        let organization = domain::organization::of_viewer(self.cx(ctx)).await?;
         Ok(Organization(organization.ok_or_else(Error::unauthenticated)?))
     }
 
-    /// The user's role, as it is now.
+    /// The user's role, as it is now; of an API key, what it acts with of it.
     async fn role(&self) -> Result<Role> {
         Ok(self.signed_in()?.access.role().into())
     }
 
-    /// What the role may do.
+    /// What the role may do; of an API key, what its scopes allow of it.
     async fn permissions(&self) -> Result<Vec<Permission>> {
-        Ok(self.signed_in()?.access.role().permissions().iter().map(|permission| (*permission).into()).collect())
+        Ok(self.signed_in()?.access.permissions().into_iter().map(Permission::from).collect())
     }
 
     /// Where the user is signed in, newest first.
     async fn sessions(&self, ctx: &Context<'_>) -> Result<Vec<Session>> {
-        let current = Some(self.signed_in()?.session);
+        let current = self.signed_in()?.session();
         let rows = domain::session::of_viewer(self.cx(ctx)).await?;
         Ok(rows.into_iter().map(|row| Session { row, current }).collect())
     }

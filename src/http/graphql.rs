@@ -2,6 +2,7 @@
 //!
 //! GET runs queries only and POST takes JSON only, so that no form or image of another site can do a deed.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,9 +21,9 @@ use super::media_type::{AnswerType, is_json, wants_page};
 use super::observe::RequestContext;
 use super::playground;
 use super::request::GraphqlRequest;
-use super::router::Server;
+use super::router::{API_KEY, Server};
 use crate::audit::Origin;
-use crate::crypto::sha256;
+use crate::crypto::{RawApiKey, SecretText, sha256};
 use crate::graphql::collected::Collected;
 use crate::graphql::variables::complete_variables;
 use crate::graphql::walls::Refusal;
@@ -133,7 +134,7 @@ async fn execute(
     walls.check(&document.measured, &document.parsed, types, operation, &request.variables)?;
     let collected = document.collect(operation, &request.variables, types)?;
 
-    let (actor, token_refused) = authenticate(server, headers).await?;
+    let (actor, token_refused) = authenticate(server, headers, context.client_address).await?;
     let caller = Arc::new(Caller {
         services: server.services.clone(),
         actor,
@@ -219,14 +220,36 @@ async fn document(server: &Server, request: &GraphqlRequest) -> Result<Arc<Docum
     }
 }
 
-/// Who asks, and whether a token was sent that opens nothing. Such a caller is nobody: the fields say what needs a sign-in.
-pub(super) async fn authenticate(server: &Server, headers: &HeaderMap) -> Result<(Actor, bool), Unexecuted> {
-    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok((Actor::Anonymous, false)) };
-    let token = value.to_str().ok().and_then(|value| value.split_once(' '));
-    let Some((_, token)) = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) else {
-        return Ok((Actor::Anonymous, true));
+/// Who asks, and whether a token or an API key was sent that opens nothing. Such a caller is nobody: the fields say what needs
+/// a sign-in.
+pub(super) async fn authenticate(
+    server: &Server,
+    headers: &HeaderMap,
+    address: IpAddr,
+) -> Result<(Actor, bool), Unexecuted> {
+    let bearer = headers.get(header::AUTHORIZATION).map(|value| {
+        let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    });
+    let key = headers.get(API_KEY).map(|value| value.to_str().ok().map(str::trim));
+    let (token, is_key) = match (bearer, key) {
+        (None, None) => return Ok((Actor::Anonymous, false)),
+        (Some(bearer), Some(key)) if bearer != key => {
+            return Err(Unexecuted::bad_request(
+                "Authorization and X-API-Key name different callers: send one of them.",
+            ));
+        }
+        (_, Some(key)) => (key, true),
+        (Some(token), None) => (token, token.is_some_and(RawApiKey::is_meant_by)),
     };
-    match server.services.authenticator.authenticate(token.trim()).await {
+    let Some(token) = token else { return Ok((Actor::Anonymous, true)) };
+    let authenticator = &server.services.authenticator;
+    let actor = if is_key {
+        authenticator.authenticate_api_key(SecretText::from(token.to_owned()), address).await
+    } else {
+        authenticator.authenticate(token).await
+    };
+    match actor {
         Ok(actor) => Ok((actor, false)),
         Err(Refused::Invalid) => Ok((Actor::Anonymous, true)),
         Err(Refused::Store(error)) => {
@@ -310,6 +333,6 @@ fn respond(status: StatusCode, answer_type: AnswerType, body: Vec<u8>) -> Respon
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(answer_type.content_type()));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::VARY, HeaderValue::from_static("accept, authorization"));
+    headers.insert(header::VARY, HeaderValue::from_static("accept, authorization, x-api-key"));
     response
 }

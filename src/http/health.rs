@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::graphql::authenticate;
+use super::observe::RequestContext;
 use super::router::Server;
 use crate::model::Permission;
 use crate::store;
@@ -39,8 +40,12 @@ pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
 }
 
 /// `/health/detailed`: for who may see the system.
-pub(super) async fn detailed(State(server): State<Arc<Server>>, headers: HeaderMap) -> Response {
-    let Ok((actor, _)) = authenticate(&server, &headers).await else {
+pub(super) async fn detailed(
+    State(server): State<Arc<Server>>,
+    Extension(context): Extension<RequestContext>,
+    headers: HeaderMap,
+) -> Response {
+    let Ok((actor, _)) = authenticate(&server, &headers, context.client_address).await else {
         return answer(StatusCode::SERVICE_UNAVAILABLE, json!({ "error": "SERVICE_UNAVAILABLE" }));
     };
     match actor.access() {
@@ -49,7 +54,7 @@ pub(super) async fn detailed(State(server): State<Arc<Server>>, headers: HeaderM
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             response
         }
-        Some(access) if !access.role().may(Permission::ViewSystem) => {
+        Some(access) if access.check(Some(Permission::ViewSystem)).is_err() => {
             answer(StatusCode::FORBIDDEN, json!({ "error": "FORBIDDEN" }))
         }
         Some(_) => {

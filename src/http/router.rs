@@ -24,6 +24,9 @@ use crate::graphql::Api;
 use crate::model::Timestamp;
 use crate::settings::Settings;
 
+/// The header that an API key may stand in.
+pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
 /// What the handlers share.
 pub struct Server {
     pub(super) services: Arc<Services>,
@@ -59,10 +62,11 @@ impl Server {
         })
     }
 
-    /// Waits until the deeds that run are done. None may begin after.
+    /// Waits until the deeds that run are done, and what they leave to be written. None may begin after.
     pub async fn finish(&self) {
         self.tasks.close();
         self.tasks.wait().await;
+        self.services.authenticator.finish().await;
     }
 }
 
@@ -101,7 +105,7 @@ fn cors(server: &Server) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(server.frontend_urls.clone())
         .allow_methods([Method::GET, Method::POST])
-        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static("x-request-id")])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static("x-request-id"), API_KEY])
         .expose_headers([HeaderName::from_static("x-request-id"), header::RETRY_AFTER])
         .max_age(Duration::from_secs(3600))
 }

@@ -1,13 +1,13 @@
 //! The actor of a request: nobody, or a signed-in user as the database knows them now.
 
-use crate::model::{Access, Denied, Grant, OrganizationId, Permit, Role, SessionId, UserId};
+use crate::model::{Access, ApiKeyId, Denied, Grant, OrganizationId, Permit, Read, Role, SessionId, UserId};
 
 /// Who does a deed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Actor {
     /// Nobody has signed in.
     Anonymous,
-    /// A user with a live session.
+    /// A user with a live session, or an API key of the user's.
     User(SignedIn),
     /// The operator, from the command line.
     System(Access),
@@ -18,10 +18,39 @@ pub enum Actor {
 pub struct SignedIn {
     /// Who.
     pub user: UserId,
-    /// By which session.
-    pub session: SessionId,
-    /// With which role, where.
+    /// By what.
+    pub by: SignedInBy,
+    /// With which role, where; of an API key only as far as its scopes reach.
     pub access: Access,
+}
+
+/// What a user is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignedInBy {
+    /// The session of an access token.
+    Session(SessionId),
+    /// An API key, which acts in its owner's name.
+    ApiKey(ApiKeyId),
+}
+
+impl SignedIn {
+    /// The session; none for an API key.
+    #[must_use]
+    pub fn session(&self) -> Option<SessionId> {
+        match self.by {
+            SignedInBy::Session(id) => Some(id),
+            SignedInBy::ApiKey(_) => None,
+        }
+    }
+
+    /// The API key; none for a session.
+    #[must_use]
+    pub fn api_key(&self) -> Option<ApiKeyId> {
+        match self.by {
+            SignedInBy::ApiKey(id) => Some(id),
+            SignedInBy::Session(_) => None,
+        }
+    }
 }
 
 /// Why there is no permit.
@@ -29,7 +58,7 @@ pub struct SignedIn {
 pub enum NoPermit {
     /// Nobody has signed in.
     Anonymous,
-    /// The role lacks the permission.
+    /// The role or the API key lacks something.
     Denied(Denied),
 }
 
@@ -46,6 +75,20 @@ impl Actor {
     /// Where nobody is signed in or the role lacks the permission.
     pub fn require<G: Grant>(&self) -> Result<Permit<G>, NoPermit> {
         self.access().ok_or(NoPermit::Anonymous)?.require().map_err(NoPermit::Denied)
+    }
+
+    /// To read who one is oneself, which every API key may.
+    ///
+    /// # Errors
+    /// Where nobody is signed in.
+    pub fn introspect(&self) -> Result<Permit<Read>, NoPermit> {
+        Ok(self.access().ok_or(NoPermit::Anonymous)?.introspect())
+    }
+
+    /// The API key that asks, if one does.
+    #[must_use]
+    pub fn api_key(&self) -> Option<ApiKeyId> {
+        self.signed_in().and_then(|user| user.api_key())
     }
 
     /// The signed-in user.

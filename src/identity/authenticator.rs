@@ -1,30 +1,32 @@
-//! From an access token to an actor, by what the database says now.
+//! From an access token or an API key to an actor, by what the database says now.
 //!
-//! The session and its user are kept for seconds, and dropped at once by whoever changes them on this server.
+//! The session or the key and its user are kept for seconds, and dropped at once by whoever changes them on this server.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use chrono::TimeDelta;
-use quick_cache::sync::Cache;
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::access_token::{AccessTokens, Claims};
-use super::actor::{Actor, SignedIn};
-use crate::model::{Access, Clock, OrganizationId, Role, SessionId, Timestamp, UserId, UserStatus};
+use super::actor::{Actor, SignedIn, SignedInBy};
+use super::kept::Kept;
+use super::key_uses::KeyUses;
+use crate::crypto::{Digest, KeyRing, Purpose, RawApiKey, SecretText};
+use crate::model::{
+    Access, ApiKeyStatus, ApiKeyVerificationCode as Code, Clock, OrganizationId, Role, SessionId, Timestamp, UserId,
+    UserStatus,
+};
+use crate::store::api_key::{ApiKeyUse, FoundApiKey, RenewedDigest};
 use crate::store::{self, Db};
 
-/// How many sessions are kept.
-const CAPACITY: usize = 10_000;
-/// How long a kept state is believed where another server may have changed it.
-const LIFETIME: TimeDelta = TimeDelta::seconds(5);
-
-/// Tells who is behind an access token.
+/// Tells who is behind an access token or an API key.
 pub struct Authenticator {
     db: Db,
     clock: Clock,
     tokens: AccessTokens,
-    states: Cache<SessionId, State>,
-    /// Counts the changes: a state that was read before a change is not believed after it.
-    epoch: AtomicU64,
+    keys: Arc<KeyRing>,
+    states: Kept<SessionId, State>,
+    /// By the digest under the newest key: the raw key is kept nowhere.
+    api_keys: Kept<Digest, Arc<FoundApiKey>>,
+    uses: KeyUses,
 }
 
 /// A session and its user, as far as judging a request needs them.
@@ -35,16 +37,13 @@ struct State {
     role: Role,
     is_active: bool,
     expires_at: Timestamp,
-    read_at: Timestamp,
-    /// The authenticator's epoch when it was read.
-    epoch: u64,
 }
 
-/// Why a token opens nothing.
+/// Why a token or a key opens nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// The token is forged, broken or expired, or its session or user has ended since.
-    #[error("the access token is not valid")]
+    /// It is forged, broken or expired, its session or user has ended since, or it may not be used from here.
+    #[error("the access token or API key is not valid")]
     Invalid,
     /// The database could not be asked.
     #[error(transparent)]
@@ -52,10 +51,11 @@ pub enum Refused {
 }
 
 impl Authenticator {
-    /// Reads sessions and users from the database.
+    /// Reads sessions, API keys and users from the database.
     #[must_use]
-    pub fn new(db: Db, clock: Clock, tokens: AccessTokens) -> Self {
-        Self { db, clock, tokens, states: Cache::new(CAPACITY), epoch: AtomicU64::new(0) }
+    pub fn new(db: Db, clock: Clock, tokens: AccessTokens, keys: Arc<KeyRing>) -> Self {
+        let uses = KeyUses::new(db.clone());
+        Self { db, clock, tokens, keys, states: Kept::new(), api_keys: Kept::new(), uses }
     }
 
     /// Issues and verifies the tokens.
@@ -71,42 +71,106 @@ impl Authenticator {
     pub async fn authenticate(&self, token: &str) -> Result<Actor, Refused> {
         let now = self.clock.now();
         let Claims { user, session } = self.tokens.verify(token, now).map_err(|_| Refused::Invalid)?;
-        let state = self.state(session, now).await?.ok_or(Refused::Invalid)?;
+        let state = self.states.get(session, now, self.find_session(session)).await?.ok_or(Refused::Invalid)?;
         if state.user != user || !state.is_active || state.expires_at <= now {
             return Err(Refused::Invalid);
         }
-        Ok(Actor::User(SignedIn { user, session, access: Access::new(state.organization, state.role) }))
+        let access = Access::new(state.organization, state.role);
+        Ok(Actor::User(SignedIn { user, by: SignedInBy::Session(session), access }))
     }
 
-    async fn state(&self, session: SessionId, now: Timestamp) -> Result<Option<State>, store::Error> {
-        let epoch = self.epoch.load(Ordering::Acquire);
-        if let Some(state) = self.states.get(&session)
-            && state.epoch == epoch
-            // A clock that was set back must not make it live longer.
-            && now >= state.read_at
-            && now - state.read_at < LIFETIME
-        {
-            return Ok(Some(state));
-        }
+    async fn find_session(&self, session: SessionId) -> Result<Option<State>, store::Error> {
         let found = store::session::find_with_user(&mut self.db.read().await?, session).await?;
-        let state = found.map(|(session, user)| State {
+        Ok(found.map(|(session, user)| State {
             user: user.id,
             organization: user.organization_id,
             role: user.role,
             is_active: user.status == UserStatus::Active && session.revoked_at.is_none(),
             expires_at: session.expires_at,
-            read_at: now,
-            epoch,
-        });
-        if let Some(state) = state {
-            self.states.insert(session, state);
-        }
-        Ok(state)
+        }))
     }
 
-    /// Forgets all that is kept: after a session or a user has changed. Such changes are rare beside requests.
+    /// Who is behind the API key that is used from the address, now. Notes that it was used.
+    ///
+    /// # Errors
+    /// [`Refused::Invalid`] for every reason that lies in the key, its owner or the address.
+    pub async fn authenticate_api_key(&self, key: SecretText, address: IpAddr) -> Result<Actor, Refused> {
+        let now = self.clock.now();
+        let key = RawApiKey::parse(key).map_err(|_| Refused::Invalid)?;
+        let (digest, found) = self.find_api_key(&key, now).await?;
+        let found = found.filter(|found| judge(found, address, now) == Code::Valid).ok_or(Refused::Invalid)?;
+        self.uses.note(found.key.id, now, || ApiKeyUse {
+            id: found.key.id,
+            at: now,
+            ip_address: address.to_canonical().to_string(),
+            renewed: (found.key_version != self.keys.newest_version()).then(|| RenewedDigest {
+                from: found.digest.clone(),
+                to: digest.as_bytes().to_vec(),
+                key_version: self.keys.newest_version().to_owned(),
+            }),
+        });
+        let role = found.key.issued_with.map_or(found.role, |limit| found.role.at_most(limit));
+        Ok(Actor::User(SignedIn {
+            user: found.key.owner_id,
+            by: SignedInBy::ApiKey(found.key.id),
+            access: Access::new(found.key.organization_id, role).within(found.key.scopes),
+        }))
+    }
+
+    /// What the API key is good for when it is used from the address, without using it: the key itself where it is valid.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn verify_api_key(
+        &self,
+        key: SecretText,
+        address: Option<IpAddr>,
+    ) -> Result<(Code, Option<Arc<FoundApiKey>>), store::Error> {
+        let now = self.clock.now();
+        let Ok(key) = RawApiKey::parse(key) else { return Ok((Code::Malformed, None)) };
+        let (_, Some(found)) = self.find_api_key(&key, now).await? else { return Ok((Code::NotFound, None)) };
+        let Some(address) = address else { return Ok((Code::IpNotAllowed, None)) };
+        let code = judge(&found, address, now);
+        Ok((code, (code == Code::Valid).then_some(found)))
+    }
+
+    async fn find_api_key(
+        &self,
+        key: &RawApiKey,
+        now: Timestamp,
+    ) -> Result<(Digest, Option<Arc<FoundApiKey>>), store::Error> {
+        let raw = key.text().expose().as_bytes();
+        let newest = self.keys.digest(Purpose::ApiKey, raw);
+        let find = async {
+            let digests: Vec<_> =
+                self.keys.digests(Purpose::ApiKey, raw).iter().map(|digest| digest.as_bytes().to_vec()).collect();
+            let found = store::api_key::find_by_digest(&mut self.db.read().await?, &digests).await?;
+            Ok::<_, store::Error>(found.map(Arc::new))
+        };
+        Ok((newest, self.api_keys.get(newest, now, find).await?))
+    }
+
+    /// Forgets all that is kept: after a session, an API key or a user has changed. Such changes are rare beside requests.
     pub fn forget(&self) {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
-        self.states.clear();
+        self.states.forget();
+        self.api_keys.forget();
+    }
+
+    /// Waits until it is written when API keys were last used. Uses that come later are written, too, but not waited for.
+    pub async fn finish(&self) {
+        self.uses.finish().await;
+    }
+}
+
+/// What a key is good for that is used from the address.
+fn judge(found: &FoundApiKey, address: IpAddr, now: Timestamp) -> Code {
+    match found.key.status(now) {
+        ApiKeyStatus::Revoked => Code::Revoked,
+        ApiKeyStatus::Expired => Code::Expired,
+        // Regenerated, and the grace is over.
+        ApiKeyStatus::Active if found.digest_expires_at.is_some_and(|end| end <= now) => Code::Expired,
+        ApiKeyStatus::Active if found.status != UserStatus::Active => Code::OwnerSuspended,
+        ApiKeyStatus::Active if !found.key.allowed_ips.allow(address) => Code::IpNotAllowed,
+        ApiKeyStatus::Active => Code::Valid,
     }
 }

@@ -1,11 +1,13 @@
-//! Who is asking: passwords, access tokens, and the actor of a request.
+//! Who is asking: passwords, access tokens, API keys, and the actor of a request.
 
 mod access_token;
 mod actor;
 mod authenticator;
+mod kept;
+mod key_uses;
 
 pub mod password;
 
 pub use access_token::{ACCESS_TOKEN_LIFETIME, AccessTokens, Claims, InvalidToken};
-pub use actor::{Actor, NoPermit, SignedIn};
+pub use actor::{Actor, NoPermit, SignedIn, SignedInBy};
 pub use authenticator::{Authenticator, Refused};

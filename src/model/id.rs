@@ -47,6 +47,8 @@ pub mod kind {
         Task = "task",
         /// A secret of a client.
         Credential = "cred",
+        /// A key for programs.
+        ApiKey = "key",
         /// An entry of the audit log.
         AuditLog = "audit",
     }
@@ -71,6 +73,8 @@ pub type ClientId = Id<kind::Client>;
 pub type TaskId = Id<kind::Task>;
 /// Id of a credential.
 pub type CredentialId = Id<kind::Credential>;
+/// Id of an API key.
+pub type ApiKeyId = Id<kind::ApiKey>;
 /// Id of an audit entry.
 pub type AuditLogId = Id<kind::AuditLog>;
 

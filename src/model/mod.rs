@@ -1,15 +1,20 @@
 //! Plain values that every layer uses: ids, roles and permissions, enums, time, pages. No SQL, HTTP or GraphQL.
 
+mod api_key;
 mod clock;
 mod email;
 mod enums;
 mod id;
 mod json_object;
+mod money;
 mod page;
 mod permission;
 mod text;
 mod timestamp;
 
+pub use api_key::{
+    AllowedIps, AllowedModels, ApiKeyScope, ApiKeyScopes, ApiKeyStatus, ApiKeyVerificationCode, InvalidAllowed,
+};
 pub use clock::Clock;
 pub use email::{Email, InvalidEmail};
 pub use enums::{
@@ -17,15 +22,16 @@ pub use enums::{
     ResourceType, TaskPriority, TaskStatus, UnknownName, UserStatus,
 };
 pub use id::{
-    AuditLogId, ClaudeAccountId, ClientId, CredentialId, Id, InvalidId, Kind, OrganizationId, RefreshTokenId,
+    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Id, InvalidId, Kind, OrganizationId, RefreshTokenId,
     SessionId, TaskId, UserId, kind,
 };
 pub use json_object::{InvalidJsonObject, JsonObject};
+pub use money::{InvalidAmount, MicroUsd};
 pub use page::{Cursor, Direction, MAX_PAGE_SIZE, Page, PageSlice, Position, SortKey, Window};
 pub use permission::{
-    Access, ArchiveClients, DeleteCredentials, DeleteTasks, Denied, Grant, ManageClaudeAccounts, ManageOrganization,
-    ManageUsers, Permission, Permit, Read, RevealCredentials, Role, RotateKeys, ViewAuditLogs, ViewUsers, WriteClients,
-    WriteCredentials, WriteTasks,
+    Access, ArchiveClients, DeleteCredentials, DeleteTasks, Denied, Grant, ManageApiKeys, ManageClaudeAccounts,
+    ManageOrganization, ManageOwnApiKeys, ManageUsers, Permission, Permit, Read, RevealCredentials, Role, RotateKeys,
+    ViewAuditLogs, ViewUsers, WriteClients, WriteCredentials, WriteTasks,
 };
 pub use text::breaks_a_line;
 pub use timestamp::Timestamp;

@@ -2,8 +2,8 @@
 
 use std::marker::PhantomData;
 
-use super::OrganizationId;
 use super::enums::names;
+use super::{ApiKeyScope, ApiKeyScopes, OrganizationId};
 use std::str::FromStr;
 
 names! {
@@ -65,6 +65,25 @@ impl Role {
     pub fn may(self, permission: Permission) -> bool {
         self.permissions().contains(&permission)
     }
+
+    /// This role, or the other where this one may do more.
+    #[must_use]
+    pub fn at_most(self, limit: Self) -> Self {
+        if limit.includes(self) { self } else { limit }
+    }
+
+    /// Whether this role may do all that the other may.
+    #[must_use]
+    pub fn includes(self, other: Self) -> bool {
+        other.permissions().iter().all(|permission| self.may(*permission))
+    }
+}
+
+impl Permission {
+    /// Whether it is for nothing but reading. One to manage something is also for reading it, and is none of these.
+    fn only_reads(self) -> bool {
+        matches!(self, Self::ViewUsers | Self::ViewAuditLogs | Self::ViewUsage | Self::ViewSystem)
+    }
 }
 
 /// A right that a [`Permit`] can prove, named by a type so that permits do not mix.
@@ -113,17 +132,30 @@ grants! {
     ManageUsers => Some(Permission::ManageUsers),
     /// To change the organization.
     ManageOrganization => Some(Permission::ManageOrganization),
+    /// To manage the API keys of all.
+    ManageApiKeys => Some(Permission::ManageApiKeys),
+    /// To manage one's own API keys.
+    ManageOwnApiKeys => Some(Permission::ManageOwnApiKeys),
 }
 
-/// The role lacks the permission.
+/// What the caller lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Denied(pub Permission);
+pub enum Denied {
+    /// The role lacks the permission.
+    Permission(Permission),
+    /// The API key lacks the scope.
+    Scope(ApiKeyScope),
+    /// An API key never may.
+    ApiKey,
+}
 
-/// A role in an organization: what permits are asked of.
+/// A role in an organization: what permits are asked of. That of an API key ends where its scopes do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Access {
     organization: OrganizationId,
     role: Role,
+    /// Those of the API key; none where somebody has signed in.
+    scopes: Option<ApiKeyScopes>,
 }
 
 impl Access {
@@ -131,7 +163,13 @@ impl Access {
     /// for whom it has just let in.
     #[must_use]
     pub fn new(organization: OrganizationId, role: Role) -> Self {
-        Self { organization, role }
+        Self { organization, role, scopes: None }
+    }
+
+    /// The same, as far as these scopes of an API key reach.
+    #[must_use]
+    pub fn within(self, scopes: ApiKeyScopes) -> Self {
+        Self { scopes: Some(scopes), ..self }
     }
 
     /// The organization.
@@ -146,12 +184,70 @@ impl Access {
         self.role
     }
 
-    /// The only way to a permit.
-    pub fn require<G: Grant>(self) -> Result<Permit<G>, Denied> {
-        match G::NEEDS {
-            Some(permission) if !self.role.may(permission) => Err(Denied(permission)),
-            _ => Ok(Permit { organization: self.organization, grant: PhantomData }),
+    /// The scopes of the API key; none where somebody has signed in.
+    #[must_use]
+    pub fn scopes(self) -> Option<ApiKeyScopes> {
+        self.scopes
+    }
+
+    /// What role and scopes both allow.
+    #[must_use]
+    pub fn permissions(self) -> Vec<Permission> {
+        let is_open = |permission: &Permission| match self.scopes {
+            None => true,
+            // Users are changed by whoever has signed in.
+            Some(_) if *permission == Permission::ManageUsers => false,
+            Some(_) if permission.only_reads() => self.may_read().is_ok(),
+            Some(_) => self.may_write().is_ok(),
+        };
+        self.role.permissions().iter().copied().filter(is_open).collect()
+    }
+
+    /// Whether anything may be read: an API key needs a scope for it.
+    ///
+    /// # Errors
+    /// The scope that it lacks.
+    pub fn may_read(self) -> Result<(), Denied> {
+        self.needs(ApiKeyScope::AdminRead)
+    }
+
+    /// Whether anything may be changed: an API key needs a scope for it.
+    ///
+    /// # Errors
+    /// The scope that it lacks.
+    pub fn may_write(self) -> Result<(), Denied> {
+        self.needs(ApiKeyScope::AdminWrite)
+    }
+
+    fn needs(self, scope: ApiKeyScope) -> Result<(), Denied> {
+        match self.scopes {
+            Some(scopes) if !scopes.include(ApiKeyScopes::from_iter([scope])) => Err(Denied::Scope(scope)),
+            _ => Ok(()),
         }
+    }
+
+    /// Whether the caller may read what needs the permission. Whether it may also change something is asked by
+    /// [`Access::may_write`], where mutations are entered and where transactions are committed.
+    ///
+    /// # Errors
+    /// What it lacks.
+    pub fn check(self, permission: Option<Permission>) -> Result<(), Denied> {
+        self.may_read()?;
+        match permission {
+            Some(permission) if !self.role.may(permission) => Err(Denied::Permission(permission)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The only way to a permit, but for what a caller may know of itself.
+    pub fn require<G: Grant>(self) -> Result<Permit<G>, Denied> {
+        self.check(G::NEEDS).map(|()| Permit { organization: self.organization, grant: PhantomData })
+    }
+
+    /// To read who one is oneself: an API key may that learn, whatever its scopes.
+    #[must_use]
+    pub fn introspect(self) -> Permit<Read> {
+        Permit { organization: self.organization, grant: PhantomData }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::backend::{Conn, on_conn};
 use super::error::Result;
@@ -15,12 +15,14 @@ use super::tables::{audit_heads, audit_logs};
 use super::tx::Tx;
 use crate::crypto::sha256;
 use crate::model::{
-    AuditAction, AuditLogId, AuditOutcome, Direction, OrganizationId, Page, PageSlice, Permit, ResourceType, Timestamp,
-    UserId, ViewAuditLogs,
+    ApiKeyId, AuditAction, AuditLogId, AuditOutcome, Direction, OrganizationId, Page, PageSlice, Permit, ResourceType,
+    Timestamp, UserId, ViewAuditLogs,
 };
 
-/// The version of the canonical form: it stands in what is hashed, so that a later form can be told from this one.
+/// The versions of the canonical form: they stand in what is hashed, so that one can be told from the other.
 const FORM: i32 = 1;
+/// The form of an entry that has an API key.
+const FORM_WITH_API_KEY: i32 = 2;
 /// The hash before the first entry.
 const GENESIS: [u8; 32] = [0; 32];
 
@@ -51,6 +53,8 @@ pub struct NewAuditLog {
     pub metadata: Option<String>,
     /// Who did it; none: anonymous, or the system.
     pub user_id: Option<UserId>,
+    /// With which API key of that user's.
+    pub api_key_id: Option<ApiKeyId>,
     /// From where.
     pub ip_address: Option<String>,
     /// With which program.
@@ -78,6 +82,7 @@ pub struct AuditLog {
     pub changes: Option<String>,
     pub metadata: Option<String>,
     pub user_id: Option<UserId>,
+    pub api_key_id: Option<ApiKeyId>,
     pub ip_address: Option<String>,
     pub user_agent: Option<String>,
     pub request_id: String,
@@ -87,31 +92,32 @@ pub struct AuditLog {
 
 impl AuditLog {
     /// SHA-256 over the hash before and the entry's canonical form: a JSON array of the form's version, 1, and the entry's
-    /// fields in the order of the table, times as microseconds since 1970, absent ones as null. Before the first entry stand
-    /// 32 zero bytes.
+    /// fields from `id` to `request_id`, times as microseconds since 1970, absent ones as null. An entry that has an API key
+    /// is of version 2, in which the key's id stands after the user's; any other has no place for one. Before the first entry
+    /// stand 32 zero bytes.
     #[must_use]
     pub fn hash_after(&self, previous: &[u8; 32]) -> [u8; 32] {
-        let canonical = json!([
-            FORM,
-            self.id.to_string(),
-            self.organization_id.to_string(),
-            self.sequence,
-            self.occurred_at.micros(),
-            self.action.as_str(),
-            self.operation,
-            self.outcome.as_str(),
-            self.error_code,
-            self.resource_type.as_str(),
-            self.resource_id,
-            self.changes,
-            self.metadata,
-            self.user_id.map(|id| id.to_string()),
-            self.ip_address,
-            self.user_agent,
-            self.request_id,
-        ]);
+        let text = |id: &dyn ToString| id.to_string();
+        let mut canonical = vec![
+            json!(if self.api_key_id.is_some() { FORM_WITH_API_KEY } else { FORM }),
+            json!(text(&self.id)),
+            json!(text(&self.organization_id)),
+            json!(self.sequence),
+            json!(self.occurred_at.micros()),
+            json!(self.action.as_str()),
+            json!(self.operation),
+            json!(self.outcome.as_str()),
+            json!(self.error_code),
+            json!(self.resource_type.as_str()),
+            json!(self.resource_id),
+            json!(self.changes),
+            json!(self.metadata),
+            json!(self.user_id.map(|id| text(&id))),
+        ];
+        canonical.extend(self.api_key_id.map(|id| json!(text(&id))));
+        canonical.extend([json!(self.ip_address), json!(self.user_agent), json!(self.request_id)]);
         let mut bytes = previous.to_vec();
-        bytes.extend_from_slice(canonical.to_string().as_bytes());
+        bytes.extend_from_slice(Value::Array(canonical).to_string().as_bytes());
         sha256(&bytes)
     }
 }
@@ -121,6 +127,8 @@ impl AuditLog {
 pub struct AuditLogFilter {
     /// Of this user.
     pub user_id: Option<UserId>,
+    /// With this API key.
+    pub api_key_id: Option<ApiKeyId>,
     /// On this thing.
     pub resource_id: Option<String>,
     /// On things of these kinds.
@@ -179,6 +187,7 @@ pub(super) async fn append(tx: &mut Tx, new: &NewAuditLog) -> Result<()> {
         changes: new.changes.clone(),
         metadata: new.metadata.clone(),
         user_id: new.user_id,
+        api_key_id: new.api_key_id,
         ip_address: new.ip_address.clone(),
         user_agent: new.user_agent.clone(),
         request_id: new.request_id.clone(),
@@ -206,6 +215,9 @@ macro_rules! filtered {
             audit_logs::table.filter(audit_logs::organization_id.eq($permit.organization())).into_boxed::<$backend>();
         if let Some(user) = filter.user_id {
             query = query.filter(audit_logs::user_id.eq(user));
+        }
+        if let Some(key) = filter.api_key_id {
+            query = query.filter(audit_logs::api_key_id.eq(key));
         }
         if let Some(resource) = &filter.resource_id {
             query = query.filter(audit_logs::resource_id.eq_any(askable(resource)));

@@ -15,8 +15,9 @@ use diesel::sqlite::Sqlite;
 use unicode_normalization::UnicodeNormalization;
 
 use crate::model::{
-    AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus, ClaudeTier, ClientStatus, Email, Id,
-    JsonObject, Kind, Plan, ResourceType, Role, TaskPriority, TaskStatus, Timestamp, UserStatus,
+    AllowedIps, AllowedModels, ApiKeyScopes, AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus,
+    ClaudeTier, ClientStatus, Email, Id, JsonObject, Kind, Plan, ResourceType, Role, TaskPriority, TaskStatus,
+    Timestamp, UserStatus,
 };
 
 /// `timestamptz` on PostgreSQL; on SQLite RFC 3339 text of fixed width, which sorts by time. To the microsecond, as the
@@ -158,6 +159,9 @@ text_fields! {
     [] ClientStatus: |name| name.as_str();
     [] TaskStatus: |name| name.as_str();
     [] TaskPriority: |name| name.as_str();
+    [] ApiKeyScopes: |scopes| scopes;
+    [] AllowedIps: |blocks| blocks;
+    [] AllowedModels: |patterns| patterns;
     [] AuditAction: |name| name.as_str();
     [] AuditOutcome: |name| name.as_str();
     [] ResourceType: |name| name.as_str();

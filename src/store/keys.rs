@@ -10,9 +10,9 @@ use super::claude_account::ClaudeAccount;
 use super::credential::CredentialSecret;
 use super::error::Result;
 use super::locks::all_locked;
-use super::tables::{claude_accounts, credential_secrets, credentials, organizations};
+use super::tables::{api_key_digests, api_keys, claude_accounts, credential_secrets, credentials, organizations};
 use super::tx::Tx;
-use crate::model::{ClaudeAccountId, CredentialId, OrganizationId, Permit, RotateKeys};
+use crate::model::{ClaudeAccountId, CredentialId, OrganizationId, Permit, RotateKeys, Timestamp};
 
 /// The versions of the keys that have sealed something, in order.
 ///
@@ -62,6 +62,23 @@ pub async fn count(conn: &mut Conn, version: &str) -> Result<i64> {
         .get_result(c)
         .await?);
     Ok(secrets + accounts)
+}
+
+/// The versions of the keys by which API keys are found that can still be used, and how many by each. Such a digest cannot be
+/// made anew without the raw key: that is done when it is used.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn api_key_versions(conn: &mut Conn, now: Timestamp) -> Result<Vec<(String, i64)>> {
+    use {api_key_digests as d, api_keys as k};
+    Ok(on_conn!(conn, |c| d::table
+        .inner_join(k::table)
+        .filter(k::revoked_at.is_null().and(k::expires_sort.gt(now)))
+        .filter(d::expires_at.is_null().or(d::expires_at.gt(Some(now))))
+        .group_by(d::key_version)
+        .select((d::key_version, diesel::dsl::count_star()))
+        .load(c)
+        .await?))
 }
 
 /// Every organization: keys are the operator's, and change for all.

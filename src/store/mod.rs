@@ -17,6 +17,7 @@ mod statements;
 mod tables;
 mod tx;
 
+pub mod api_key;
 pub mod audit_log;
 pub mod claude_account;
 pub mod client;

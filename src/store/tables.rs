@@ -210,6 +210,54 @@ diesel::table! {
 }
 
 diesel::table! {
+    use diesel::sql_types::{BigInt, Integer, Nullable, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    api_keys (id) {
+        id -> Text,
+        organization_id -> Text,
+        owner_id -> Text,
+        client_id -> Nullable<Text>,
+        name -> Text,
+        name_folded -> Text,
+        search_text -> Text,
+        description -> Nullable<Text>,
+        key_prefix -> Text,
+        scopes -> Text,
+        issued_with -> Nullable<Text>,
+        allowed_ips -> Text,
+        allowed_models -> Text,
+        rate_limit_per_minute -> Nullable<Integer>,
+        rate_limit_per_hour -> Nullable<Integer>,
+        concurrency_limit -> Nullable<Integer>,
+        token_limit_per_day -> Nullable<BigInt>,
+        cost_limit_micro_usd_per_month -> Nullable<BigInt>,
+        expires_at -> Nullable<UtcTimestamp>,
+        expires_sort -> UtcTimestamp,
+        revoked_at -> Nullable<UtcTimestamp>,
+        last_used_at -> Nullable<UtcTimestamp>,
+        last_used_sort -> UtcTimestamp,
+        last_used_ip -> Nullable<Text>,
+        created_by -> Nullable<Text>,
+        created_at -> UtcTimestamp,
+        updated_at -> UtcTimestamp,
+        version -> Integer,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::{Binary, Nullable, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    api_key_digests (digest) {
+        digest -> Binary,
+        api_key_id -> Text,
+        key_version -> Text,
+        expires_at -> Nullable<UtcTimestamp>,
+    }
+}
+
+diesel::table! {
     use diesel::sql_types::{BigInt, Binary, Nullable, Text};
     use crate::store::fields::UtcTimestamp;
 
@@ -227,6 +275,7 @@ diesel::table! {
         changes -> Nullable<Text>,
         metadata -> Nullable<Text>,
         user_id -> Nullable<Text>,
+        api_key_id -> Nullable<Text>,
         ip_address -> Nullable<Text>,
         user_agent -> Nullable<Text>,
         request_id -> Text,
@@ -257,5 +306,8 @@ diesel::table! {
 
 diesel::joinable!(sessions -> users (user_id));
 diesel::joinable!(invitations -> users (user_id));
+diesel::joinable!(api_keys -> users (owner_id));
+diesel::joinable!(api_key_digests -> api_keys (api_key_id));
 diesel::allow_tables_to_appear_in_same_query!(users, sessions);
 diesel::allow_tables_to_appear_in_same_query!(users, invitations);
+diesel::allow_tables_to_appear_in_same_query!(users, api_keys, api_key_digests);

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
+use super::api_key;
 use super::backend::{Conn, on_conn};
 use super::error::{Error, Result};
 use super::fields::{contains, distinct, fold};
@@ -303,12 +304,13 @@ pub async fn update(tx: &mut Tx, user: &User) -> Result<()> {
     if changed == 0 { Err(Error::Stale) } else { Ok(()) }
 }
 
-/// Deletes a user who is locked already: the row stays, for what refers to it, the address is free again. Nobody signs in as
+/// Deletes a user who is locked already, and revokes the user's API keys: the row stays, for what refers to it, the address is free again. Nobody signs in as
 /// this user any more, by whatever it is judged.
 ///
 /// # Errors
 /// Where the database fails.
 pub async fn delete(tx: &mut Tx, permit: &Permit<ManageUsers>, id: UserId, at: Timestamp) -> Result<()> {
+    api_key::revoke_all(tx, id, at).await?;
     let conn = tx.conn().await?;
     on_conn!(conn, |c| diesel::update(
         users::table.filter(users::organization_id.eq(permit.organization()).and(users::id.eq(id)))

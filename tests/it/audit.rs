@@ -11,7 +11,7 @@ use crate::invitation::invite;
 use crate::support::{Client, GOOD_KEY, MockUpstream, PASSWORD, TestApp, both_databases};
 
 /// Every mutation of the schema, with a call that succeeds and one that fails. `ID` is an account's id, `CLIENT` a client's,
-/// `TASK` a task's, `CREDENTIAL` a credential's, `USER_ID` a user's, `TOKEN` a refresh token, `INVITATION` an invitation's; each
+/// `TASK` a task's, `CREDENTIAL` a credential's, `API_KEY` an API key's, `USER_ID` a user's, `TOKEN` a refresh token, `INVITATION` an invitation's; each
 /// is fresh for each call.
 const CALLS: &[(&str, &str, &str)] = &[
     (
@@ -135,6 +135,26 @@ const CALLS: &[(&str, &str, &str)] = &[
         r#"deleteCredential(input: { id: "CREDENTIAL" }) { deletedId }"#,
         r#"deleteCredential(input: { id: "cred_00000000000000000000000000" }) { deletedId }"#,
     ),
+    (
+        "createApiKey",
+        r#"createApiKey(input: { name: "K" }) { rawKey }"#,
+        r#"createApiKey(input: { name: "" }) { rawKey }"#,
+    ),
+    (
+        "updateApiKey",
+        r#"updateApiKey(input: { id: "API_KEY", name: "L" }) { apiKey { id } }"#,
+        r#"updateApiKey(input: { id: "API_KEY", name: null }) { apiKey { id } }"#,
+    ),
+    (
+        "regenerateApiKey",
+        r#"regenerateApiKey(input: { id: "API_KEY" }) { rawKey }"#,
+        r#"regenerateApiKey(input: { id: "API_KEY", gracePeriodHours: 200 }) { rawKey }"#,
+    ),
+    (
+        "revokeApiKey",
+        r#"revokeApiKey(input: { id: "API_KEY" }) { apiKey { id } }"#,
+        r#"revokeApiKey(input: { id: "key_00000000000000000000000000" }) { apiKey { id } }"#,
+    ),
 ];
 
 fn mutations_of_the_schema() -> BTreeSet<String> {
@@ -194,6 +214,10 @@ async fn filled_in(app: &TestApp, admin: &Client, mutation: &str, key: &str) -> 
             text = text.replace("\"CREDENTIAL\"", &made.data()["createCredential"]["credential"]["id"].to_string());
         }
         text = text.replace("\"CLIENT\"", &client);
+    }
+    if text.contains("API_KEY") {
+        let (made, _) = crate::api_key::create(admin, json!({ "name": "K" })).await;
+        text = text.replace("\"API_KEY\"", &made["id"].to_string());
     }
     if text.contains("USER_ID") || text.contains("INVITATION") {
         let (user, token) = invite(admin, &format!("{key}@example.com"), "MEMBER").await;
@@ -347,6 +371,7 @@ both_databases! {
         assert_eq!(count(json!({})).await, 3);
         assert_eq!(count(json!({ "resourceId": account["id"] })).await, 1);
         assert_eq!(count(json!({ "userId": viewer })).await, 2);
+        assert_eq!(count(json!({ "apiKeyId": "key_00000000000000000000000000" })).await, 0);
         assert_eq!(count(json!({ "action": ["CREATE"] })).await, 2);
         assert_eq!(count(json!({ "resourceType": ["SESSION", "CLAUDE_ACCOUNT"] })).await, 2);
         assert_eq!(count(json!({ "outcome": ["DENIED"] })).await, 0);
@@ -386,6 +411,8 @@ both_databases! {
             async move { create(&admin, json!({ "apiKey": format!("sk-ant-{n}"), "accountName": "A" })).await }
         });
         futures_util::future::join_all(deeds).await;
+        let (_, raw) = crate::api_key::create(&admin, json!({ "name": "K", "scopes": ["ADMIN_WRITE"] })).await;
+        create(&crate::api_key::with_key(&app, &raw), json!({ "apiKey": "sk-ant-by-key", "accountName": "A" })).await;
         // By the documented form alone, from the rows as they are stored.
         let (array, micros, hex) = if app.database.url.starts_with("postgres") {
             ("json_build_array", "(extract(epoch FROM occurred_at) * 1000000)::bigint", "encode(hash, 'hex')")
@@ -394,14 +421,21 @@ both_databases! {
         };
         let rows = app.database.texts(&format!(
             "SELECT CAST({array}(1, id, organization_id, sequence, {micros}, action, operation, outcome, error_code,
-                 resource_type, resource_id, changes, metadata, user_id, ip_address, user_agent, request_id, {hex}) AS text)
+                 resource_type, resource_id, changes, metadata, user_id, ip_address, user_agent, request_id, api_key_id, {hex}) AS text)
              AS text FROM audit_logs ORDER BY sequence"
         )).await;
-        assert_eq!(rows.len(), 22);
+        assert_eq!(rows.len(), 24);
         let mut before = vec![0; 32];
         for (row, place) in rows.iter().zip(1..) {
             let mut fields: Vec<Value> = serde_json::from_str(row).unwrap();
             let hash = fields.pop().unwrap();
+            // An entry with an API key is of another form.
+            let api_key = fields.pop().unwrap();
+            assert_eq!(api_key.is_string(), place == 24);
+            if api_key.is_string() {
+                fields[0] = json!(2);
+                fields.insert(14, api_key);
+            }
             assert_eq!(fields[3], place);
             before.extend(Value::Array(fields).to_string().into_bytes());
             before = ring::digest::digest(&ring::digest::SHA256, &before).as_ref().to_vec();
@@ -430,6 +464,8 @@ both_databases! {
         let admin = app.admin().await;
         let upstream = MockUpstream::start().await;
         let canaries = ["sk-ant-canary-one-1111", "sk-ant-canary-two-2222", "canary-password-3333", "canary-secret-4444", "canary-secret-5555"];
+        let (api_key, raw_key) = crate::api_key::create(&admin, json!({ "name": "K", "scopes": ["ADMIN_READ"] })).await;
+        crate::api_key::with_key(&app, &raw_key).run("{ clients { totalCount } }").await.data();
         let account = create(&admin, json!({
             "apiKey": canaries[0], "accountName": "A", "baseUrl": upstream.base_url("echo"),
         })).await;
@@ -457,17 +493,21 @@ both_databases! {
             format!("revealCredential(input: {{ id: {credential}, reason: \"R\" }}) {{ credential {{ id }} }}"),
             format!("revealCredential(input: {{ id: {credential}, secretVersion: 9 }}) {{ secret }}"),
             format!("deleteCredential(input: {{ id: {credential} }}) {{ deletedId }}"),
+            format!("updateApiKey(input: {{ id: {}, name: \"L\" }}) {{ apiKey {{ id keyPrefix }} }}", api_key["id"]),
+            format!("createApiKey(input: {{ name: \"\", ownerId: \"{raw_key}\" }}) {{ apiKey {{ id }} }}"),
         ] {
             seen += &admin.with(&format!("mutation($id: ID) {{ {} }}", mutation.replace("$id", &id["id"].to_string())), id.clone()).await.body.to_string();
         }
         seen += &admin.run("{ auditLogs(first: 100) { nodes { operation changes metadata user { email } } } }").await.body.to_string();
+        let verify = admin.with("query($k: String!) { verifyApiKey(key: $k) { code name } }", json!({ "k": raw_key })).await;
+        seen += &verify.body.to_string();
         seen += &reqwest::get(format!("{}/metrics", app.url)).await.unwrap().text().await.unwrap();
         if let Some(path) = app.database.url.strip_prefix("sqlite://") {
             for suffix in ["", "-wal"] {
                 seen += &String::from_utf8_lossy(&std::fs::read(format!("{path}{suffix}")).unwrap());
             }
         }
-        for secret in canaries.into_iter().chain([PASSWORD, admin.access_token.as_deref().unwrap(), admin.refresh_token.as_deref().unwrap(), GOOD_KEY]) {
+        for secret in canaries.into_iter().chain([PASSWORD, admin.access_token.as_deref().unwrap(), admin.refresh_token.as_deref().unwrap(), GOOD_KEY, &raw_key]) {
             assert!(!seen.contains(secret), "{secret}");
         }
     }

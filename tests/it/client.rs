@@ -9,7 +9,7 @@ const FIELDS: &str =
 const TASK_FIELDS: &str = "id client { id } title description status priority assignee { email } dueAt completedAt
     createdBy { email } version createdAt updatedAt";
 
-async fn create(client: &Client, input: Value) -> Value {
+pub(crate) async fn create(client: &Client, input: Value) -> Value {
     let query =
         format!("mutation($input: CreateClientInput!) {{ createClient(input: $input) {{ client {{ {FIELDS} }} }} }}");
     client.with(&query, json!({ "input": input })).await.data()["createClient"]["client"].clone()

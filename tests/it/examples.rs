@@ -143,8 +143,12 @@ async fn onboards(app: &TestApp, language: Language) {
     let printed = language.succeeds(app, "onboard", &words, "first secret\nsecond\n").await;
     let first = table(&printed);
     let kinds: Vec<_> = first.iter().map(|row| (row[0], row[2], row[3])).collect();
-    let made = |kind, name| (kind, name, "created");
-    assert_eq!(kinds, [made("client", "Acme"), made("credential", "Web server"), made("credential", "Database")]);
+    let expected = [("client", "Acme"), ("credential", "Web server"), ("credential", "Database"), ("key", "Acme")];
+    assert_eq!(kinds, expected.map(|(kind, name)| (kind, name, "created")));
+    let query = "query($key: String!) { verifyApiKey(key: $key) { code apiKeyId name scopes } }";
+    let answer = app.anonymous().with(query, json!({ "key": first[3][4] })).await;
+    let key = json!({ "code": "VALID", "apiKeyId": first[3][1], "name": "Acme", "scopes": ["RELAY"] });
+    assert_eq!(answer.data()["verifyApiKey"], key);
     assert_ne!(first[0][1], other);
 
     let rename = "mutation($id: ID!) { updateClient(input: { id: $id, name: \"Other\" }) { client { id } } }";
@@ -239,6 +243,18 @@ both_databases! {
             lines.map(|line| line.split(',').nth(place).unwrap().to_owned()).collect()
         })
         .await;
+    }
+
+    async fn a_key_that_may_read_is_enough_for_a_report(app: TestApp) {
+        let deed = "mutation { createApiKey(input: { name: \"Auditor\", scopes: [ADMIN_READ] }) { rawKey } }";
+        let raw = app.admin().await.run(deed).await.data()["createApiKey"]["rawKey"].as_str().unwrap().to_owned();
+        for language in [Language::Rust, Language::Python] {
+            let span = ["2000-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"];
+            let mut command = language.program(&app, "audit-report", &span).await;
+            command.env_remove("CLAVIGER_EMAIL").env_remove("CLAVIGER_PASSWORD").env("CLAVIGER_API_KEY", &raw);
+            let output = command.output().await.unwrap();
+            assert!(output.status.success() && text(&output).contains("createApiKey"), "{}", text(&output));
+        }
     }
 
     async fn apollos_cached_list_shows_an_update(app: TestApp) {

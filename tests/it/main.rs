@@ -3,6 +3,7 @@
 // A test's failure is its answer: what cannot be had is unwrapped.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod api_key;
 mod architecture;
 mod audit;
 mod claude_account;

@@ -10,10 +10,25 @@ use serde_json::json;
 use crate::support::both_databases;
 
 /// The fields that need no sign-in.
-const PUBLIC: [&str; 5] = ["acceptInvitation", "refreshSession", "signIn", "signOut", "viewer"];
+const PUBLIC: [&str; 6] = ["acceptInvitation", "refreshSession", "signIn", "signOut", "verifyApiKey", "viewer"];
+/// The mutations that need somebody who has signed in: those on users and sign-ins.
+const NOT_BY_API_KEY: [&str; 7] =
+    ["acceptInvitation", "deleteUser", "inviteUser", "refreshSession", "signIn", "signOut", "updateUser"];
 /// The queries that every signed-in member of the organization may ask.
-const FOR_MEMBERS: [&str; 10] =
-    ["client", "clients", "credential", "credentials", "node", "nodes", "organization", "task", "tasks", "user"];
+const FOR_MEMBERS: [&str; 12] = [
+    "apiKey",
+    "apiKeys",
+    "client",
+    "clients",
+    "credential",
+    "credentials",
+    "node",
+    "nodes",
+    "organization",
+    "task",
+    "tasks",
+    "user",
+];
 
 fn types() -> Vec<TypeDefinition> {
     let definitions = parse_schema(sdl()).unwrap().definitions.into_iter();
@@ -80,9 +95,12 @@ fn every_root_field_declares_what_it_needs() {
         assert_eq!(has("public"), PUBLIC.contains(&name), "{root}.{name}");
         assert_eq!(has("requires"), !is_listed, "{root}.{name}");
         assert_eq!(has("audits"), root == "Mutation", "{root}.{name}");
+        // What an API key may do is decided for each: whoever adds a mutation says so here or there.
+        let is_by_api_key = root == "Mutation" && !NOT_BY_API_KEY.contains(&name);
+        assert_eq!(has("openToApiKeys"), is_by_api_key, "{root}.{name}");
         assert_ne!(
             field.ty.node.nullable,
-            matches!(name, "nodes"),
+            matches!(name, "nodes" | "verifyApiKey"),
             "{root}.{name}: one refusal must not null the others"
         );
     }
@@ -139,6 +157,26 @@ both_databases! {
             assert_eq!(answer.code(), "UNAUTHENTICATED", "{root}.{name}: {}", answer.body);
             assert!(answer.body["data"].is_null() || answer.body["data"][name].is_null(), "{root}.{name}");
         }
+    }
+
+    async fn an_api_key_does_no_mutation_that_is_not_open_to_it(app: TestApp) {
+        let admin = app.admin().await;
+        let (_, raw) = crate::api_key::create(&admin, json!({ "name": "K", "scopes": ["ADMIN_WRITE"] })).await;
+        let key = crate::api_key::with_key(&app, &raw);
+        let (_, raw) = crate::api_key::create(&admin, json!({ "name": "K", "scopes": ["ADMIN_READ"] })).await;
+        let reader = crate::api_key::with_key(&app, &raw);
+        for (_, field) in root_fields().into_iter().filter(|(root, _)| root == "Mutation") {
+            let name = field.name.node.as_str();
+            let mutation = format!("mutation {{ {} }}", call(&field));
+            assert_eq!(reader.run(&mutation).await.code(), "FORBIDDEN", "{name}");
+            if NOT_BY_API_KEY.contains(&name) {
+                assert_eq!(key.run(&mutation).await.code(), "FORBIDDEN", "{name}");
+            }
+        }
+        let denied = "{ auditLogs(filter: { outcome: [DENIED] }) { totalCount } }";
+        let count = admin.run(denied).await.data()["auditLogs"]["totalCount"].clone();
+        let mutations = root_fields().iter().filter(|(root, _)| root == "Mutation").count();
+        assert_eq!(count, mutations + NOT_BY_API_KEY.len());
     }
 
     async fn of_several_records_each_is_refused_by_itself(app: TestApp) {

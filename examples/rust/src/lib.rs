@@ -19,12 +19,15 @@ pub struct Claviger {
 struct SignIn;
 
 impl Claviger {
-    /// Signs in as the environment says: `CLAVIGER_URL`, `CLAVIGER_EMAIL`, `CLAVIGER_PASSWORD`.
+    /// Signs in as the environment says: `CLAVIGER_URL`, and `CLAVIGER_API_KEY` or `CLAVIGER_EMAIL` with `CLAVIGER_PASSWORD`.
     pub fn from_env() -> Result<Self> {
         let url = env::var("CLAVIGER_URL").unwrap_or_else(|_| "http://127.0.0.1:3001".to_owned());
         // An error of GraphQL may come with a status of 4xx, and says more than the status.
         let http = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
-        let mut claviger = Self { http, url: format!("{url}/graphql"), token: None };
+        let mut claviger = Self { http, url: format!("{url}/graphql"), token: env::var("CLAVIGER_API_KEY").ok() };
+        if claviger.token.is_some() {
+            return Ok(claviger);
+        }
         let variable = |name| env::var(name).with_context(|| format!("{name} is not set"));
         let variables =
             sign_in::Variables { email: variable("CLAVIGER_EMAIL")?, password: variable("CLAVIGER_PASSWORD")? };

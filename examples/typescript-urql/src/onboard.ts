@@ -1,4 +1,4 @@
-// Onboards a client: makes it with its credentials, but for what exists already, and prints what there is now.
+// Onboards a client: makes it with its credentials and a key, but for what exists already, and prints what there is now.
 import { createInterface } from 'node:readline/promises';
 import { fromEnvironment, graphql, must } from './claviger.js';
 
@@ -24,6 +24,13 @@ const holdings = graphql(`
           label
         }
       }
+      apiKeys(first: 100) {
+        nodes {
+          id
+          name
+          status
+        }
+      }
     }
   }
 `);
@@ -42,6 +49,17 @@ const createCredential = graphql(`
       credential {
         id
       }
+    }
+  }
+`);
+
+const createApiKey = graphql(`
+  mutation CreateApiKey($clientId: ID!, $name: String!) {
+    createApiKey(input: { clientId: $clientId, name: $name, scopes: [RELAY] }) {
+      apiKey {
+        id
+      }
+      rawKey
     }
   }
 `);
@@ -68,10 +86,16 @@ async function onboard(name: string, labels: string[]): Promise<void> {
       must(await claviger.mutation(createCredential, { clientId, label, secret })).createCredential?.credential.id;
     print('credential', id, label, known);
   }
+
+  // Last, since it is shown this once: whatever fails before it loses no key.
+  const key = client?.apiKeys.nodes.find((key) => key.name === name && key.status === 'ACTIVE');
+  if (key) return print('key', key.id, name, key);
+  const made = must(await claviger.mutation(createApiKey, { clientId, name })).createApiKey;
+  print('key', made?.apiKey.id, name, undefined, made?.rawKey);
 }
 
-function print(kind: string, id: string | undefined, name: string, known: object | undefined): void {
-  console.log([kind, id, name, known ? 'exists' : 'created'].join('\t'));
+function print(kind: string, id: string | undefined, name: string, known: object | undefined, ...more: unknown[]): void {
+  console.log([kind, id, name, known ? 'exists' : 'created', ...more].join('\t'));
 }
 
 const [name, ...labels] = process.argv.slice(2);

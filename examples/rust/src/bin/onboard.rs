@@ -1,4 +1,4 @@
-//! Onboards a client: makes it with its credentials, but for what exists already, and prints what there is now.
+//! Onboards a client: makes it with its credentials and a key, but for what exists already, and prints what there is now.
 
 use std::io;
 
@@ -22,6 +22,10 @@ struct CreateClient;
 #[graphql(schema_path = "../../schema.graphql", query_path = "src/onboard.graphql")]
 struct CreateCredential;
 
+#[derive(GraphQLQuery)]
+#[graphql(schema_path = "../../schema.graphql", query_path = "src/onboard.graphql")]
+struct CreateApiKey;
+
 fn main() -> Result<()> {
     let mut words = std::env::args().skip(1);
     let name = words.next().context("usage: onboard NAME [LABEL…], with a line of standard input for each secret")?;
@@ -36,12 +40,12 @@ fn main() -> Result<()> {
     };
     println!("client\t{client_id}\t{name}\t{state}");
     let holdings = claviger.ask::<Holdings>(holdings::Variables { id: client_id.clone() })?;
-    let credentials = holdings.client.context("the client is gone")?.credentials.nodes;
+    let holdings = holdings.client.context("the client is gone")?;
 
     let mut secrets = io::stdin().lines();
     for label in words {
         let secret = secrets.next().transpose()?.with_context(|| format!("no secret for {label}"))?;
-        if let Some(known) = credentials.iter().find(|known| known.label == label) {
+        if let Some(known) = holdings.credentials.nodes.iter().find(|known| known.label == label) {
             println!("credential\t{}\t{label}\texists", known.id);
             continue;
         }
@@ -50,6 +54,18 @@ fn main() -> Result<()> {
         let id = answer.create_credential.context("no credential was answered")?.credential.id;
         println!("credential\t{id}\t{label}\tcreated");
     }
+
+    // Last, since it is shown this once: whatever fails before it loses no key.
+    let is_current = |key: &&holdings::HoldingsClientApiKeysNodes| {
+        key.name == name && matches!(key.status, holdings::ApiKeyStatus::ACTIVE)
+    };
+    if let Some(known) = holdings.api_keys.nodes.iter().find(is_current) {
+        println!("key\t{}\t{name}\texists", known.id);
+        return Ok(());
+    }
+    let answer = claviger.ask::<CreateApiKey>(create_api_key::Variables { client_id, name: name.clone() })?;
+    let made = answer.create_api_key.context("no key was answered")?;
+    println!("key\t{}\t{name}\tcreated\t{}", made.api_key.id, made.raw_key);
     Ok(())
 }
 
