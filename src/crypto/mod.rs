@@ -5,9 +5,11 @@ mod key_ring;
 mod random;
 mod sealed;
 mod secret;
+mod signature;
 
 pub use digest::{Digest, Purpose, sha256};
 pub use key_ring::{KeyRing, KeyRingError};
 pub use random::Random;
 pub use sealed::{Aad, OpenError, SealError, Sealed};
 pub use secret::SecretText;
+pub use signature::{Signature, SignatureError};

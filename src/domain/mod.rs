@@ -5,7 +5,11 @@ mod deed;
 mod error;
 mod validation;
 
+pub mod audit_checkpoint;
+pub mod audit_export;
+pub mod audit_integrity;
 pub mod audit_log;
+pub mod audit_retention;
 pub mod claude_account;
 pub mod client;
 pub mod credential;

@@ -1,5 +1,6 @@
 //! Plain values that every layer uses: ids, roles and permissions, enums, time, pages. No SQL, HTTP or GraphQL.
 
+mod chain;
 mod clock;
 mod email;
 mod enums;
@@ -9,6 +10,7 @@ mod page;
 mod permission;
 mod timestamp;
 
+pub use chain::{ChainPoint, InvalidChainPoint};
 pub use clock::Clock;
 pub use email::{Email, InvalidEmail};
 pub use enums::{
@@ -23,7 +25,7 @@ pub use json_object::{InvalidJsonObject, JsonObject};
 pub use page::{Cursor, Direction, MAX_PAGE_SIZE, Page, PageSlice, Position, SortKey, Window};
 pub use permission::{
     Access, ArchiveClients, DeleteCredentials, DeleteTasks, Denied, Grant, ManageClaudeAccounts, ManageOrganization,
-    ManageUsers, Permission, Permit, Read, RevealCredentials, Role, RotateKeys, ViewAuditLogs, ViewUsers, WriteClients,
-    WriteCredentials, WriteTasks,
+    ManageUsers, Permission, Permit, PruneAuditLogs, Read, RevealCredentials, Role, RotateKeys, ViewAuditLogs,
+    ViewUsers, WriteClients, WriteCredentials, WriteTasks,
 };
 pub use timestamp::Timestamp;

@@ -10,7 +10,7 @@ use super::claude_account::ClaudeAccount;
 use super::credential::CredentialSecret;
 use super::error::Result;
 use super::locks::all_locked;
-use super::tables::{claude_accounts, credential_secrets, credentials, organizations};
+use super::tables::{audit_seals, claude_accounts, credential_secrets, credentials, organizations};
 use super::tx::Tx;
 use crate::model::{ClaudeAccountId, CredentialId, OrganizationId, Permit, RotateKeys};
 
@@ -39,7 +39,14 @@ pub async fn versions(conn: &mut Conn) -> Result<Vec<String>> {
             .first(c)
             .await
             .optional()?);
-        match secret.into_iter().chain(account).min() {
+        let seal: Option<String> = on_conn!(conn, |c| audit_seals::table
+            .filter(audit_seals::key_version.gt(&last))
+            .order(audit_seals::key_version)
+            .select(audit_seals::key_version)
+            .first(c)
+            .await
+            .optional()?);
+        match secret.into_iter().chain(account).chain(seal).min() {
             Some(next) => found.push(next),
             None => return Ok(found),
         }
@@ -61,7 +68,12 @@ pub async fn count(conn: &mut Conn, version: &str) -> Result<i64> {
         .count()
         .get_result(c)
         .await?);
-    Ok(secrets + accounts)
+    let seals: i64 = on_conn!(conn, |c| audit_seals::table
+        .filter(audit_seals::key_version.eq(version))
+        .count()
+        .get_result(c)
+        .await?);
+    Ok(secrets + accounts + seals)
 }
 
 /// Every organization: keys are the operator's, and change for all.

@@ -16,6 +16,7 @@ mod statements;
 mod tables;
 mod tx;
 
+pub mod audit_chain;
 pub mod audit_log;
 pub mod claude_account;
 pub mod client;

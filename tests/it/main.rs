@@ -5,6 +5,8 @@
 
 mod architecture;
 mod audit;
+mod audit_chain;
+mod audit_command;
 mod claude_account;
 mod client;
 mod command_line;
