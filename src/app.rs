@@ -1,5 +1,7 @@
 //! Builds the application from its settings: the one place that knows every part.
 
+mod housekeeping;
+
 use std::fs::OpenOptions;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -11,8 +13,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use url::Host;
 
+use housekeeping::Housekeeping;
+
 use crate::audit::Origin;
 use crate::crypto::{KeyRing, KeyRingError, Random, SecretText};
+use crate::domain::audit_integrity::Verifications;
 use crate::domain::keys::{MissingKey, missing};
 use crate::domain::organization::{FirstAdmin, FirstStart, ensure, is_begun};
 use crate::domain::{self, Code, Cx, Record, Services};
@@ -155,6 +160,7 @@ impl App {
             keys,
             passwords,
             links: links(settings),
+            verifications: Verifications::default(),
             home,
         };
         let (actor, record) = (Actor::system(services.home), Record::default());
@@ -209,10 +215,12 @@ impl App {
         let wrong = |error| StartError::Listen(settings.listen.clone(), error);
         let listener = listen(&settings.listen).await.map_err(wrong)?;
         let address = listener.local_addr().map_err(wrong)?;
+        let services = self.services.clone();
         let server = Server::new(settings, self.services);
         let stop = CancellationToken::new();
+        let housekeeping = Housekeeping::start(settings, services, &stop);
         let task = tokio::spawn(serve(listener, router(server.clone()), Limits::default(), stop.clone()));
-        Ok(Running { address, stop: stop.drop_guard(), task, server })
+        Ok(Running { address, stop: stop.drop_guard(), task, server, housekeeping })
     }
 }
 
@@ -254,6 +262,7 @@ pub struct Running {
     stop: DropGuard,
     task: JoinHandle<()>,
     server: Arc<Server>,
+    housekeeping: Housekeeping,
 }
 
 impl Running {
@@ -264,5 +273,6 @@ impl Running {
             tracing::error!(error = &error as &dyn std::error::Error, "the listener did not end well");
         }
         self.server.finish().await;
+        self.housekeeping.finish().await;
     }
 }

@@ -2,6 +2,8 @@
 
 mod changes;
 mod entry;
+mod statement;
 
 pub use changes::{Changes, Field, Recorded};
 pub use entry::{Entry, Origin};
+pub use statement::{InvalidStatement, Statement, Subject};

@@ -1,6 +1,8 @@
 //! The command line: one file a command.
 
 mod admin;
+mod audit;
+mod audit_export;
 mod healthcheck;
 mod keys;
 mod migrate;
@@ -18,6 +20,7 @@ use crate::audit::Origin;
 use crate::domain::{self, Code, Cx, Record, Services};
 use crate::identity::Actor;
 use crate::logs::{self, Traces, TracesError};
+use crate::model::OrganizationId;
 use crate::settings::{Settings, SettingsError, Sources, TABLE};
 use crate::store::MigrationError;
 
@@ -68,6 +71,9 @@ enum Command {
     /// Manage the keys that seal secrets.
     #[command(subcommand)]
     Keys(keys::Keys),
+    /// Verify and export the audit log.
+    #[command(subcommand)]
+    Audit(audit::Audit),
     /// Ask a running server whether it is ready; for containers.
     Healthcheck,
 }
@@ -139,6 +145,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Seed => seed::run(&settings).await,
         Command::Admin(admin) => admin::run(&settings, admin).await,
         Command::Keys(keys) => keys::run(&settings, keys).await,
+        Command::Audit(audit) => audit::run(&settings, audit).await,
         Command::Healthcheck => healthcheck::run(&settings).await,
         Command::Schema => Ok(()),
     };
@@ -166,7 +173,17 @@ async fn as_operator<T>(
     operation: &str,
     deed: impl AsyncFnOnce(Cx<'_>) -> domain::Result<T>,
 ) -> Result<T, Failure> {
-    let actor = Actor::system(services.home);
+    as_operator_of(services, services.home, operation, deed).await
+}
+
+/// The same, in an organization that need not be the operator's own.
+async fn as_operator_of<T>(
+    services: &Services,
+    organization: OrganizationId,
+    operation: &str,
+    deed: impl AsyncFnOnce(Cx<'_>) -> domain::Result<T>,
+) -> Result<T, Failure> {
+    let actor = Actor::system(organization);
     let request_id = format!("cli-{}", hex::encode(services.random.bytes::<8>()));
     let origin = Origin { request_id, ..Origin::default() };
     let record = Record::default();

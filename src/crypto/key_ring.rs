@@ -3,10 +3,12 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
+use ring::signature::Ed25519KeyPair;
 use ring::{hkdf, hmac};
 use zeroize::Zeroizing;
 
 use super::digest::{Purpose, derive};
+use super::signature::key_pair;
 use super::{Random, SecretText};
 
 /// How many bytes a key has.
@@ -15,11 +17,12 @@ const LENGTH: usize = 32;
 /// A key ring: at least one key, the newest first.
 pub struct KeyRing(Vec<Key>);
 
-/// One version: the key that wraps data keys, and the keys for digests that are derived from it.
+/// One version: the key that wraps data keys, and the keys for digests and signatures that are derived from it.
 pub(super) struct Key {
     pub(super) version: String,
     pub(super) aead: LessSafeKey,
     pub(super) macs: [hmac::Key; Purpose::ALL.len()],
+    pub(super) signer: Ed25519KeyPair,
 }
 
 /// A text that is no key ring. It never holds the text.
@@ -101,7 +104,7 @@ impl KeyRing {
 }
 
 impl Key {
-    /// What seals and what digests are keys of their own, derived from the one that is configured.
+    /// What seals, what digests and what signs are keys of their own, derived from the one that is configured.
     fn new(version: &str, bytes: &[u8]) -> Option<Self> {
         if bytes.len() != LENGTH {
             return None;
@@ -112,6 +115,7 @@ impl Key {
             version: version.to_owned(),
             aead: LessSafeKey::new(UnboundKey::from(sealing)),
             macs: Purpose::ALL.map(|purpose| derive(&pseudorandom, purpose)),
+            signer: key_pair(&pseudorandom)?,
         })
     }
 }

@@ -6,6 +6,7 @@ mod key_ring;
 mod random;
 mod sealed;
 mod secret;
+mod signature;
 
 pub use api_key::{MalformedApiKey, RawApiKey};
 pub use digest::{Digest, Purpose, sha256};
@@ -13,3 +14,4 @@ pub use key_ring::{KeyRing, KeyRingError};
 pub use random::Random;
 pub use sealed::{Aad, OpenError, SealError, Sealed};
 pub use secret::SecretText;
+pub use signature::{Signature, SignatureError};

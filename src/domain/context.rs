@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
 
+use super::audit_integrity::Verifications;
 use super::error::{Error, Result};
 use crate::audit::Origin;
 use crate::crypto::{KeyRing, Random};
@@ -32,6 +33,8 @@ pub struct Services {
     pub upstream: Upstream,
     /// What the links that people are given begin with: where the frontend is, or the server itself, without a slash at the end.
     pub links: String,
+    /// The verifications of audit logs that run.
+    pub verifications: Verifications,
     /// The operator's organization, which also keeps the audit entries of deeds that belong to none.
     pub home: OrganizationId,
 }

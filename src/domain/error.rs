@@ -123,6 +123,12 @@ impl Error {
         Self::new(Code::Timeout, "The request took longer than it may.")
     }
 
+    /// The time limit would be reached, whatever the caller tries; the message says what does it instead.
+    #[must_use]
+    pub fn too_long(message: &'static str) -> Self {
+        Self::new(Code::Timeout, message)
+    }
+
     /// Something that the server needs is away.
     pub fn unavailable(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self {

@@ -7,12 +7,13 @@ use serde_json::json;
 
 use super::context::{Cx, Services};
 use super::deed::audited;
-use super::error::{Error, Result};
-use super::{claude_account, credential};
+use super::error::{Code, Error, Result};
+use super::{audit_retention, claude_account, credential};
 use crate::audit::Entry;
 use crate::crypto::KeyRing;
 use crate::identity::Actor;
 use crate::model::{AuditAction, ClaudeAccountId, CredentialId, ManageClaudeAccounts, ResourceType, RotateKeys};
+use crate::store::audit_chain::{self, AuditSeal};
 use crate::store::{self, claude_account as accounts, keys};
 
 /// A key that records need, and that the ring lacks.
@@ -130,6 +131,7 @@ pub async fn rotate(cx: Cx<'_>, most: i64, mut progress: impl FnMut(&Rotated)) -
                     break;
                 }
             }
+            note(&mut rotated, seal(cx, version).await?, &mut progress);
         }
     }
     Ok(rotated)
@@ -204,6 +206,30 @@ async fn upstream_keys(
             records += 1;
         }
         Ok((Batch { records, failed, last: Some(last) }, entry(cx, "upstreamKeys", records)))
+    })
+    .await
+}
+
+/// The seal of the audit log: there is one at most.
+async fn seal(cx: Cx<'_>, version: &str) -> Result<Batch<()>> {
+    let permit = cx.actor.require::<RotateKeys>()?;
+    let is_meant = |seal: &AuditSeal| seal.key_version == version;
+    if !audit_chain::seal(&mut cx.services.db.read().await?, &permit).await?.as_ref().is_some_and(is_meant) {
+        return Ok(Batch::empty());
+    }
+    audited(cx, async |tx| {
+        audit_chain::lock(tx, &permit).await?;
+        let (mut records, mut failed) = (0, Vec::new());
+        if let Some(seal) = audit_chain::seal(tx.conn().await?, &permit).await?.filter(is_meant) {
+            match audit_retention::sign_anew(cx, tx, &permit, &seal).await {
+                Ok(()) => records += 1,
+                Err(error) if error.code() == Code::Conflict => {
+                    failed.push(failure(&format!("the seal of the audit log of {}", seal.organization_id), &error));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((Batch { records, failed, last: Some(()) }, entry(cx, "auditSeals", records)))
     })
     .await
 }

@@ -6,7 +6,11 @@ mod error;
 mod validation;
 
 pub mod api_key;
+pub mod audit_checkpoint;
+pub mod audit_export;
+pub mod audit_integrity;
 pub mod audit_log;
+pub mod audit_retention;
 pub mod claude_account;
 pub mod client;
 pub mod credential;

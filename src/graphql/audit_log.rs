@@ -10,9 +10,9 @@ use super::error::Result;
 use super::inputs::filter_id;
 use super::loaders::Loaders;
 use super::node::Node;
-use super::scalars::{DateTime, Json};
+use super::scalars::{BigInt, DateTime, Json};
 use super::user::User;
-use crate::domain;
+use crate::domain::{self, audit_integrity};
 use crate::model::{self, PageSlice, Position, SortKey};
 use crate::store::audit_log::{AuditLog as Row, AuditLogFilter as Filter};
 
@@ -32,6 +32,68 @@ pub(super) enum AuditOutcome {
     Denied,
     /// It could not be done.
     Failed,
+}
+
+/// How the audit log is not whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
+#[graphql(remote = "crate::domain::audit_integrity::Fault")]
+pub(super) enum AuditLogFault {
+    /// The entry is not what was appended.
+    Altered,
+    /// One or more entries are missing before the entry; without an id, the entry itself and all after it.
+    Missing,
+    /// The entry stands where none may stand.
+    OutOfPlace,
+    /// The noted end of the log is not the hash of its last entry.
+    HeadMismatch,
+    /// What stands in the place of removed entries was not signed by a key of this server.
+    SealForged,
+    /// The entry is not the one that was expected.
+    NotAsExpected,
+    /// The log ends before the entry that was expected.
+    CutOff,
+}
+
+/// Whether the audit log is whole.
+pub(super) struct AuditLogIntegrity(audit_integrity::Integrity);
+
+/// Whether the audit log is whole.
+#[Object(serial)]
+impl AuditLogIntegrity {
+    /// Whether every entry is there and as it was appended, as far as the log can show by itself.
+    async fn intact(&self) -> bool {
+        self.0.broken.is_none()
+    }
+
+    /// How many entries are whole: all, or those before the first that is broken.
+    async fn entries(&self) -> BigInt {
+        BigInt(self.0.entries)
+    }
+
+    /// The sequence of the last of them; null: there is none. Where the retention has removed all, that of the last removed.
+    async fn head_sequence(&self) -> Option<BigInt> {
+        self.0.head.map(|head| BigInt(head.sequence))
+    }
+
+    /// Its hash, in hexadecimal: kept elsewhere, it shows later whether the log was rewritten or cut off.
+    async fn head_hash(&self) -> Option<String> {
+        self.0.head.map(|head| hex::encode(head.hash))
+    }
+
+    /// The first entry that is broken; null: none is, or it is gone.
+    async fn first_broken_id(&self) -> Option<ID> {
+        self.0.broken.as_ref()?.id.clone().map(ID)
+    }
+
+    /// The sequence of the first entry that is broken or gone.
+    async fn first_broken_sequence(&self) -> Option<BigInt> {
+        self.0.broken.as_ref().map(|broken| BigInt(broken.sequence))
+    }
+
+    /// How it is broken.
+    async fn fault(&self) -> Option<AuditLogFault> {
+        self.0.broken.as_ref().map(|broken| broken.fault.into())
+    }
 }
 
 /// The values of `extensions.code` of an error.
@@ -189,6 +251,8 @@ pub(super) struct AuditLogFilter {
     api_key_id: Option<ID>,
     /// On this thing.
     resource_id: Option<ID>,
+    /// On this credential.
+    credential_id: Option<ID>,
     /// On things of one of these kinds.
     resource_type: Option<Vec<ResourceType>>,
     /// Of one of these kinds of deed.
@@ -202,12 +266,14 @@ pub(super) struct AuditLogFilter {
 }
 
 impl AuditLogFilter {
+    /// The filter.
     fn read(self) -> domain::Result<Filter> {
         let span = self.occurred_at;
         Ok(Filter {
             user_id: filter_id("userId", self.user_id)?,
             api_key_id: filter_id("apiKeyId", self.api_key_id)?,
             resource_id: self.resource_id.map(|id| id.0),
+            credential_id: filter_id("credentialId", self.credential_id)?,
             resource_type: self.resource_type.map(|types| types.into_iter().map(model::ResourceType::from).collect()),
             action: self.action.map(|actions| actions.into_iter().map(model::AuditAction::from).collect()),
             outcome: self.outcome.map(|outcomes| outcomes.into_iter().map(model::AuditOutcome::from).collect()),
@@ -256,5 +322,24 @@ impl AuditLogQuery {
         let filter = filter.unwrap_or_default().read()?;
         let slice = domain::audit_log::page(ctx.cx(), &filter, &arguments.page(ORDER)?).await?;
         Ok(Some(connection(slice, filter)))
+    }
+
+    /// Recomputes the hash chain of the organization's audit log and says whether it is whole. It takes the longer the longer
+    /// the log is; one at a time runs, further ones wait for it.
+    #[graphql(directive = requires::apply(Permission::ViewAuditLogs))]
+    async fn audit_log_integrity(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "An earlier head, its sequence, a colon and its hash: the log must still have it.")]
+        expect: Option<String>,
+    ) -> Result<Option<AuditLogIntegrity>> {
+        let wrong = |error: model::InvalidChainPoint| {
+            domain::Error::bad_input(vec![domain::FieldError {
+                path: vec!["expect"],
+                message: error.to_string().into(),
+            }])
+        };
+        let expected = expect.map(|text| text.parse().map_err(wrong)).transpose()?;
+        Ok(Some(AuditLogIntegrity(audit_integrity::verify(ctx.cx(), expected).await?)))
     }
 }

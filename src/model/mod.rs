@@ -1,6 +1,7 @@
 //! Plain values that every layer uses: ids, roles and permissions, enums, time, pages. No SQL, HTTP or GraphQL.
 
 mod api_key;
+mod chain;
 mod clock;
 mod email;
 mod enums;
@@ -15,6 +16,7 @@ mod timestamp;
 pub use api_key::{
     AllowedIps, AllowedModels, ApiKeyScope, ApiKeyScopes, ApiKeyStatus, ApiKeyVerificationCode, InvalidAllowed,
 };
+pub use chain::{ChainPoint, InvalidChainPoint};
 pub use clock::Clock;
 pub use email::{Email, InvalidEmail};
 pub use enums::{
@@ -30,8 +32,8 @@ pub use money::{InvalidAmount, MicroUsd};
 pub use page::{Cursor, Direction, MAX_PAGE_SIZE, Page, PageSlice, Position, SortKey, Window};
 pub use permission::{
     Access, ArchiveClients, DeleteCredentials, DeleteTasks, Denied, Grant, ManageApiKeys, ManageClaudeAccounts,
-    ManageOrganization, ManageOwnApiKeys, ManageUsers, Permission, Permit, Read, RevealCredentials, Role, RotateKeys,
-    ViewAuditLogs, ViewUsers, WriteClients, WriteCredentials, WriteTasks,
+    ManageOrganization, ManageOwnApiKeys, ManageUsers, Permission, Permit, PruneAuditLogs, Read, RevealCredentials, Role,
+    RotateKeys, ViewAuditLogs, ViewUsers, WriteClients, WriteCredentials, WriteTasks,
 };
 pub use text::breaks_a_line;
 pub use timestamp::Timestamp;

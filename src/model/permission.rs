@@ -126,6 +126,8 @@ grants! {
     ManageClaudeAccounts => Some(Permission::ManageClaudeAccounts),
     /// To read the audit log.
     ViewAuditLogs => Some(Permission::ViewAuditLogs),
+    /// To remove what the audit log need not keep any longer.
+    PruneAuditLogs => Some(Permission::ManageOrganization),
     /// To list the users.
     ViewUsers => Some(Permission::ViewUsers),
     /// To invite, change and delete users.

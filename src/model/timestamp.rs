@@ -2,7 +2,7 @@
 
 use std::ops::{Add, Sub};
 
-use chrono::{DateTime, Datelike, SubsecRound, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, SecondsFormat, SubsecRound, TimeDelta, Utc};
 
 /// An instant, UTC, cut to the microsecond, so that what was written compares equal to what is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +22,12 @@ impl Timestamp {
     #[must_use]
     pub fn from_micros(micros: i64) -> Option<Self> {
         DateTime::from_timestamp_micros(micros).filter(|time| (0..=9999).contains(&time.year())).map(Self)
+    }
+
+    /// As RFC 3339, in UTC, to the microsecond.
+    #[must_use]
+    pub fn to_text(self) -> String {
+        self.0.to_rfc3339_opts(SecondsFormat::Micros, true)
     }
 
     /// As chrono's type.

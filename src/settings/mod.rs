@@ -22,6 +22,8 @@ pub use table::{Kind, Setting, TABLE, markdown};
 use crate::model::{Email, InvalidEmail};
 use sources::Reader;
 
+const HOUR: Duration = Duration::from_secs(3600);
+
 /// Everything that can be set.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -51,6 +53,10 @@ pub struct Settings {
     pub anthropic_base_url: Url,
     /// Hosts that accounts may name over plain HTTP or at private addresses.
     pub upstream_allowed_hosts: Vec<String>,
+    /// How often the ends of the audit logs are signed into the log stream; none: never.
+    pub audit_checkpoints: Option<Duration>,
+    /// How many days audit entries are kept; none: for ever.
+    pub audit_retention_days: Option<u32>,
     /// What is logged.
     pub log_level: String,
     /// How it is logged.
@@ -140,6 +146,10 @@ impl Settings {
             trusted_proxies: reader.or("TRUSTED_PROXIES", Vec::new(), |text| list(text, network)),
             anthropic_base_url: reader.or("ANTHROPIC_BASE_URL", public_api(), web_url),
             upstream_allowed_hosts: reader.or("UPSTREAM_ALLOWED_HOSTS", Vec::new(), |text| list(text, host_name)),
+            audit_checkpoints: reader.or("AUDIT_CHECKPOINT_MINUTES", Some(HOUR), |text| {
+                Ok(Some(minutes(text, 0, 10_080)?).filter(|every| !every.is_zero()))
+            }),
+            audit_retention_days: reader.or("AUDIT_RETENTION_DAYS", None, |text| number(text, 1, 36_500).map(Some)),
             log_level: reader.or("LOG_LEVEL", "info".to_owned(), log_filter),
             log_format: reader.or("LOG_FORMAT", default_log_format(), |text| match text {
                 "pretty" => Ok(LogFormat::Pretty),
@@ -198,6 +208,10 @@ fn number(text: &str, least: u32, most: u32) -> Result<u32, String> {
 
 fn seconds(text: &str, least: u32, most: u32) -> Result<Duration, String> {
     number(text, least, most).map(|seconds| Duration::from_secs(seconds.into()))
+}
+
+fn minutes(text: &str, least: u32, most: u32) -> Result<Duration, String> {
+    number(text, least, most).map(|minutes| Duration::from_secs(60 * u64::from(minutes)))
 }
 
 fn switch(text: &str) -> Result<bool, String> {

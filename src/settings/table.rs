@@ -57,6 +57,8 @@ settings! {
     Plain "TRUSTED_PROXIES", "none", "addresses and networks whose X-Forwarded-For, X-Request-Id and traceparent are believed, comma-separated";
     Url "ANTHROPIC_BASE_URL", "`https://api.anthropic.com`", "the default upstream";
     Plain "UPSTREAM_ALLOWED_HOSTS", "none", "hosts, with or without a port, that accounts may name over plain HTTP or at private addresses";
+    Plain "AUDIT_CHECKPOINT_MINUTES", "`60`", "how often the ends of the audit logs are signed into the log, and when the server stops; 0 to 10080, 0: never";
+    Plain "AUDIT_RETENTION_DAYS", "none: kept", "days that audit entries are kept, 1 to 36500; a signed seal keeps the rest verifiable";
     Plain "LOG_LEVEL", "`info`", "`error`, `warn`, `info`, `debug`, `trace`, or a filter like `info,claviger=debug`";
     Plain "LOG_FORMAT", "`pretty` on a terminal, else `json`", "`pretty` or `json`";
     Url "OTEL_EXPORTER_OTLP_ENDPOINT", "none", "where traces are sent, as OTLP over HTTP, like `http://localhost:4318`";

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
-use serde_json::{Value, json};
+use serde::ser::{Serialize, SerializeSeq as _, Serializer};
 
 use super::backend::{Conn, on_conn};
 use super::error::Result;
@@ -15,8 +15,8 @@ use super::tables::{audit_heads, audit_logs};
 use super::tx::Tx;
 use crate::crypto::sha256;
 use crate::model::{
-    ApiKeyId, AuditAction, AuditLogId, AuditOutcome, Direction, OrganizationId, Page, PageSlice, Permit, ResourceType,
-    Timestamp, UserId, ViewAuditLogs,
+    ApiKeyId, AuditAction, AuditLogId, AuditOutcome, CredentialId, Direction, OrganizationId, Page, PageSlice, Permit,
+    ResourceType, Timestamp, UserId, ViewAuditLogs,
 };
 
 /// The versions of the canonical form: they stand in what is hashed, so that one can be told from the other.
@@ -97,28 +97,49 @@ impl AuditLog {
     /// stand 32 zero bytes.
     #[must_use]
     pub fn hash_after(&self, previous: &[u8; 32]) -> [u8; 32] {
-        let text = |id: &dyn ToString| id.to_string();
-        let mut canonical = vec![
-            json!(if self.api_key_id.is_some() { FORM_WITH_API_KEY } else { FORM }),
-            json!(text(&self.id)),
-            json!(text(&self.organization_id)),
-            json!(self.sequence),
-            json!(self.occurred_at.micros()),
-            json!(self.action.as_str()),
-            json!(self.operation),
-            json!(self.outcome.as_str()),
-            json!(self.error_code),
-            json!(self.resource_type.as_str()),
-            json!(self.resource_id),
-            json!(self.changes),
-            json!(self.metadata),
-            json!(self.user_id.map(|id| text(&id))),
-        ];
-        canonical.extend(self.api_key_id.map(|id| json!(text(&id))));
-        canonical.extend([json!(self.ip_address), json!(self.user_agent), json!(self.request_id)]);
         let mut bytes = previous.to_vec();
-        bytes.extend_from_slice(Value::Array(canonical).to_string().as_bytes());
+        Canonical(self).write(&mut bytes);
         sha256(&bytes)
+    }
+}
+
+/// Writes the canonical form, straight to where it is hashed: a verification does so for each entry.
+struct Canonical<'a>(&'a AuditLog);
+
+impl Canonical<'_> {
+    fn write(&self, to: &mut Vec<u8>) {
+        serde_json::to_writer(to, self).expect("texts and numbers are JSON, and memory takes them");
+    }
+}
+
+impl Serialize for Canonical<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let entry = self.0;
+        let mut list = to.serialize_seq(None)?;
+        list.serialize_element(if entry.api_key_id.is_some() { &FORM_WITH_API_KEY } else { &FORM })?;
+        list.serialize_element(&format_args!("{}", entry.id))?;
+        list.serialize_element(&format_args!("{}", entry.organization_id))?;
+        list.serialize_element(&entry.sequence)?;
+        list.serialize_element(&entry.occurred_at.micros())?;
+        list.serialize_element(entry.action.as_str())?;
+        list.serialize_element(&entry.operation)?;
+        list.serialize_element(entry.outcome.as_str())?;
+        list.serialize_element(&entry.error_code)?;
+        list.serialize_element(entry.resource_type.as_str())?;
+        list.serialize_element(&entry.resource_id)?;
+        list.serialize_element(&entry.changes)?;
+        list.serialize_element(&entry.metadata)?;
+        match &entry.user_id {
+            Some(user) => list.serialize_element(&format_args!("{user}"))?,
+            None => list.serialize_element(&())?,
+        }
+        if let Some(key) = &entry.api_key_id {
+            list.serialize_element(&format_args!("{key}"))?;
+        }
+        list.serialize_element(&entry.ip_address)?;
+        list.serialize_element(&entry.user_agent)?;
+        list.serialize_element(&entry.request_id)?;
+        list.end()
     }
 }
 
@@ -131,6 +152,8 @@ pub struct AuditLogFilter {
     pub api_key_id: Option<ApiKeyId>,
     /// On this thing.
     pub resource_id: Option<String>,
+    /// On this credential.
+    pub credential_id: Option<CredentialId>,
     /// On things of these kinds.
     pub resource_type: Option<Vec<ResourceType>>,
     /// Of these kinds of deed.
@@ -221,6 +244,11 @@ macro_rules! filtered {
         }
         if let Some(resource) = &filter.resource_id {
             query = query.filter(audit_logs::resource_id.eq_any(askable(resource)));
+        }
+        if let Some(credential) = filter.credential_id {
+            query = query
+                .filter(audit_logs::resource_type.eq(ResourceType::Credential))
+                .filter(audit_logs::resource_id.eq(credential.to_string()));
         }
         if let Some(types) = &filter.resource_type {
             query = query.filter(audit_logs::resource_type.eq_any(distinct(types)));

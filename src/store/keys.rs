@@ -10,7 +10,9 @@ use super::claude_account::ClaudeAccount;
 use super::credential::CredentialSecret;
 use super::error::Result;
 use super::locks::all_locked;
-use super::tables::{api_key_digests, api_keys, claude_accounts, credential_secrets, credentials, organizations};
+use super::tables::{
+    api_key_digests, api_keys, audit_seals, claude_accounts, credential_secrets, credentials, organizations,
+};
 use super::tx::Tx;
 use crate::model::{ClaudeAccountId, CredentialId, OrganizationId, Permit, RotateKeys, Timestamp};
 
@@ -39,7 +41,14 @@ pub async fn versions(conn: &mut Conn) -> Result<Vec<String>> {
             .first(c)
             .await
             .optional()?);
-        match secret.into_iter().chain(account).min() {
+        let seal: Option<String> = on_conn!(conn, |c| audit_seals::table
+            .filter(audit_seals::key_version.gt(&last))
+            .order(audit_seals::key_version)
+            .select(audit_seals::key_version)
+            .first(c)
+            .await
+            .optional()?);
+        match secret.into_iter().chain(account).chain(seal).min() {
             Some(next) => found.push(next),
             None => return Ok(found),
         }
@@ -61,7 +70,12 @@ pub async fn count(conn: &mut Conn, version: &str) -> Result<i64> {
         .count()
         .get_result(c)
         .await?);
-    Ok(secrets + accounts)
+    let seals: i64 = on_conn!(conn, |c| audit_seals::table
+        .filter(audit_seals::key_version.eq(version))
+        .count()
+        .get_result(c)
+        .await?);
+    Ok(secrets + accounts + seals)
 }
 
 /// The versions of the keys by which API keys are found that can still be used, and how many by each. Such a digest cannot be

@@ -18,6 +18,7 @@ mod tables;
 mod tx;
 
 pub mod api_key;
+pub mod audit_chain;
 pub mod audit_log;
 pub mod claude_account;
 pub mod client;

@@ -294,6 +294,20 @@ diesel::table! {
 }
 
 diesel::table! {
+    use diesel::sql_types::{BigInt, Binary, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    audit_seals (organization_id) {
+        organization_id -> Text,
+        sequence -> BigInt,
+        hash -> Binary,
+        sealed_at -> UtcTimestamp,
+        key_version -> Text,
+        signature -> Binary,
+    }
+}
+
+diesel::table! {
     use diesel::sql_types::{Binary, Text};
     use crate::store::fields::UtcTimestamp;
 

@@ -372,11 +372,23 @@ both_databases! {
         assert_eq!(count(json!({ "resourceId": account["id"] })).await, 1);
         assert_eq!(count(json!({ "userId": viewer })).await, 2);
         assert_eq!(count(json!({ "apiKeyId": "key_00000000000000000000000000" })).await, 0);
-        assert_eq!(count(json!({ "action": ["CREATE"] })).await, 2);
+        let client = crate::credential::new_client(&admin, "C").await;
+        let made = crate::credential::create(&admin, json!({ "clientId": client, "label": "L", "secret": "s" })).await;
+        let credential = &made["id"];
+        crate::credential::reveal(&admin, json!({ "id": credential })).await.data();
+        assert_eq!(count(json!({ "credentialId": credential })).await, 2);
+        assert_eq!(count(json!({ "credentialId": credential, "action": ["REVEAL"] })).await, 1);
+        assert_eq!(count(json!({ "credentialId": credential, "resourceId": account["id"] })).await, 0);
+        assert_eq!(count(json!({ "credentialId": "cred_00000000000000000000000000" })).await, 0);
+        for (field, id) in [("credentialId", &account["id"]), ("userId", credential)] {
+            let answer = admin.with("query($f: AuditLogFilter) { auditLogs(filter: $f) { totalCount } }", json!({ "f": { field: id } })).await;
+            assert_eq!((answer.code(), answer.fields()), ("BAD_USER_INPUT", vec![field]));
+        }
+        assert_eq!(count(json!({ "action": ["CREATE"] })).await, 4);
         assert_eq!(count(json!({ "resourceType": ["SESSION", "CLAUDE_ACCOUNT"] })).await, 2);
         assert_eq!(count(json!({ "outcome": ["DENIED"] })).await, 0);
         assert_eq!(count(json!({ "requestId": "first-start" })).await, 1);
-        assert_eq!(count(json!({ "occurredAt": { "from": "2020-01-01T00:00:00Z" } })).await, 3);
+        assert_eq!(count(json!({ "occurredAt": { "from": "2020-01-01T00:00:00Z" } })).await, 6);
         assert_eq!(count(json!({ "occurredAt": { "to": "2020-01-01T00:00:00Z" } })).await, 0);
     }
 

@@ -41,11 +41,11 @@ impl Place {
         Self::started(limited)
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
-    fn run_well(&self, arguments: &[&str]) -> String {
+    pub(crate) fn run_well(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
@@ -88,6 +88,7 @@ impl Drop for Served {
     }
 }
 
+/// Runs each test once on SQLite and once on PostgreSQL, with the program as it is run.
 macro_rules! on_both {
     ($(async fn $name:ident($place:ident: Place) $body:block)+) => {$(
         mod $name {
@@ -107,6 +108,7 @@ macro_rules! on_both {
         }
     )+};
 }
+pub(crate) use on_both;
 
 on_both! {
     async fn migrations_go_up_and_down(place: Place) {

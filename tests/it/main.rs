@@ -6,6 +6,8 @@
 mod api_key;
 mod architecture;
 mod audit;
+mod audit_chain;
+mod audit_command;
 mod claude_account;
 mod client;
 mod command_line;

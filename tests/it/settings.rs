@@ -36,6 +36,8 @@ fn without_settings_the_defaults_hold() {
     assert_eq!(settings.trusted_proxies, []);
     assert_eq!(settings.anthropic_base_url.as_str(), "https://api.anthropic.com/");
     assert_eq!(settings.upstream_allowed_hosts, Vec::<String>::new());
+    assert_eq!(settings.audit_checkpoints, Some(Duration::from_secs(3600)));
+    assert_eq!(settings.audit_retention_days, None);
     assert_eq!(settings.log_level, "info");
     assert!(settings.introspection && settings.playground);
     assert_eq!(settings.request_timeout, Duration::from_secs(30));
@@ -77,6 +79,8 @@ fn each_setting_has_its_effect() {
         ("TRUSTED_PROXIES", "10.0.0.0/8,192.0.2.1,2001:db8::/32"),
         ("ANTHROPIC_BASE_URL", "http://localhost:9999"),
         ("UPSTREAM_ALLOWED_HOSTS", "models.internal:8443,Localhost,[::1]:80"),
+        ("AUDIT_CHECKPOINT_MINUTES", "5"),
+        ("AUDIT_RETENTION_DAYS", "400"),
         ("LOG_LEVEL", "warn,claviger=debug"),
         ("LOG_FORMAT", "json"),
         ("INTROSPECTION", "off"),
@@ -99,6 +103,9 @@ fn each_setting_has_its_effect() {
     assert_eq!(proxies, ["10.0.0.0/8", "192.0.2.1/32", "2001:db8::/32"]);
     assert_eq!(settings.anthropic_base_url.as_str(), "http://localhost:9999/");
     assert_eq!(settings.upstream_allowed_hosts, ["models.internal:8443", "localhost", "[::1]:80"]);
+    assert_eq!(settings.audit_checkpoints, Some(Duration::from_secs(300)));
+    assert_eq!(settings.audit_retention_days, Some(400));
+    assert_eq!(load(&[("AUDIT_CHECKPOINT_MINUTES", "0")]).unwrap().audit_checkpoints, None);
     assert_eq!(settings.log_level, "warn,claviger=debug");
     assert_eq!(settings.log_format, LogFormat::Json);
     assert!(!settings.introspection && !settings.playground);
@@ -158,6 +165,10 @@ const WRONG: &[(&str, &str)] = &[
     ("UPSTREAM_ALLOWED_HOSTS", "models.internal?x"),
     ("UPSTREAM_ALLOWED_HOSTS", ":password@models.internal"),
     ("UPSTREAM_ALLOWED_HOSTS", "*.internal"),
+    ("AUDIT_CHECKPOINT_MINUTES", "-1"),
+    ("AUDIT_CHECKPOINT_MINUTES", "10081"),
+    ("AUDIT_RETENTION_DAYS", "0"),
+    ("AUDIT_RETENTION_DAYS", "36501"),
     ("LOG_LEVEL", "=="),
     ("LOG_LEVEL", "claviger=loud"),
     ("LOG_LEVEL", "inof"),

@@ -34,6 +34,8 @@ async fn fill(client: &Client, from: usize, to: usize) {
             "mutation {{ createClaudeAccount(input: {{ apiKey: \"sk-ant-{n}\", accountName: \"a\" }}) {{ claudeAccount {{ id }} }} }}"
         );
         client.run(&deed).await.data();
+        let input = format!("{{ clientId: {id}, label: \"l\", secret: \"s\" }}");
+        client.run(&format!("mutation {{ createCredential(input: {input}) {{ credential {{ id }} }} }}")).await.data();
     }
 }
 
@@ -46,7 +48,8 @@ both_databases! {
             ("{ clients(first: 100) { totalCount nodes { name owner { email } tasks(first: 2) { totalCount nodes {
                 title assignee { email } createdBy { email } client { name } } } } } }", 6),
             ("{ tasks(first: 100) { nodes { client { owner { email } tasks(first: 1) { nodes { title } } } createdBy { email } } } }", 4),
-            ("{ auditLogs(first: 100) { nodes { action user { email } resource { id ... on Client { owner { email } } } } } }", 8),
+            // The page, users, and for each kind of thing one: the organization, sessions, clients, tasks, credentials, accounts.
+            ("{ auditLogs(first: 100) { nodes { action user { email } resource { id ... on Client { owner { email } } } } } }", 9),
             ("{ claudeAccounts(first: 100) { nodes { auditLogs(first: 2) { totalCount nodes { user { email } } } } } }", 4),
         ];
         let mut few = Vec::new();

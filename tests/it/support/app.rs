@@ -58,12 +58,28 @@ impl TestApp {
 
     async fn run(&mut self) {
         let settings = settings(self.settings.iter().map(|(name, value)| (*name, value.clone())));
-        let ahead = self.ahead.clone();
-        #[expect(clippy::disallowed_methods, reason = "the clock that the tests set is the machine's, moved")]
-        let clock = Clock::from_fn(move || chrono::Utc::now() + TimeDelta::seconds(ahead.load(Ordering::Relaxed)));
-        let running = App::build(&settings, clock).await.unwrap().serve(&settings).await.unwrap();
+        let running = App::build(&settings, self.clock()).await.unwrap().serve(&settings).await.unwrap();
         self.url = format!("http://{}", running.address);
         self.running = Some(running);
+    }
+
+    /// Sets a setting, from the next start on.
+    pub(crate) fn set(&mut self, name: &'static str, value: &str) {
+        self.settings.retain(|(known, _)| *known != name);
+        self.settings.push((name, value.to_owned()));
+    }
+
+    fn clock(&self) -> Clock {
+        let ahead = self.ahead.clone();
+        #[expect(clippy::disallowed_methods, reason = "the clock that the tests set is the machine's, moved")]
+        Clock::from_fn(move || chrono::Utc::now() + TimeDelta::seconds(ahead.load(Ordering::Relaxed)))
+    }
+
+    /// The parts of another server on the same data, which does not serve.
+    pub(crate) async fn beside(&self) -> App {
+        App::build(&settings(self.settings.iter().map(|(name, value)| (*name, value.clone()))), self.clock())
+            .await
+            .unwrap()
     }
 
     /// Stops the server and starts it again on the same data.

@@ -1,0 +1,239 @@
+//! Whether an organization's audit log is whole: its hash chain is computed again, entry by entry, and the first that breaks
+//! it is named.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::Instant;
+
+use super::context::Cx;
+use super::error::{Error, FieldError, Result};
+use crate::audit::{Statement, Subject};
+use crate::crypto::{KeyRing, Signature};
+use crate::model::{ChainPoint, OrganizationId, Permit, ViewAuditLogs};
+use crate::store::audit_chain::{self as chain, AuditSeal};
+use crate::store::audit_log::AuditLog;
+
+/// How many entries are read at a time: what is in memory, and how long one statement takes.
+const BATCH: i64 = 1000;
+
+/// How a log is not whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The entry is not what was appended.
+    Altered,
+    /// One or more are missing before the entry, or at the end.
+    Missing,
+    /// The entry stands where none may stand.
+    OutOfPlace,
+    /// The noted end of the log is not the hash of its last entry.
+    HeadMismatch,
+    /// What stands in the place of removed entries was not written by this server's keys.
+    SealForged,
+    /// The entry is whole, and so are those around it, but it is not the one that was expected: the log was rewritten.
+    NotAsExpected,
+    /// The log ends before the entry that was expected.
+    CutOff,
+}
+
+/// The first place where a log is not whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broken {
+    /// How.
+    pub fault: Fault,
+    /// The sequence of the entry.
+    pub sequence: i64,
+    /// The entry, where there is one.
+    pub id: Option<String>,
+}
+
+/// What a verification has found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Integrity {
+    /// How many entries are whole, up to the end or to the first that is not.
+    pub entries: i64,
+    /// The last of them; none: there is none.
+    pub head: Option<ChainPoint>,
+    /// The last entry that the retention has removed; 0: none was.
+    pub sealed: i64,
+    /// Where the log is not whole.
+    pub broken: Option<Broken>,
+}
+
+/// The verifications that run on this server.
+#[derive(Debug, Default)]
+pub struct Verifications(Mutex<HashMap<OrganizationId, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Verifications {
+    /// Waits until no other verification of the organization's log runs.
+    async fn alone(&self, organization: OrganizationId) -> OwnedMutexGuard<()> {
+        // A panic cannot leave the map half changed.
+        let own = self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(organization).or_default().clone();
+        own.lock_owned().await
+    }
+}
+
+/// The entries so far, up to the one that comes next.
+pub(super) struct Walk {
+    /// The last that is whole.
+    pub(super) at: ChainPoint,
+}
+
+impl Walk {
+    /// Goes on by one entry.
+    pub(super) fn accept(&mut self, entry: &AuditLog) -> Result<(), Broken> {
+        let fault = match entry.sequence {
+            sequence if sequence <= self.at.sequence => Fault::OutOfPlace,
+            sequence if sequence > self.at.sequence + 1 => Fault::Missing,
+            sequence => {
+                let hash = entry.hash_after(&self.at.hash);
+                if entry.hash == hash {
+                    self.at = ChainPoint { sequence, hash };
+                    return Ok(());
+                }
+                Fault::Altered
+            }
+        };
+        Err(Broken { fault, sequence: entry.sequence, id: Some(entry.id.to_string()) })
+    }
+}
+
+/// Where the chain begins: at the seal, which a key of the ring must have signed, or at its start.
+pub(super) fn beginning(keys: &KeyRing, seal: Option<&AuditSeal>) -> Result<ChainPoint, Broken> {
+    let Some(seal) = seal else { return Ok(ChainPoint::START) };
+    let forged = || Broken { fault: Fault::SealForged, sequence: seal.sequence, id: None };
+    let point = ChainPoint::from_row(seal.sequence, &seal.hash).ok_or_else(forged)?;
+    let statement = Statement {
+        subject: Subject::Seal,
+        organization: seal.organization_id,
+        point,
+        time: seal.sealed_at,
+        signature: Signature { key_version: seal.key_version.clone(), bytes: seal.signature.clone() },
+    };
+    statement.check(keys).map(|()| point).map_err(|_| forged())
+}
+
+/// Verifies the organization's log up to where it ends now, and holds an earlier point of it against it. One at a time runs for
+/// an organization on a server: a second waits for the first.
+///
+/// # Errors
+/// Without permission, where the retention has removed what is expected, or where there is no time left.
+pub async fn verify(cx: Cx<'_>, expected: Option<ChainPoint>) -> Result<Integrity> {
+    let permit = cx.actor.require::<ViewAuditLogs>()?;
+    let work = async {
+        let _alone = cx.services.verifications.alone(permit.organization()).await;
+        loop {
+            let seal = chain::seal(&mut cx.services.db.read().await?, &permit).await?;
+            let found = walk(cx, &permit, seal.as_ref(), expected).await?;
+            // What the retention has removed meanwhile is not missing.
+            if found.broken.is_none() || chain::seal(&mut cx.services.db.read().await?, &permit).await? == seal {
+                return Ok(found);
+            }
+        }
+    };
+    cx.in_time(work).await.map_err(|_| too_long())?
+}
+
+fn too_long() -> Error {
+    Error::too_long("The log is too long to be verified within one request. Run claviger audit verify on the server.")
+}
+
+async fn walk(
+    cx: Cx<'_>,
+    permit: &Permit<ViewAuditLogs>,
+    seal: Option<&AuditSeal>,
+    expected: Option<ChainPoint>,
+) -> Result<Integrity> {
+    let (last, head) = {
+        let mut conn = cx.services.db.read().await?;
+        // In this order: entries that are appended in between do not stand beyond the end.
+        (chain::last(&mut conn, permit).await?, chain::head(&mut conn, permit).await?)
+    };
+    let start = match beginning(&cx.services.keys, seal) {
+        Ok(start) => start,
+        Err(broken) => return Ok(Integrity::of(ChainPoint::START, ChainPoint::START, Some(broken))),
+    };
+    let mut walk = Walk { at: start };
+    let broken = rest(cx, permit, &mut walk, head, last, expected).await?.err();
+    if broken.is_none() && expected.is_some_and(|expected| expected.sequence < start.sequence) {
+        let message = "names an entry that the retention has removed: take a later one";
+        return Err(Error::bad_input(vec![FieldError { path: vec!["expect"], message: message.into() }]));
+    }
+    Ok(Integrity::of(start, walk.at, broken))
+}
+
+/// Goes from where the walk stands to the head.
+async fn rest(
+    cx: Cx<'_>,
+    permit: &Permit<ViewAuditLogs>,
+    walk: &mut Walk,
+    head: Option<ChainPoint>,
+    last: Option<(i64, String)>,
+    expected: Option<ChainPoint>,
+) -> Result<Result<(), Broken>> {
+    let (last_sequence, last_id) = last.map_or((walk.at.sequence, None), |(sequence, id)| (sequence, Some(id)));
+    let mismatch = || Broken { fault: Fault::HeadMismatch, sequence: last_sequence, id: last_id.clone() };
+    let Some(head) = head.filter(|head| head.sequence >= last_sequence) else { return Ok(Err(mismatch())) };
+    if let Err(broken) = compare(expected, walk.at, None) {
+        return Ok(Err(broken));
+    }
+    // The first batch begins before any entry: what stands where the seal says that nothing is left is found too.
+    let mut after = i64::MIN;
+    loop {
+        if cx.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(too_long());
+        }
+        let mut conn = cx.services.db.scan().await?;
+        let stretch = chain::next(&mut conn, permit, after, head.sequence, BATCH).await?;
+        drop(conn);
+        let is_end = stretch.entries.is_empty();
+        for entry in &stretch.entries {
+            let step = walk.accept(entry).and_then(|()| compare(expected, walk.at, Some(entry)));
+            if let Err(broken) = step {
+                return Ok(Err(broken));
+            }
+        }
+        if let Some((sequence, id)) = stretch.unreadable {
+            return Ok(Err(Broken { fault: Fault::Altered, sequence, id: Some(id) }));
+        }
+        if is_end {
+            break;
+        }
+        after = walk.at.sequence;
+    }
+    if walk.at.sequence < head.sequence {
+        return Ok(Err(Broken { fault: Fault::Missing, sequence: walk.at.sequence + 1, id: None }));
+    }
+    if walk.at != head {
+        return Ok(Err(mismatch()));
+    }
+    match expected {
+        Some(expected) if expected.sequence > head.sequence => {
+            Ok(Err(Broken { fault: Fault::CutOff, sequence: expected.sequence, id: None }))
+        }
+        _ => Ok(Ok(())),
+    }
+}
+
+/// Holds the point that the walk has come to against what is expected there.
+fn compare(expected: Option<ChainPoint>, at: ChainPoint, entry: Option<&AuditLog>) -> Result<(), Broken> {
+    match expected {
+        Some(expected) if expected.sequence == at.sequence && expected != at => {
+            let id = entry.map(|entry| entry.id.to_string());
+            Err(Broken { fault: Fault::NotAsExpected, sequence: at.sequence, id })
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Integrity {
+    fn of(start: ChainPoint, at: ChainPoint, broken: Option<Broken>) -> Self {
+        Self {
+            entries: at.sequence - start.sequence,
+            head: (at.sequence > 0).then_some(at),
+            sealed: start.sequence,
+            broken,
+        }
+    }
+}
