@@ -59,7 +59,7 @@ enum Command {
     #[command(subcommand)]
     Migrate(migrate::Migrate),
     /// Make demonstration data, once; prints the sign-ins that were made.
-    Seed,
+    Seed(seed::Seed),
     /// Print the GraphQL schema.
     Schema,
     /// Manage administrators.
@@ -118,7 +118,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     match command {
         Command::Serve => serve::run(&settings).await,
         Command::Migrate(migrate) => migrate::run(&settings, migrate).await,
-        Command::Seed => seed::run(&settings).await,
+        Command::Seed(seed) => seed::run(&settings, seed).await,
         Command::Admin(admin) => admin::run(&settings, admin).await,
         Command::Keys(keys) => keys::run(&settings, keys).await,
         Command::Healthcheck => healthcheck::run(&settings).await,

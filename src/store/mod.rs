@@ -7,11 +7,13 @@
 //! To add a noun: a migration under the same name for each database, its table in `tables.rs`, a file here.
 
 mod backend;
+mod bulk;
 mod error;
 mod fields;
 mod locks;
 mod migrations;
 mod page;
+mod search;
 mod statements;
 mod tables;
 mod tx;

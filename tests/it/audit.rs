@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::claude_account::create;
 use crate::invitation::invite;
-use crate::support::{Client, GOOD_KEY, MockUpstream, PASSWORD, TestApp, both_databases};
+use crate::support::{Client, GOOD_KEY, MockUpstream, PASSWORD, TestApp, TestDatabase, both_databases};
 
 /// Every mutation of the schema, with a call that succeeds and one that fails. `ID` is an account's id, `CLIENT` a client's,
 /// `TASK` a task's, `CREDENTIAL` a credential's, `USER_ID` a user's, `TOKEN` a refresh token, `INVITATION` an invitation's; each
@@ -212,6 +212,36 @@ fn every_mutation_of_the_schema_has_a_case() {
     assert_eq!(cases, mutations_of_the_schema());
 }
 
+/// Goes through the log by the documented form alone, from the rows as they are stored. Returns how many entries there are.
+pub(crate) async fn assert_chain_holds(database: &TestDatabase) -> usize {
+    let (array, micros, hex) = if database.url.starts_with("postgres") {
+        ("json_build_array", "(extract(epoch FROM occurred_at) * 1000000)::bigint", "encode(hash, 'hex')")
+    } else {
+        (
+            "json_array",
+            "unixepoch(occurred_at) * 1000000 + CAST(substr(occurred_at, 21, 6) AS INTEGER)",
+            "lower(hex(hash))",
+        )
+    };
+    let rows = database
+        .texts(&format!(
+            "SELECT CAST({array}(1, id, organization_id, sequence, {micros}, action, operation, outcome, error_code,
+                 resource_type, resource_id, changes, metadata, user_id, ip_address, user_agent, request_id, {hex}) AS text)
+             AS text FROM audit_logs ORDER BY sequence"
+        ))
+        .await;
+    let mut before = vec![0; 32];
+    for (row, place) in rows.iter().zip(1..) {
+        let mut fields: Vec<Value> = serde_json::from_str(row).unwrap();
+        let hash = fields.pop().unwrap();
+        assert_eq!(fields[3], place);
+        before.extend(Value::Array(fields).to_string().into_bytes());
+        before = ring::digest::digest(&ring::digest::SHA256, &before).as_ref().to_vec();
+        assert_eq!(hash, hex::encode(&before), "{row}");
+    }
+    rows.len()
+}
+
 both_databases! {
     async fn every_mutation_leaves_exactly_one_entry_for_each_outcome(app: TestApp) {
         let admin = app.admin().await;
@@ -386,27 +416,7 @@ both_databases! {
             async move { create(&admin, json!({ "apiKey": format!("sk-ant-{n}"), "accountName": "A" })).await }
         });
         futures_util::future::join_all(deeds).await;
-        // By the documented form alone, from the rows as they are stored.
-        let (array, micros, hex) = if app.database.url.starts_with("postgres") {
-            ("json_build_array", "(extract(epoch FROM occurred_at) * 1000000)::bigint", "encode(hash, 'hex')")
-        } else {
-            ("json_array", "unixepoch(occurred_at) * 1000000 + CAST(substr(occurred_at, 21, 6) AS INTEGER)", "lower(hex(hash))")
-        };
-        let rows = app.database.texts(&format!(
-            "SELECT CAST({array}(1, id, organization_id, sequence, {micros}, action, operation, outcome, error_code,
-                 resource_type, resource_id, changes, metadata, user_id, ip_address, user_agent, request_id, {hex}) AS text)
-             AS text FROM audit_logs ORDER BY sequence"
-        )).await;
-        assert_eq!(rows.len(), 22);
-        let mut before = vec![0; 32];
-        for (row, place) in rows.iter().zip(1..) {
-            let mut fields: Vec<Value> = serde_json::from_str(row).unwrap();
-            let hash = fields.pop().unwrap();
-            assert_eq!(fields[3], place);
-            before.extend(Value::Array(fields).to_string().into_bytes());
-            before = ring::digest::digest(&ring::digest::SHA256, &before).as_ref().to_vec();
-            assert_eq!(hash, hex::encode(&before), "{row}");
-        }
+        assert_eq!(assert_chain_holds(&app.database).await, 22);
     }
 
     async fn where_the_entry_cannot_be_written_the_error_names_its_field(app: TestApp) {
