@@ -45,6 +45,7 @@ struct Line<'a> {
     changes: Option<Json<'a>>,
     metadata: Option<Json<'a>>,
     user_id: Option<String>,
+    api_key_id: Option<String>,
     ip_address: Option<&'a str>,
     user_agent: Option<&'a str>,
     request_id: &'a str,
@@ -91,6 +92,7 @@ impl<'a> From<&'a AuditLog> for Line<'a> {
             changes: entry.changes.as_deref().map(Json::new),
             metadata: entry.metadata.as_deref().map(Json::new),
             user_id: entry.user_id.map(|id| id.to_string()),
+            api_key_id: entry.api_key_id.map(|id| id.to_string()),
             ip_address: entry.ip_address.as_deref(),
             user_agent: entry.user_agent.as_deref(),
             request_id: &entry.request_id,
@@ -99,7 +101,7 @@ impl<'a> From<&'a AuditLog> for Line<'a> {
     }
 }
 
-const HEADING: [&str; 17] = [
+const HEADING: [&str; 18] = [
     "id",
     "organizationId",
     "sequence",
@@ -113,6 +115,7 @@ const HEADING: [&str; 17] = [
     "changes",
     "metadata",
     "userId",
+    "apiKeyId",
     "ipAddress",
     "userAgent",
     "requestId",
@@ -137,6 +140,7 @@ impl Line<'_> {
             json(&self.changes),
             json(&self.metadata),
             text(self.user_id.as_deref()),
+            text(self.api_key_id.as_deref()),
             text(self.ip_address),
             text(self.user_agent),
             self.request_id.to_owned(),

@@ -62,7 +62,7 @@ enum Command {
     #[command(subcommand)]
     Migrate(migrate::Migrate),
     /// Make demonstration data, once; prints the sign-ins that were made.
-    Seed,
+    Seed(seed::Seed),
     /// Print the GraphQL schema.
     Schema,
     /// Manage administrators.
@@ -142,7 +142,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     let done = match command {
         Command::Serve => serve::run(&settings).await,
         Command::Migrate(migrate) => migrate::run(&settings, migrate).await,
-        Command::Seed => seed::run(&settings).await,
+        Command::Seed(seed) => seed::run(&settings, seed).await,
         Command::Admin(admin) => admin::run(&settings, admin).await,
         Command::Keys(keys) => keys::run(&settings, keys).await,
         Command::Audit(audit) => audit::run(&settings, audit).await,

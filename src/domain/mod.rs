@@ -19,6 +19,7 @@ pub mod encryption_key;
 pub mod invitation;
 pub mod keys;
 pub mod organization;
+pub mod scale;
 pub mod session;
 pub mod task;
 pub mod user;

@@ -32,8 +32,8 @@ pub use money::{InvalidAmount, MicroUsd};
 pub use page::{Cursor, Direction, MAX_PAGE_SIZE, Page, PageSlice, Position, SortKey, Window};
 pub use permission::{
     Access, ArchiveClients, DeleteCredentials, DeleteTasks, Denied, Grant, ManageApiKeys, ManageClaudeAccounts,
-    ManageOrganization, ManageOwnApiKeys, ManageUsers, Permission, Permit, PruneAuditLogs, Read, RevealCredentials, Role,
-    RotateKeys, ViewAuditLogs, ViewUsers, WriteClients, WriteCredentials, WriteTasks,
+    ManageOrganization, ManageOwnApiKeys, ManageUsers, Permission, Permit, PruneAuditLogs, Read, RevealCredentials,
+    Role, RotateKeys, ViewAuditLogs, ViewUsers, WriteClients, WriteCredentials, WriteTasks,
 };
 pub use text::breaks_a_line;
 pub use timestamp::Timestamp;

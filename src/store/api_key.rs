@@ -9,9 +9,10 @@ use diesel_async::RunQueryDsl;
 
 use super::backend::{Conn, Db, on_conn};
 use super::error::{Error, Result};
-use super::fields::{contains, fold};
+use super::fields::fold;
 use super::locks::{all_locked, first_locked};
 use super::page::{Ranked, keyset, ranked};
+use super::search::searched;
 use super::tables::{api_key_digests, api_keys, users};
 use super::tx::Tx;
 use crate::model::{
@@ -214,10 +215,10 @@ impl ApiKeyOrder {
 }
 
 macro_rules! filtered {
-    ($backend:ident, $whose:expr, $filter:expr) => {
-        filtered!($backend, api_keys::table, $whose, $filter)
+    ($backend:ident, $whose:expr, $filter:expr, $search:expr) => {
+        filtered!($backend, api_keys::table, $whose, $filter, $search)
     };
-    ($backend:ident, $from:expr, $whose:expr, $filter:expr) => {{
+    ($backend:ident, $from:expr, $whose:expr, $filter:expr, $search:expr) => {{
         use api_keys as t;
         let filter: &ApiKeyFilter = $filter;
         let mut query = $from.filter(t::organization_id.eq($whose.organization())).into_boxed::<$backend>();
@@ -237,8 +238,8 @@ macro_rules! filtered {
         if let Some(client) = filter.client_id {
             query = query.filter(t::client_id.eq(client));
         }
-        if let Some(text) = &filter.search {
-            query = query.filter(t::search_text.like(contains(text)).escape('\\'));
+        if let Some(search) = $search {
+            query = query.filter(search);
         }
         query
     }};
@@ -256,8 +257,9 @@ pub async fn page(
     page: &Page,
 ) -> Result<PageSlice<ApiKey>> {
     use api_keys as t;
+    let search = searched!(conn, api_keys, filter);
     let rows = on_conn!(conn, |c: Backend| {
-        let mut query = filtered!(Backend, whose, filter).select(ApiKey::as_select());
+        let mut query = filtered!(Backend, whose, filter, search).select(ApiKey::as_select());
         match order {
             ApiKeyOrder::CreatedAt => keyset!(query, page, direction, t::created_at, t::id, Timestamp),
             ApiKeyOrder::Name => keyset!(query, page, direction, t::name_folded, t::id, String),
@@ -281,8 +283,9 @@ pub async fn pages_by_client(
 ) -> Result<HashMap<ClientId, PageSlice<ApiKey>>> {
     use api_keys as t;
     let all = ApiKeyFilter::default();
+    let search = searched!(conn, api_keys, all);
     let rows: Vec<(ApiKey, i64)> = on_conn!(conn, |c: Backend| {
-        let query = filtered!(Backend, whose, &all).filter(t::client_id.eq_any(clients));
+        let query = filtered!(Backend, whose, &all, search).filter(t::client_id.eq_any(clients));
         let row = ApiKey::as_select();
         ranked!(query, row, page, Direction::Descending, t::client_id, t::created_at, t::id, Timestamp).load(c).await?
     });
@@ -301,8 +304,9 @@ pub async fn pages_by_owner(
 ) -> Result<HashMap<UserId, PageSlice<ApiKey>>> {
     use api_keys as t;
     let all = ApiKeyFilter::default();
+    let search = searched!(conn, api_keys, all);
     let rows: Vec<(ApiKey, i64)> = on_conn!(conn, |c: Backend| {
-        let query = filtered!(Backend, whose, &all).filter(t::owner_id.eq_any(owners));
+        let query = filtered!(Backend, whose, &all, search).filter(t::owner_id.eq_any(owners));
         let row = ApiKey::as_select();
         ranked!(query, row, page, Direction::Descending, t::owner_id, t::created_at, t::id, Timestamp).load(c).await?
     });
@@ -314,7 +318,8 @@ pub async fn pages_by_owner(
 /// # Errors
 /// Where the database fails.
 pub async fn count(conn: &mut Conn, whose: &Whose<Read>, filter: &ApiKeyFilter) -> Result<i64> {
-    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, whose, filter).count().get_result(c).await?))
+    let search = searched!(conn, api_keys, filter);
+    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, whose, filter, search).count().get_result(c).await?))
 }
 
 /// How many keys there are for each of the clients, in one statement. A client without any is left out.
@@ -327,12 +332,14 @@ pub async fn counts_by_client(
     clients: &[ClientId],
     filter: &ApiKeyFilter,
 ) -> Result<HashMap<ClientId, i64>> {
+    let search = searched!(conn, api_keys, filter);
     let by_client =
         api_keys::table.group_by(api_keys::client_id).select((api_keys::client_id, diesel::dsl::count_star()));
-    let rows: Vec<(Option<ClientId>, i64)> = on_conn!(conn, |c: Backend| filtered!(Backend, by_client, whose, filter)
-        .filter(api_keys::client_id.eq_any(clients))
-        .load(c)
-        .await?);
+    let rows: Vec<(Option<ClientId>, i64)> =
+        on_conn!(conn, |c: Backend| filtered!(Backend, by_client, whose, filter, search)
+            .filter(api_keys::client_id.eq_any(clients))
+            .load(c)
+            .await?);
     Ok(rows.into_iter().filter_map(|(client, count)| Some((client?, count))).collect())
 }
 
@@ -346,8 +353,9 @@ pub async fn counts_by_owner(
     owners: &[UserId],
     filter: &ApiKeyFilter,
 ) -> Result<HashMap<UserId, i64>> {
+    let search = searched!(conn, api_keys, filter);
     let by_owner = api_keys::table.group_by(api_keys::owner_id).select((api_keys::owner_id, diesel::dsl::count_star()));
-    let rows: Vec<(UserId, i64)> = on_conn!(conn, |c: Backend| filtered!(Backend, by_owner, whose, filter)
+    let rows: Vec<(UserId, i64)> = on_conn!(conn, |c: Backend| filtered!(Backend, by_owner, whose, filter, search)
         .filter(api_keys::owner_id.eq_any(owners))
         .load(c)
         .await?);
@@ -360,7 +368,8 @@ pub async fn counts_by_owner(
 /// Where the database fails.
 pub async fn find_many<G>(conn: &mut Conn, whose: &Whose<G>, ids: &[ApiKeyId]) -> Result<Vec<ApiKey>> {
     let all = ApiKeyFilter::default();
-    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, whose, &all)
+    let search = searched!(conn, api_keys, all);
+    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, whose, &all, search)
         .filter(api_keys::id.eq_any(ids))
         .select(ApiKey::as_select())
         .load(c)

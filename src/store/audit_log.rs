@@ -7,6 +7,7 @@ use diesel_async::RunQueryDsl;
 use serde::ser::{Serialize, SerializeSeq as _, Serializer};
 
 use super::backend::{Conn, on_conn};
+use super::bulk::insert_all;
 use super::error::Result;
 use super::fields::{askable, distinct};
 use super::locks::first_locked;
@@ -190,37 +191,52 @@ pub(super) async fn begin_chain(tx: &mut Tx, organization: OrganizationId) -> Re
     Ok(())
 }
 
-/// Appends an entry. The lock on the log's end holds to the commit, so that the chain has one order.
+/// Appends an entry.
 pub(super) async fn append(tx: &mut Tx, new: &NewAuditLog) -> Result<()> {
+    append_all(tx, new.organization_id, std::slice::from_ref(new)).await
+}
+
+/// Appends entries to one organization's log, in their order. The lock on the log's end holds to the commit, so that the chain
+/// has one order. Only data that is made by the thousand comes so; every other entry comes with a commit.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn append_all(tx: &mut Tx, organization: OrganizationId, new: &[NewAuditLog]) -> Result<()> {
     let conn = tx.conn().await?;
-    let head = audit_heads::table.find(new.organization_id).select((audit_heads::sequence, audit_heads::hash));
-    let (sequence, previous): (i64, Vec<u8>) = first_locked!(conn, head)?;
-    let previous: [u8; 32] = previous.try_into().map_err(|_| not_a_hash())?;
-    let mut entry = AuditLog {
-        id: new.id,
-        organization_id: new.organization_id,
-        sequence: sequence + 1,
-        occurred_at: new.occurred_at,
-        action: new.action,
-        operation: new.operation.clone(),
-        outcome: new.outcome,
-        error_code: new.error_code.map(str::to_owned),
-        resource_type: new.resource_type,
-        resource_id: new.resource_id.clone(),
-        changes: new.changes.clone(),
-        metadata: new.metadata.clone(),
-        user_id: new.user_id,
-        api_key_id: new.api_key_id,
-        ip_address: new.ip_address.clone(),
-        user_agent: new.user_agent.clone(),
-        request_id: new.request_id.clone(),
-        hash: Vec::new(),
-    };
-    entry.hash = entry.hash_after(&previous).to_vec();
+    let head = audit_heads::table.find(organization).select((audit_heads::sequence, audit_heads::hash));
+    let (mut sequence, previous): (i64, Vec<u8>) = first_locked!(conn, head)?;
+    let mut previous: [u8; 32] = previous.try_into().map_err(|_| not_a_hash())?;
+    let mut entries = Vec::with_capacity(new.len());
+    for new in new {
+        sequence += 1;
+        let mut entry = AuditLog {
+            id: new.id,
+            organization_id: organization,
+            sequence,
+            occurred_at: new.occurred_at,
+            action: new.action,
+            operation: new.operation.clone(),
+            outcome: new.outcome,
+            error_code: new.error_code.map(str::to_owned),
+            resource_type: new.resource_type,
+            resource_id: new.resource_id.clone(),
+            changes: new.changes.clone(),
+            metadata: new.metadata.clone(),
+            user_id: new.user_id,
+            api_key_id: new.api_key_id,
+            ip_address: new.ip_address.clone(),
+            user_agent: new.user_agent.clone(),
+            request_id: new.request_id.clone(),
+            hash: Vec::new(),
+        };
+        previous = entry.hash_after(&previous);
+        entry.hash = previous.to_vec();
+        entries.push(entry);
+    }
+    insert_all!(conn, audit_logs::table, &entries, |entry| entry);
     on_conn!(conn, |c| {
-        diesel::insert_into(audit_logs::table).values(&entry).execute(c).await?;
-        diesel::update(audit_heads::table.find(new.organization_id))
-            .set((audit_heads::sequence.eq(entry.sequence), audit_heads::hash.eq(&entry.hash)))
+        diesel::update(audit_heads::table.find(organization))
+            .set((audit_heads::sequence.eq(sequence), audit_heads::hash.eq(&previous[..])))
             .execute(c)
             .await?;
     });

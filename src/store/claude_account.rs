@@ -5,9 +5,10 @@ use diesel_async::RunQueryDsl;
 
 use super::backend::{Conn, on_conn};
 use super::error::{Error, Result};
-use super::fields::{contains, distinct, fold};
+use super::fields::{distinct, fold};
 use super::locks::first_locked;
 use super::page::keyset;
+use super::search::searched;
 use super::tables::claude_accounts;
 use super::tx::Tx;
 use crate::model::{
@@ -127,7 +128,7 @@ impl ClaudeAccountOrder {
 }
 
 macro_rules! filtered {
-    ($backend:ident, $permit:expr, $filter:expr) => {{
+    ($backend:ident, $permit:expr, $filter:expr, $search:expr) => {{
         let filter: &ClaudeAccountFilter = $filter;
         let mut query = claude_accounts::table
             .filter(claude_accounts::organization_id.eq($permit.organization()))
@@ -138,8 +139,8 @@ macro_rules! filtered {
         if let Some(tiers) = &filter.tier {
             query = query.filter(claude_accounts::tier.eq_any(distinct(tiers)));
         }
-        if let Some(text) = &filter.search {
-            query = query.filter(claude_accounts::search_text.like(contains(text)).escape('\\'));
+        if let Some(search) = $search {
+            query = query.filter(search);
         }
         query
     }};
@@ -157,8 +158,9 @@ pub async fn page(
     page: &Page,
 ) -> Result<PageSlice<ClaudeAccount>> {
     use claude_accounts as t;
+    let search = searched!(conn, claude_accounts, filter);
     let rows = on_conn!(conn, |c: Backend| {
-        let mut query = filtered!(Backend, permit, filter).select(ClaudeAccount::as_select());
+        let mut query = filtered!(Backend, permit, filter, search).select(ClaudeAccount::as_select());
         match order {
             ClaudeAccountOrder::CreatedAt => keyset!(query, page, direction, t::created_at, t::id, Timestamp),
             ClaudeAccountOrder::UpdatedAt => keyset!(query, page, direction, t::updated_at, t::id, Timestamp),
@@ -182,7 +184,8 @@ pub async fn count(
     permit: &Permit<ManageClaudeAccounts>,
     filter: &ClaudeAccountFilter,
 ) -> Result<i64> {
-    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, permit, filter).count().get_result(c).await?))
+    let search = searched!(conn, claude_accounts, filter);
+    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, permit, filter, search).count().get_result(c).await?))
 }
 
 /// One account.

@@ -4,10 +4,12 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use super::backend::{Conn, on_conn};
+use super::bulk::insert_all;
 use super::error::{Error, Result};
-use super::fields::{contains, distinct, fold};
+use super::fields::{distinct, fold};
 use super::locks::first_locked;
 use super::page::keyset;
+use super::search::searched;
 use super::tables::clients;
 use super::tx::Tx;
 use crate::model::{
@@ -109,7 +111,7 @@ impl ClientOrder {
 }
 
 macro_rules! filtered {
-    ($backend:ident, $permit:expr, $filter:expr) => {{
+    ($backend:ident, $permit:expr, $filter:expr, $search:expr) => {{
         let filter: &ClientFilter = $filter;
         let mut query =
             clients::table.filter(clients::organization_id.eq($permit.organization())).into_boxed::<$backend>();
@@ -134,8 +136,8 @@ macro_rules! filtered {
         if let Some(to) = filter.created_to {
             query = query.filter(clients::created_at.lt(to));
         }
-        if let Some(text) = &filter.search {
-            query = query.filter(clients::search_text.like(contains(text)).escape('\\'));
+        if let Some(search) = $search {
+            query = query.filter(search);
         }
         query
     }};
@@ -153,8 +155,9 @@ pub async fn page(
     page: &Page,
 ) -> Result<PageSlice<Client>> {
     use clients as t;
+    let search = searched!(conn, clients, filter);
     let rows = on_conn!(conn, |c: Backend| {
-        let mut query = filtered!(Backend, permit, filter).select(Client::as_select());
+        let mut query = filtered!(Backend, permit, filter, search).select(Client::as_select());
         match order {
             ClientOrder::CreatedAt => keyset!(query, page, direction, t::created_at, t::id, Timestamp),
             ClientOrder::UpdatedAt => keyset!(query, page, direction, t::updated_at, t::id, Timestamp),
@@ -171,7 +174,8 @@ pub async fn page(
 /// # Errors
 /// Where the database fails.
 pub async fn count(conn: &mut Conn, permit: &Permit<Read>, filter: &ClientFilter) -> Result<i64> {
-    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, permit, filter).count().get_result(c).await?))
+    let search = searched!(conn, clients, filter);
+    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, permit, filter, search).count().get_result(c).await?))
 }
 
 /// The clients among `ids`, in no order.
@@ -219,6 +223,26 @@ pub async fn insert(tx: &mut Tx, permit: &Permit<WriteClients>, client: &Client)
         ))
         .execute(c)
         .await?);
+    Ok(())
+}
+
+/// Inserts many clients into the permit's organization.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn insert_all(tx: &mut Tx, permit: &Permit<WriteClients>, clients: &[Client]) -> Result<()> {
+    let mut clients = clients.to_vec();
+    clients.iter_mut().for_each(|client| client.organization_id = permit.organization());
+    let conn = tx.conn().await?;
+    insert_all!(conn, clients::table, &clients, |client| {
+        let (name, company, search_text) = client.derived();
+        (
+            client,
+            clients::name_folded.eq(name),
+            clients::company_folded.eq(company),
+            clients::search_text.eq(search_text),
+        )
+    });
     Ok(())
 }
 

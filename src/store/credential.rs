@@ -7,9 +7,10 @@ use diesel_async::RunQueryDsl;
 
 use super::backend::{Conn, on_conn};
 use super::error::{Error, Result};
-use super::fields::{askable, contains, fold};
+use super::fields::{askable, fold};
 use super::locks::first_locked;
 use super::page::{Ranked, keyset, ranked};
+use super::search::searched;
 use super::tables::{credential_secrets, credentials};
 use super::tx::Tx;
 use crate::model::{
@@ -134,10 +135,10 @@ impl CredentialOrder {
 }
 
 macro_rules! filtered {
-    ($backend:ident, $permit:expr, $filter:expr) => {
-        filtered!($backend, credentials::table, $permit, $filter)
+    ($backend:ident, $permit:expr, $filter:expr, $search:expr) => {
+        filtered!($backend, credentials::table, $permit, $filter, $search)
     };
-    ($backend:ident, $from:expr, $permit:expr, $filter:expr) => {{
+    ($backend:ident, $from:expr, $permit:expr, $filter:expr, $search:expr) => {{
         let filter: &CredentialFilter = $filter;
         let mut query = $from.filter(credentials::organization_id.eq($permit.organization())).into_boxed::<$backend>();
         if let Some(client) = filter.client_id {
@@ -146,8 +147,8 @@ macro_rules! filtered {
         if let Some(version) = &filter.key_version {
             query = query.filter(credentials::key_version.eq_any(askable(version)));
         }
-        if let Some(text) = &filter.search {
-            query = query.filter(credentials::search_text.like(contains(text)).escape('\\'));
+        if let Some(search) = $search {
+            query = query.filter(search);
         }
         query
     }};
@@ -165,8 +166,9 @@ pub async fn page(
     page: &Page,
 ) -> Result<PageSlice<Credential>> {
     use credentials as t;
+    let search = searched!(conn, credentials, filter);
     let rows = on_conn!(conn, |c: Backend| {
-        let mut query = filtered!(Backend, permit, filter).select(Credential::as_select());
+        let mut query = filtered!(Backend, permit, filter, search).select(Credential::as_select());
         match order {
             CredentialOrder::CreatedAt => keyset!(query, page, direction, t::created_at, t::id, Timestamp),
             CredentialOrder::UpdatedAt => keyset!(query, page, direction, t::updated_at, t::id, Timestamp),
@@ -190,8 +192,9 @@ pub async fn pages(
 ) -> Result<HashMap<ClientId, PageSlice<Credential>>> {
     use credentials as t;
     let all = CredentialFilter::default();
+    let search = searched!(conn, credentials, all);
     let rows: Vec<(Credential, i64)> = on_conn!(conn, |c: Backend| {
-        let query = filtered!(Backend, permit, &all).filter(t::client_id.eq_any(clients));
+        let query = filtered!(Backend, permit, &all, search).filter(t::client_id.eq_any(clients));
         let row = Credential::as_select();
         ranked!(query, row, page, Direction::Descending, t::client_id, t::created_at, t::id, Timestamp).load(c).await?
     });
@@ -203,7 +206,8 @@ pub async fn pages(
 /// # Errors
 /// Where the database fails.
 pub async fn count(conn: &mut Conn, permit: &Permit<Read>, filter: &CredentialFilter) -> Result<i64> {
-    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, permit, filter).count().get_result(c).await?))
+    let search = searched!(conn, credentials, filter);
+    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, permit, filter, search).count().get_result(c).await?))
 }
 
 /// How many credentials each of the clients has, in one statement. A client without any is left out.
@@ -216,9 +220,10 @@ pub async fn counts(
     clients: &[ClientId],
     filter: &CredentialFilter,
 ) -> Result<HashMap<ClientId, i64>> {
+    let search = searched!(conn, credentials, filter);
     let by_client =
         credentials::table.group_by(credentials::client_id).select((credentials::client_id, diesel::dsl::count_star()));
-    let rows: Vec<(ClientId, i64)> = on_conn!(conn, |c: Backend| filtered!(Backend, by_client, permit, filter)
+    let rows: Vec<(ClientId, i64)> = on_conn!(conn, |c: Backend| filtered!(Backend, by_client, permit, filter, search)
         .filter(credentials::client_id.eq_any(clients))
         .load(c)
         .await?);

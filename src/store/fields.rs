@@ -183,10 +183,15 @@ pub fn fold(text: &str) -> String {
     text.to_lowercase().nfc().collect()
 }
 
+/// What is searched for, as it stands in a line of folded text.
+pub(super) fn needle(text: &str) -> String {
+    fold(text.trim()).chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// A pattern for LIKE … ESCAPE '\' that finds `needle` anywhere in a line of folded text.
 pub(super) fn contains(needle: &str) -> String {
     let mut pattern = String::from("%");
-    for character in fold(needle.trim()).chars().map(|c| if c.is_control() { ' ' } else { c }) {
+    for character in self::needle(needle).chars() {
         if matches!(character, '%' | '_' | '\\') {
             pattern.push('\\');
         }

@@ -7,12 +7,14 @@
 //! To add a noun: a migration under the same name for each database, its table in `tables.rs`, a file here.
 
 mod backend;
+mod bulk;
 mod error;
 mod fields;
 mod locks;
 mod migrations;
 mod page;
 mod postgres_url;
+mod search;
 mod statements;
 mod tables;
 mod tx;

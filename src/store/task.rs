@@ -6,10 +6,12 @@ use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
 
 use super::backend::{Conn, on_conn};
+use super::bulk::insert_all;
 use super::error::{Error, Result};
-use super::fields::{contains, distinct, fold};
+use super::fields::{distinct, fold};
 use super::locks::first_locked;
 use super::page::{Ranked, keyset, ranked};
+use super::search::searched;
 use super::tables::tasks;
 use super::tx::Tx;
 use crate::model::{
@@ -135,10 +137,10 @@ impl TaskOrder {
 const CLOSED: [TaskStatus; 2] = [TaskStatus::Done, TaskStatus::Cancelled];
 
 macro_rules! filtered {
-    ($backend:ident, $permit:expr, $filter:expr) => {
-        filtered!($backend, tasks::table, $permit, $filter)
+    ($backend:ident, $permit:expr, $filter:expr, $search:expr) => {
+        filtered!($backend, tasks::table, $permit, $filter, $search)
     };
-    ($backend:ident, $from:expr, $permit:expr, $filter:expr) => {{
+    ($backend:ident, $from:expr, $permit:expr, $filter:expr, $search:expr) => {{
         let filter: &TaskFilter = $filter;
         let mut query = $from.filter(tasks::organization_id.eq($permit.organization())).into_boxed::<$backend>();
         if let Some(client) = filter.client_id {
@@ -164,8 +166,8 @@ macro_rules! filtered {
         if let Some(to) = filter.due_to {
             query = query.filter(tasks::due_at.lt(to));
         }
-        if let Some(text) = &filter.search {
-            query = query.filter(tasks::search_text.like(contains(text)).escape('\\'));
+        if let Some(search) = $search {
+            query = query.filter(search);
         }
         query
     }};
@@ -183,8 +185,9 @@ pub async fn page(
     page: &Page,
 ) -> Result<PageSlice<Task>> {
     use tasks as t;
+    let search = searched!(conn, tasks, filter);
     let rows = on_conn!(conn, |c: Backend| {
-        let mut query = filtered!(Backend, permit, filter).select(Task::as_select());
+        let mut query = filtered!(Backend, permit, filter, search).select(Task::as_select());
         match order {
             TaskOrder::CreatedAt => keyset!(query, page, direction, t::created_at, t::id, Timestamp),
             TaskOrder::UpdatedAt => keyset!(query, page, direction, t::updated_at, t::id, Timestamp),
@@ -210,8 +213,9 @@ pub async fn pages(
     page: &Page,
 ) -> Result<HashMap<ClientId, PageSlice<Task>>> {
     use tasks as t;
+    let search = searched!(conn, tasks, filter);
     let rows: Vec<(Task, i64)> = on_conn!(conn, |c: Backend| {
-        let query = filtered!(Backend, permit, filter).filter(t::client_id.eq_any(clients));
+        let query = filtered!(Backend, permit, filter, search).filter(t::client_id.eq_any(clients));
         let row = Task::as_select();
         match order {
             TaskOrder::CreatedAt => ranked!(query, row, page, direction, t::client_id, t::created_at, t::id, Timestamp),
@@ -231,7 +235,8 @@ pub async fn pages(
 /// # Errors
 /// Where the database fails.
 pub async fn count(conn: &mut Conn, permit: &Permit<Read>, filter: &TaskFilter) -> Result<i64> {
-    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, permit, filter).count().get_result(c).await?))
+    let search = searched!(conn, tasks, filter);
+    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, permit, filter, search).count().get_result(c).await?))
 }
 
 /// How many tasks each of the clients has, in one statement. A client without any is left out.
@@ -244,8 +249,9 @@ pub async fn counts(
     clients: &[ClientId],
     filter: &TaskFilter,
 ) -> Result<HashMap<ClientId, i64>> {
+    let search = searched!(conn, tasks, filter);
     let by_client = tasks::table.group_by(tasks::client_id).select((tasks::client_id, diesel::dsl::count_star()));
-    let rows: Vec<(ClientId, i64)> = on_conn!(conn, |c: Backend| filtered!(Backend, by_client, permit, filter)
+    let rows: Vec<(ClientId, i64)> = on_conn!(conn, |c: Backend| filtered!(Backend, by_client, permit, filter, search)
         .filter(tasks::client_id.eq_any(clients))
         .load(c)
         .await?);
@@ -289,6 +295,18 @@ pub async fn insert(tx: &mut Tx, permit: &Permit<WriteTasks>, task: &Task) -> Re
     let derived = task.derived();
     let conn = tx.conn().await?;
     on_conn!(conn, |c| diesel::insert_into(tasks::table).values((&task, &derived)).execute(c).await?);
+    Ok(())
+}
+
+/// Inserts many tasks into the permit's organization.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn insert_all(tx: &mut Tx, permit: &Permit<WriteTasks>, tasks: &[Task]) -> Result<()> {
+    let mut tasks = tasks.to_vec();
+    tasks.iter_mut().for_each(|task| task.organization_id = permit.organization());
+    let conn = tx.conn().await?;
+    insert_all!(conn, tasks::table, &tasks, |task| (task, task.derived()));
     Ok(())
 }
 

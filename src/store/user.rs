@@ -7,9 +7,10 @@ use diesel_async::RunQueryDsl;
 use super::api_key;
 use super::backend::{Conn, on_conn};
 use super::error::{Error, Result};
-use super::fields::{contains, distinct, fold};
+use super::fields::{distinct, fold};
 use super::locks::first_locked;
 use super::page::keyset;
+use super::search::searched;
 use super::tables::users;
 use super::tx::Tx;
 use crate::model::{
@@ -96,7 +97,7 @@ impl UserOrder {
 }
 
 macro_rules! filtered {
-    ($backend:ident, $permit:expr, $filter:expr) => {{
+    ($backend:ident, $permit:expr, $filter:expr, $search:expr) => {{
         let filter: &UserFilter = $filter;
         let mut query = users::table
             .filter(users::organization_id.eq($permit.organization()).and(users::deleted_at.is_null()))
@@ -107,8 +108,8 @@ macro_rules! filtered {
         if let Some(statuses) = &filter.status {
             query = query.filter(users::status.eq_any(distinct(statuses)));
         }
-        if let Some(text) = &filter.search {
-            query = query.filter(users::search_text.like(contains(text)).escape('\\'));
+        if let Some(search) = $search {
+            query = query.filter(search);
         }
         query
     }};
@@ -126,8 +127,9 @@ pub async fn page(
     page: &Page,
 ) -> Result<PageSlice<User>> {
     use users as t;
+    let search = searched!(conn, users, filter);
     let rows = on_conn!(conn, |c: Backend| {
-        let mut query = filtered!(Backend, permit, filter).select(User::as_select());
+        let mut query = filtered!(Backend, permit, filter, search).select(User::as_select());
         match order {
             UserOrder::CreatedAt => keyset!(query, page, direction, t::created_at, t::id, Timestamp),
             UserOrder::Email => keyset!(query, page, direction, t::email, t::id, String),
@@ -144,7 +146,8 @@ pub async fn page(
 /// # Errors
 /// Where the database fails.
 pub async fn count(conn: &mut Conn, permit: &Permit<ViewUsers>, filter: &UserFilter) -> Result<i64> {
-    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, permit, filter).count().get_result(c).await?))
+    let search = searched!(conn, users, filter);
+    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, permit, filter, search).count().get_result(c).await?))
 }
 
 /// Inserts a user without a password.

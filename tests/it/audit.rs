@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::claude_account::create;
 use crate::invitation::invite;
-use crate::support::{Client, GOOD_KEY, MockUpstream, PASSWORD, TestApp, both_databases};
+use crate::support::{Client, GOOD_KEY, MockUpstream, PASSWORD, TestApp, TestDatabase, both_databases};
 
 /// Every mutation of the schema, with a call that succeeds and one that fails. `ID` is an account's id, `CLIENT` a client's,
 /// `TASK` a task's, `CREDENTIAL` a credential's, `API_KEY` an API key's, `USER_ID` a user's, `TOKEN` a refresh token, `INVITATION` an invitation's; each
@@ -236,6 +236,42 @@ fn every_mutation_of_the_schema_has_a_case() {
     assert_eq!(cases, mutations_of_the_schema());
 }
 
+/// Goes through the log by the documented form alone, from the rows as they are stored. Returns how many entries there are.
+pub(crate) async fn assert_chain_holds(database: &TestDatabase) -> usize {
+    let (array, micros, hex) = if database.url.starts_with("postgres") {
+        ("json_build_array", "(extract(epoch FROM occurred_at) * 1000000)::bigint", "encode(hash, 'hex')")
+    } else {
+        (
+            "json_array",
+            "unixepoch(occurred_at) * 1000000 + CAST(substr(occurred_at, 21, 6) AS INTEGER)",
+            "lower(hex(hash))",
+        )
+    };
+    let rows = database
+        .texts(&format!(
+            "SELECT CAST({array}(1, id, organization_id, sequence, {micros}, action, operation, outcome, error_code,
+                 resource_type, resource_id, changes, metadata, user_id, ip_address, user_agent, request_id, api_key_id, {hex}) AS text)
+             AS text FROM audit_logs ORDER BY sequence"
+        ))
+        .await;
+    let mut before = vec![0; 32];
+    for (row, place) in rows.iter().zip(1..) {
+        let mut fields: Vec<Value> = serde_json::from_str(row).unwrap();
+        let hash = fields.pop().unwrap();
+        // An entry with an API key is of another form.
+        let api_key = fields.pop().unwrap();
+        if api_key.is_string() {
+            fields[0] = json!(2);
+            fields.insert(14, api_key);
+        }
+        assert_eq!(fields[3], place);
+        before.extend(Value::Array(fields).to_string().into_bytes());
+        before = ring::digest::digest(&ring::digest::SHA256, &before).as_ref().to_vec();
+        assert_eq!(hash, hex::encode(&before), "{row}");
+    }
+    rows.len()
+}
+
 both_databases! {
     async fn every_mutation_leaves_exactly_one_entry_for_each_outcome(app: TestApp) {
         let admin = app.admin().await;
@@ -425,34 +461,7 @@ both_databases! {
         futures_util::future::join_all(deeds).await;
         let (_, raw) = crate::api_key::create(&admin, json!({ "name": "K", "scopes": ["ADMIN_WRITE"] })).await;
         create(&crate::api_key::with_key(&app, &raw), json!({ "apiKey": "sk-ant-by-key", "accountName": "A" })).await;
-        // By the documented form alone, from the rows as they are stored.
-        let (array, micros, hex) = if app.database.url.starts_with("postgres") {
-            ("json_build_array", "(extract(epoch FROM occurred_at) * 1000000)::bigint", "encode(hash, 'hex')")
-        } else {
-            ("json_array", "unixepoch(occurred_at) * 1000000 + CAST(substr(occurred_at, 21, 6) AS INTEGER)", "lower(hex(hash))")
-        };
-        let rows = app.database.texts(&format!(
-            "SELECT CAST({array}(1, id, organization_id, sequence, {micros}, action, operation, outcome, error_code,
-                 resource_type, resource_id, changes, metadata, user_id, ip_address, user_agent, request_id, api_key_id, {hex}) AS text)
-             AS text FROM audit_logs ORDER BY sequence"
-        )).await;
-        assert_eq!(rows.len(), 24);
-        let mut before = vec![0; 32];
-        for (row, place) in rows.iter().zip(1..) {
-            let mut fields: Vec<Value> = serde_json::from_str(row).unwrap();
-            let hash = fields.pop().unwrap();
-            // An entry with an API key is of another form.
-            let api_key = fields.pop().unwrap();
-            assert_eq!(api_key.is_string(), place == 24);
-            if api_key.is_string() {
-                fields[0] = json!(2);
-                fields.insert(14, api_key);
-            }
-            assert_eq!(fields[3], place);
-            before.extend(Value::Array(fields).to_string().into_bytes());
-            before = ring::digest::digest(&ring::digest::SHA256, &before).as_ref().to_vec();
-            assert_eq!(hash, hex::encode(&before), "{row}");
-        }
+        assert_eq!(assert_chain_holds(&app.database).await, 24);
     }
 
     async fn where_the_entry_cannot_be_written_the_error_names_its_field(app: TestApp) {

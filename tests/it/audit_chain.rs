@@ -103,6 +103,7 @@ fn the_hash_of_an_entry_never_drifts() {
         changes: Some(r#"{"name":{"from":"a\"b","to":"ü\u0007/"}}"#.into()),
         metadata: Some("{}".into()),
         user_id: Some("user_01jd0000000000000000000000".parse().unwrap()),
+        api_key_id: None,
         ip_address: Some("192.0.2.1".into()),
         user_agent: Some("a \"quoted\"\n\u{1}é😀".into()),
         request_id: "r-1".into(),
@@ -115,6 +116,12 @@ fn the_hash_of_an_entry_never_drifts() {
         \"user_01jd0000000000000000000000\",\"192.0.2.1\",\"a \\\"quoted\\\"\\n\\u0001é😀\",\"r-1\"]";
     let hashed = [&[9; 32][..], written.as_bytes()].concat();
     assert_eq!(entry.hash_after(&[9; 32]), claviger::crypto::sha256(&hashed));
+    entry.api_key_id = Some("key_01jd0000000000000000000000".parse().unwrap());
+    let user = "\"user_01jd0000000000000000000000\",";
+    let with_key = written.replacen('1', "2", 1).replace(user, &format!("{user}\"key_01jd0000000000000000000000\","));
+    let hashed = [&[9; 32][..], with_key.as_bytes()].concat();
+    assert_eq!(entry.hash_after(&[9; 32]), claviger::crypto::sha256(&hashed));
+    entry.api_key_id = None;
     (entry.error_code, entry.resource_id, entry.changes, entry.metadata) = (None, None, None, None);
     (entry.user_id, entry.ip_address, entry.user_agent) = (None, None, None);
     let written = "[1,\"audit_01jd0000000000000000000000\",\"org_01jd0000000000000000000000\",7,1763712000123456,\"UPDATE\",\

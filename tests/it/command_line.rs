@@ -234,6 +234,31 @@ on_both! {
         }
         let admin = Client::new(&server.url).signed_in("admin@localhost", crate::support::PASSWORD).await;
         assert_eq!(admin.run("{ claudeAccounts { totalCount } }").await.data()["claudeAccounts"]["totalCount"], 6);
+        let query = "{ clients { totalCount } tasks { totalCount } credentials { totalCount } }";
+        let counts = admin.run(query).await.data().clone();
+        let one = |name: &str| counts[name]["totalCount"].as_i64().unwrap();
+        assert_eq!((one("clients"), one("tasks"), one("credentials")), (4, 6, 3));
+    }
+
+    async fn a_load_is_made_once_and_its_log_holds(place: Place) {
+        place.run_well(&["seed"]);
+        assert!(place.run_well(&["seed", "--scale", "3"]).contains("Made 3 of 3 clients"));
+        assert!(place.run_well(&["seed", "--scale", "3"]).contains("Made 0 of 3 clients"));
+        assert!(place.run_well(&["seed", "--scale", "5"]).contains("Made 2 of 5 clients"));
+        let server = place.serve();
+        let admin = Client::new(&server.url).signed_in("admin@localhost", crate::support::PASSWORD).await;
+        let query = "{ clients(filter: { createdAt: { to: \"2025-01-01T00:00:00Z\" } }) { totalCount nodes { version owner { id }
+            tasks(first: 9) { totalCount nodes { version } } } } }";
+        let clients = admin.run(query).await.data()["clients"].clone();
+        assert_eq!(clients["totalCount"], 5);
+        for client in clients["nodes"].as_array().unwrap() {
+            assert_eq!(client["version"], 5);
+            assert_eq!((&client["tasks"]["totalCount"], &client["tasks"]["nodes"][0]["version"]), (&5.into(), &3.into()));
+            assert!(client["owner"]["id"].is_string());
+        }
+        let entries = "SELECT CAST(count(*) AS TEXT) AS text FROM audit_logs WHERE occurred_at < '2025-01-01T00:00:00.000000Z'";
+        assert_eq!(place.database.texts(entries).await, ["100"]);
+        crate::audit::assert_chain_holds(&place.database).await;
     }
 
     async fn an_administrator_is_made_and_gets_another_password(place: Place) {

@@ -25,6 +25,7 @@ mod organization;
 mod paging;
 mod password;
 mod schema;
+mod search;
 mod session;
 mod settings;
 mod statements;

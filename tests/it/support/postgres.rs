@@ -145,7 +145,7 @@ impl TestDatabase {
         let mut connection = diesel::SqliteConnection::establish(self.url.trim_start_matches("sqlite://")).unwrap();
         let sql = "SELECT t.name || '.' || c.name AS name, c.\"notnull\" = 0 AS nullable
                    FROM sqlite_schema t JOIN pragma_table_info(t.name) c
-                   WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite%' AND t.name NOT LIKE '\\_\\_%' ESCAPE '\\'";
+                   WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite%' AND t.name NOT LIKE '%\\_search%' ESCAPE '\\' AND t.name NOT LIKE '\\_\\_%' ESCAPE '\\'";
         let rows: Vec<Column> = diesel::sql_query(sql).load(&mut connection).unwrap();
         rows.into_iter().map(|column| (column.name, column.nullable)).collect()
     }
@@ -160,6 +160,27 @@ impl TestDatabase {
         let mut connection = diesel::SqliteConnection::establish(self.url.trim_start_matches("sqlite://")).unwrap();
         let rows: Vec<TextRow> = diesel::sql_query(sql).load(&mut connection).unwrap();
         rows.into_iter().map(|row| row.text).collect()
+    }
+
+    /// How the database would run a query, with the statistics that it has of it by now.
+    pub(crate) async fn plan(&self, sql: &str) -> String {
+        if self.url.starts_with("postgres") {
+            let (client, connection) = tokio_postgres::connect(&self.url, tokio_postgres::NoTls).await.unwrap();
+            tokio::spawn(connection);
+            // Rows that wait to be indexed are indexed now.
+            client.batch_execute("VACUUM ANALYZE clients").await.unwrap();
+            client.batch_execute("ANALYZE").await.unwrap();
+            let rows = client.query(&format!("EXPLAIN {sql}"), &[]).await.unwrap();
+            return rows.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>().join("\n");
+        }
+        #[derive(diesel::QueryableByName)]
+        struct Step {
+            #[diesel(sql_type = diesel::sql_types::Text)]
+            detail: String,
+        }
+        let mut connection = diesel::SqliteConnection::establish(self.url.trim_start_matches("sqlite://")).unwrap();
+        let steps: Vec<Step> = diesel::sql_query(format!("EXPLAIN QUERY PLAN {sql}")).load(&mut connection).unwrap();
+        steps.into_iter().map(|step| step.detail).collect::<Vec<_>>().join("\n")
     }
 
     /// Runs a statement past the server, as somebody with access to the database would.

@@ -1,0 +1,128 @@
+//! Searching: the index of trigrams follows the rows, and is what a search goes by.
+
+use serde_json::{Value, json};
+
+use crate::support::{Client, both_databases};
+
+async fn found(client: &Client, search: &str) -> Vec<String> {
+    let query = "query($s: String!) { clients(search: $s, orderBy: { field: NAME, direction: ASC }) {
+      totalCount nodes { name } } }";
+    let data = client.with(query, json!({ "s": search })).await.data()["clients"].clone();
+    let names: Vec<_> =
+        data["nodes"].as_array().unwrap().iter().map(|node| node["name"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(data["totalCount"], names.len(), "{search:?}");
+    names
+}
+
+async fn create(client: &Client, name: &str, company: Option<&str>) -> Value {
+    let mutation = "mutation($i: CreateClientInput!) { createClient(input: $i) { client { id } } }";
+    let made = client.with(mutation, json!({ "i": { "name": name, "company": company } })).await;
+    made.data()["createClient"]["client"]["id"].clone()
+}
+
+/// So many clients of the organization, past the server.
+fn fill(postgres: bool, count: u32) -> String {
+    let numbers = if postgres {
+        format!("generate_series(1, {count}) AS numbers(n)")
+    } else {
+        format!(
+            "(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {count}) SELECT n FROM c) AS numbers"
+        )
+    };
+    format!(
+        "INSERT INTO clients (id, organization_id, name, name_folded, company_folded, search_text, status, created_at,
+             updated_at, version)
+         SELECT 'client_' || substr('00000000000000000000000000', length(CAST(n AS TEXT)) + 1) || n, o.id, 'Common ' || n, 'common ' || n, '', 'common ' || n, 'ACTIVE',
+             o.created_at, o.created_at, 1
+         FROM organizations o CROSS JOIN {numbers};
+         INSERT INTO tasks (id, organization_id, client_id, title, title_folded, search_text, status, priority,
+             priority_rank, due_sort, created_at, updated_at, version)
+         SELECT replace(id, 'client_', 'task_'), organization_id, id, 'T', 't', 't' || '\n', 'TODO', 'LOW', 1, created_at, created_at,
+             created_at, 1
+         FROM clients"
+    )
+}
+
+both_databases! {
+    async fn a_search_finds_what_rows_say_now(app: TestApp) {
+        let admin = app.admin().await;
+        let id = create(&admin, "Ærøskøbing 100% \"Søn\"", Some("Юлия & Co")).await;
+        create(&admin, "東京タワー", None).await;
+        for term in ["ærøsk", "ÆRØSKØBING", "0% \"s", "\"SØN\"", "юлия", "& co", "n\"", "øn"] {
+            assert_eq!(found(&admin, term).await.len(), 1, "{term:?}");
+        }
+        assert_eq!(found(&admin, "京タワ").await, ["東京タワー"]);
+        assert_eq!(found(&admin, "京").await, ["東京タワー"]);
+        for term in ["søn\" юлия", "ærø_kø", "zzz", "* OR \"", "a\" OR \"b"] {
+            assert_eq!(found(&admin, term).await, Vec::<String>::new(), "{term:?}");
+        }
+        let change = "mutation($i: UpdateClientInput!) { updateClient(input: $i) { client { id } } }";
+        admin.with(change, json!({ "i": { "id": id, "name": "Zebra" } })).await.data();
+        assert_eq!(found(&admin, "ærøskøbing").await, Vec::<String>::new());
+        assert_eq!(found(&admin, "ZEBRA").await, ["Zebra"]);
+        assert_eq!(found(&admin, "юлия").await, ["Zebra"]);
+        // A change of what is not searched, and a change that is undone, leave the index as it is.
+        admin.with(change, json!({ "i": { "id": id, "notes": "ærøskøbing" } })).await.data();
+        let refused = json!({ "i": { "id": id, "name": "Okapi", "ownerId": "user_00000000000000000000000000" } });
+        admin.with(change, refused).await.code();
+        assert_eq!((found(&admin, "okapi").await, found(&admin, "zebra").await.len()), (Vec::new(), 1));
+        // What goes with another row is gone from the index too, and VACUUM leaves it as it is.
+        app.database.execute("DELETE FROM clients WHERE name = 'Zebra'").await.unwrap();
+        app.database.execute("VACUUM").await.unwrap();
+        assert_eq!((found(&admin, "zebra").await, found(&admin, "タワー").await.len()), (Vec::new(), 1));
+    }
+
+    async fn rare_and_common_terms_find_all_that_has_them(app: TestApp) {
+        let admin = app.admin().await;
+        let postgres = app.database.url.starts_with("postgres");
+        app.database.execute(&fill(postgres, 6_000)).await.unwrap();
+        let count = async |term: &str| {
+            let query = "query($s: String!) { clients(search: $s, first: 3) { totalCount nodes { id } } }";
+            let page = admin.with(query, json!({ "s": term })).await.data()["clients"].clone();
+            (page["totalCount"].as_i64().unwrap(), page["nodes"].as_array().unwrap().len())
+        };
+        assert_eq!(count("common").await, (6_000, 3));
+        assert_eq!(count("common 5").await, (1_111, 3));
+        assert_eq!(count("common 5999").await, (1, 1));
+        assert_eq!(count("co").await, (6_000, 3));
+    }
+
+    async fn a_search_and_the_tasks_of_clients_go_by_an_index(app: TestApp) {
+        let postgres = app.database.url.starts_with("postgres");
+        app.database.execute(&fill(postgres, 12_000)).await.unwrap();
+        let admin = app.admin().await;
+        create(&admin, "Zebrafink", None).await;
+        let organization = app.database.texts("SELECT id AS text FROM organizations").await.remove(0);
+        for (sql, index) in [
+            (format!(
+                "SELECT * FROM clients WHERE organization_id = '{organization}' AND archived_at IS NULL
+                 AND search_text LIKE '%zebrafink%' ESCAPE '\\' {}
+                 ORDER BY created_at DESC, id DESC LIMIT 21",
+                if postgres { "" } else {
+                    "AND clients.rowid IN (SELECT rowid FROM clients_search WHERE clients_search MATCH '\"zeb\" AND \"fin\"')"
+                }
+            ), if postgres { "clients_by_search" } else { "clients USING INTEGER PRIMARY KEY (rowid=?)" }),
+            (format!(
+                "SELECT * FROM (SELECT id, row_number() OVER (PARTITION BY client_id ORDER BY created_at DESC, id DESC) AS place
+                 FROM tasks WHERE organization_id = '{organization}' AND client_id IN ('client_00000000000000000000000001', 'client_00000000000000000000000002')) AS ranked
+                 WHERE place <= 6 ORDER BY place"
+            ), "tasks_by_client"),
+        ] {
+            let plan = app.database.plan(&sql).await;
+            assert!(plan.contains(index), "{plan}");
+        }
+        if postgres {
+            // The server's own statement went by it as well.
+            assert_eq!(found(&admin, "zebrafink").await.len(), 1);
+            let scans = "SELECT idx_scan::text AS text FROM pg_stat_user_indexes WHERE indexrelname = 'clients_by_search'";
+            let mut counted = app.database.texts(scans).await;
+            for _ in 0..100 {
+                if counted != ["0"] { break; }
+                // PostgreSQL tells of it when it comes to it.
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                counted = app.database.texts(scans).await;
+            }
+            assert_ne!(counted, ["0"]);
+        }
+    }
+}
