@@ -5,9 +5,14 @@
 
 mod architecture;
 mod audit;
+mod calls;
+mod canary;
+
 mod claude_account;
 mod client;
 mod command_line;
+
+mod contract;
 mod credential;
 mod crypto;
 mod data_dir;
@@ -18,12 +23,16 @@ mod keys;
 mod logs;
 mod null_propagation;
 mod organization;
+
+mod page_walks;
 mod paging;
 mod password;
+mod roles;
 mod schema;
 mod session;
 mod settings;
 mod statements;
 mod support;
+mod tenants;
 mod user;
 mod walls;
