@@ -165,7 +165,7 @@ pub(super) struct ClientFilter {
     /// With this owner.
     owner_id: Option<ID>,
     /// Archived ones too, where `status` names none.
-    #[graphql(default)]
+    #[graphql(default_with = "Some(false)")]
     include_archived: Option<bool>,
     /// Made in this span of time.
     created_at: Option<DateTimeRange>,

@@ -126,6 +126,17 @@ impl Measured {
     }
 }
 
+/// What is wrong and where, without the line itself: a secret may stand in it.
+fn syntax_error(error: &ParseError) -> String {
+    match error {
+        ParseError::Syntax { message, start, .. } => {
+            let reason = message.lines().next_back().and_then(|line| line.trim_start().strip_prefix("= "));
+            format!("line {}, column {}: {}", start.line, start.column, reason.unwrap_or("a syntax error"))
+        }
+        other => other.to_string(),
+    }
+}
+
 impl Walls {
     /// Parses a text that is not too long.
     ///
@@ -135,7 +146,7 @@ impl Walls {
         self.check_text(text)?;
         parse_query(text).map_err(|error: ParseError| Refusal {
             code: "GRAPHQL_PARSE_FAILED",
-            message: format!("The query is not GraphQL: {error}"),
+            message: format!("The query is not GraphQL: {}", syntax_error(&error)),
         })
     }
 

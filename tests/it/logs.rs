@@ -9,7 +9,13 @@ use claviger::settings::{Settings, Sources};
 use serde_json::{Value, json};
 
 #[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Captured {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
 
 impl io::Write for Captured {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -27,7 +33,7 @@ fn logged(format: &str, level: &str, is_terminal: bool, deed: impl FnOnce()) -> 
     let settings = Settings::load(&Sources::from_pairs([("LOG_FORMAT", format), ("LOG_LEVEL", level)])).unwrap();
     let subscriber = subscriber(&settings, None, move || writer.clone(), is_terminal);
     tracing::subscriber::with_default(subscriber, deed);
-    String::from_utf8(captured.0.lock().unwrap().clone()).unwrap()
+    captured.text()
 }
 
 fn json_line(deed: impl FnOnce()) -> Value {

@@ -8,9 +8,14 @@ mod architecture;
 mod audit;
 mod audit_chain;
 mod audit_command;
+mod calls;
+mod canary;
+
 mod claude_account;
 mod client;
 mod command_line;
+
+mod contract;
 mod credential;
 mod crypto;
 mod data_dir;
@@ -22,14 +27,18 @@ mod keys;
 mod logs;
 mod null_propagation;
 mod organization;
+
+mod page_walks;
 mod paging;
 mod password;
+mod roles;
 mod schema;
 mod search;
 mod session;
 mod settings;
 mod statements;
 mod support;
+mod tenants;
 mod traces;
 mod user;
 mod walls;

@@ -97,6 +97,14 @@ fn deep_nesting_of_any_bracket_never_overflows_the_stack() {
 }
 
 #[test]
+fn an_error_of_syntax_says_where_and_what_and_not_what_stands_there() {
+    let text = "{ a(b: \"canary\"\n ( }";
+    let refusal = Walls::default().parse(text).unwrap_err();
+    assert!(refusal.message.starts_with("The query is not GraphQL: line 2, column 2: expected"), "{}", refusal.message);
+    assert!(!refusal.message.contains("canary"), "{}", refusal.message);
+}
+
+#[test]
 fn an_open_string_hides_nothing_behind_it() {
     let brackets = "[".repeat(3_000) + &"]".repeat(3_000);
     for text in [

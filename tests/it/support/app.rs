@@ -126,6 +126,31 @@ impl TestApp {
     }
 }
 
+/// An organization beside the first.
+pub(crate) const OTHER_ORGANIZATION: &str = "org_00000000000000000000000001";
+
+impl TestApp {
+    /// Makes another organization beside the first: its administrator, signed in.
+    pub(crate) async fn other_organization(&self) -> Client {
+        let id = OTHER_ORGANIZATION;
+        let no_hash =
+            if self.database.url.starts_with("postgres") { "decode(repeat('00', 32), 'hex')" } else { "zeroblob(32)" };
+        self.database
+            .execute(&format!(
+                "INSERT INTO organizations SELECT '{id}', 'Other', plan, settings, created_at, updated_at FROM organizations;
+                 INSERT INTO audit_heads (organization_id, sequence, hash) VALUES ('{id}', 0, {no_hash});
+                 INSERT INTO users (id, organization_id, email, email_key, full_name, full_name_folded, search_text, role, \
+                     status, password_hash, last_sign_in_rank, created_at, updated_at, version) \
+                 SELECT 'user_77777777777777777777777777', '{id}', 'admin@other.example', 'admin@other.example', 'Other', 'other', \
+                     'other', 'ADMIN', 'ACTIVE', password_hash, '1970-01-01T00:00:00.000000Z', created_at, updated_at, 1 \
+                 FROM users WHERE email = 'admin@localhost'"
+            ))
+            .await
+            .unwrap();
+        self.anonymous().signed_in("admin@other.example", PASSWORD).await
+    }
+}
+
 /// An id of the right form.
 fn user_id(role: &str) -> String {
     let digit = ["ADMIN", "MANAGER", "MEMBER", "READ_ONLY"].iter().position(|known| *known == role).unwrap();

@@ -3,9 +3,10 @@
 mod app;
 mod graphql;
 mod postgres;
+pub(crate) mod schema;
 mod upstream;
 
-pub(crate) use app::{PASSWORD, TestApp};
+pub(crate) use app::{OTHER_ORGANIZATION, PASSWORD, TestApp};
 pub(crate) use graphql::{Answer, Client};
 pub(crate) use postgres::TestDatabase;
 pub(crate) use upstream::{GOOD_KEY, MockUpstream};
