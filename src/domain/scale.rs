@@ -165,7 +165,9 @@ async fn make_batch(cx: Cx<'_>, owners: &[UserId], from: u64, to: u64) -> Result
     let there = clients::find_many(&mut cx.services.db.read().await?, &cx.actor.require()?, &ids).await?;
     let there: HashSet<ClientId> = there.into_iter().map(|client| client.id).collect();
     let mut load = Load { cx, organization, owners, clients: Vec::new(), tasks: Vec::new(), entries: Vec::new() };
-    (from..to).zip(ids).filter(|(_, id)| !there.contains(id)).for_each(|(number, id)| load.add(number, id));
+    for (number, id) in (from..to).zip(ids).filter(|(_, id)| !there.contains(id)) {
+        load.add(number, id);
+    }
     if load.clients.is_empty() {
         return Ok(0);
     }

@@ -232,7 +232,9 @@ pub async fn insert(tx: &mut Tx, permit: &Permit<WriteClients>, client: &Client)
 /// Where the database fails.
 pub async fn insert_all(tx: &mut Tx, permit: &Permit<WriteClients>, clients: &[Client]) -> Result<()> {
     let mut clients = clients.to_vec();
-    clients.iter_mut().for_each(|client| client.organization_id = permit.organization());
+    for client in &mut clients {
+        client.organization_id = permit.organization();
+    }
     let conn = tx.conn().await?;
     insert_all!(conn, clients::table, &clients, |client| {
         let (name, company, search_text) = client.derived();

@@ -304,7 +304,9 @@ pub async fn insert(tx: &mut Tx, permit: &Permit<WriteTasks>, task: &Task) -> Re
 /// Where the database fails.
 pub async fn insert_all(tx: &mut Tx, permit: &Permit<WriteTasks>, tasks: &[Task]) -> Result<()> {
     let mut tasks = tasks.to_vec();
-    tasks.iter_mut().for_each(|task| task.organization_id = permit.organization());
+    for task in &mut tasks {
+        task.organization_id = permit.organization();
+    }
     let conn = tx.conn().await?;
     insert_all!(conn, tasks::table, &tasks, |task| (task, task.derived()));
     Ok(())

@@ -173,11 +173,6 @@ impl TestDatabase {
             let rows = client.query(&format!("EXPLAIN {sql}"), &[]).await.unwrap();
             return rows.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>().join("\n");
         }
-        #[derive(diesel::QueryableByName)]
-        struct Step {
-            #[diesel(sql_type = diesel::sql_types::Text)]
-            detail: String,
-        }
         let mut connection = diesel::SqliteConnection::establish(self.url.trim_start_matches("sqlite://")).unwrap();
         let steps: Vec<Step> = diesel::sql_query(format!("EXPLAIN QUERY PLAN {sql}")).load(&mut connection).unwrap();
         steps.into_iter().map(|step| step.detail).collect::<Vec<_>>().join("\n")
@@ -211,4 +206,10 @@ struct Column {
     name: String,
     #[diesel(sql_type = diesel::sql_types::Bool)]
     nullable: bool,
+}
+
+#[derive(diesel::QueryableByName)]
+struct Step {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    detail: String,
 }
