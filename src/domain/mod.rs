@@ -8,6 +8,7 @@ mod validation;
 pub mod audit_log;
 pub mod claude_account;
 pub mod client;
+pub mod commits;
 pub mod credential;
 pub mod demonstration;
 pub mod encryption_key;

@@ -6,6 +6,7 @@ use super::connection::{Connection, DateTimeRange, Listed, PageArguments};
 use super::context::ContextExt;
 use super::declarations::{AuditAction, Declared, Permission, ResourceType, requires};
 use super::error::Result;
+use super::feed::Feed;
 use super::loaders::Loaders;
 use super::node::Node;
 use super::scalars::{DateTime, Json};
@@ -190,14 +191,17 @@ pub(super) struct AuditLogFilter {
 }
 
 impl AuditLogFilter {
-    /// The filter, or `None` where it names an id that nothing can have: then nothing passes.
-    fn read(self) -> Option<Filter> {
-        let user_id = match self.user_id {
-            Some(id) => Some(id.parse().ok()?),
-            None => None,
-        };
+    /// The filter.
+    ///
+    /// # Errors
+    /// Where it names a user by what is no user's id.
+    fn read(self) -> domain::Result<Filter> {
+        let user_id = self.user_id.map(|id| id.parse()).transpose().map_err(|_| {
+            let message = "is not the id of a user".into();
+            domain::Error::bad_input(vec![domain::FieldError { path: vec!["filter", "userId"], message }])
+        })?;
         let span = self.occurred_at;
-        Some(Filter {
+        Ok(Filter {
             user_id,
             resource_id: self.resource_id.map(|id| id.0),
             resource_type: self.resource_type.map(|types| types.into_iter().map(model::ResourceType::from).collect()),
@@ -245,14 +249,34 @@ impl AuditLogQuery {
         #[graphql(desc = "Which entries.")] filter: Option<AuditLogFilter>,
     ) -> Result<Option<Connection<AuditLog>>> {
         let arguments = PageArguments { first, after, last, before, offset };
-        let Some(filter) = filter.unwrap_or_default().read() else {
-            return Err(domain::Error::bad_input(vec![domain::FieldError {
-                path: vec!["filter", "userId"],
-                message: "is not the id of a user".into(),
-            }])
-            .into());
-        };
+        let filter = filter.unwrap_or_default().read()?;
         let slice = domain::audit_log::page(ctx.cx(), &filter, &arguments.page(ORDER)?).await?;
         Ok(Some(connection(slice, filter)))
+    }
+}
+
+#[derive(Default)]
+pub(super) struct AuditLogSubscription;
+
+#[Object(guard = "Declared")]
+impl AuditLogSubscription {
+    /// Each new entry of the organization's audit log that passes the filter, denied and failed deeds too, in the log's order and
+    /// without gaps from the moment of subscribing.
+    #[graphql(directive = requires::apply(Permission::ViewAuditLogs))]
+    async fn audit_log_added(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Which entries.")] filter: Option<AuditLogFilter>,
+    ) -> Result<AuditLog> {
+        let filter = filter.unwrap_or_default().read()?;
+        let feed = Feed::of(ctx);
+        let span = feed.span(ctx.cx(), None).await?;
+        match domain::audit_log::next(ctx.cx(), &filter, span).await? {
+            Some(row) => {
+                feed.deliver(row.sequence);
+                Ok(AuditLog(row))
+            }
+            None => Err(feed.nothing_until(span)),
+        }
     }
 }

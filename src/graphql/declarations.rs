@@ -156,6 +156,7 @@ enum Needs {
 pub(super) struct Declarations {
     queries: HashMap<String, Declaration>,
     mutations: HashMap<String, Declaration>,
+    subscriptions: HashMap<String, Declaration>,
 }
 
 impl Declarations {
@@ -172,11 +173,17 @@ impl Declarations {
             let fields = match definition.node.name.node.as_str() {
                 "Query" => &mut declarations.queries,
                 "Mutation" => &mut declarations.mutations,
+                "Subscription" => &mut declarations.subscriptions,
                 _ => continue,
             };
             fields.extend(object.fields.iter().map(|field| (field.node.name.node.to_string(), declared(&field.node))));
         }
         Arc::new(declarations)
+    }
+
+    /// Those of the events of subscriptions, each of which is executed as a query.
+    pub(super) fn of_events(&self) -> Arc<Self> {
+        Arc::new(Self { queries: self.subscriptions.clone(), ..Self::default() })
     }
 
     /// Whether somebody may do a mutation.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use chrono::TimeDelta;
 use quick_cache::sync::Cache;
+use tokio::sync::watch;
 
 use super::access_token::{AccessTokens, Claims};
 use super::actor::{Actor, SignedIn};
@@ -25,6 +26,8 @@ pub struct Authenticator {
     states: Cache<SessionId, State>,
     /// Counts the changes: a state that was read before a change is not believed after it.
     epoch: AtomicU64,
+    /// Tells of the changes.
+    forgotten: watch::Sender<()>,
 }
 
 /// A session and its user, as far as judging a request needs them.
@@ -55,7 +58,14 @@ impl Authenticator {
     /// Reads sessions and users from the database.
     #[must_use]
     pub fn new(db: Db, clock: Clock, tokens: AccessTokens) -> Self {
-        Self { db, clock, tokens, states: Cache::new(CAPACITY), epoch: AtomicU64::new(0) }
+        Self {
+            db,
+            clock,
+            tokens,
+            states: Cache::new(CAPACITY),
+            epoch: AtomicU64::new(0),
+            forgotten: watch::Sender::new(()),
+        }
     }
 
     /// Issues and verifies the tokens.
@@ -108,5 +118,12 @@ impl Authenticator {
     pub fn forget(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
         self.states.clear();
+        self.forgotten.send_replace(());
+    }
+
+    /// Tells whoever waits on it that a session or a user has changed: a caller who stays is to be looked at again.
+    #[must_use]
+    pub fn forgotten(&self) -> watch::Receiver<()> {
+        self.forgotten.subscribe()
     }
 }

@@ -24,6 +24,7 @@ mod schema;
 mod session;
 mod settings;
 mod statements;
+mod subscription;
 mod support;
 mod user;
 mod walls;

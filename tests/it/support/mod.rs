@@ -2,11 +2,13 @@
 
 mod app;
 mod graphql;
+mod live;
 mod postgres;
 mod upstream;
 
 pub(crate) use app::{PASSWORD, TestApp};
 pub(crate) use graphql::{Answer, Client};
+pub(crate) use live::{EventStream, Socket, gauge, until_gauge};
 pub(crate) use postgres::TestDatabase;
 pub(crate) use upstream::{GOOD_KEY, MockUpstream};
 
