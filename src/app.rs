@@ -10,18 +10,18 @@ use std::sync::Arc;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::DropGuard;
 use url::Host;
 
 use housekeeping::Housekeeping;
 
-use crate::audit::Origin;
+use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, KeyRingError, Random, SecretText};
 use crate::domain::audit_integrity::Verifications;
 use crate::domain::keys::{MissingKey, missing};
 use crate::domain::organization::{FirstAdmin, FirstStart, ensure, is_begun};
 use crate::domain::{self, Code, Cx, Record, Services};
-use crate::http::{Limits, Server, router, serve};
+use crate::http::{Limits, LiveLimits, Server, router, serve};
 use crate::identity::password::Hasher;
 use crate::identity::{AccessTokens, Actor, Authenticator};
 use crate::model::Clock;
@@ -106,6 +106,8 @@ pub struct App {
     pub first_admin: Option<FirstAdmin>,
     /// Whether a secret was generated because none is set.
     pub has_generated_secrets: bool,
+    /// What sockets and streams may take of the server.
+    pub live_limits: LiveLimits,
 }
 
 impl App {
@@ -153,6 +155,7 @@ impl App {
         let tokens = AccessTokens::new(&jwt_secret);
         let services = Services {
             authenticator: Authenticator::new(db.clone(), clock.clone(), tokens, keys.clone()),
+            commits: Commits::default(),
             upstream: Upstream::new(settings.anthropic_base_url.clone(), settings.upstream_allowed_hosts.clone())?,
             db,
             clock,
@@ -175,7 +178,12 @@ impl App {
         };
         domain::encryption_key::check(start).await.map_err(StartError::WrongKeys)?;
         let has_generated_secrets = settings.jwt_secret.is_none() || settings.encryption_keys.is_none();
-        Ok(Self { services: Arc::new(services), first_admin, has_generated_secrets })
+        Ok(Self {
+            services: Arc::new(services),
+            first_admin,
+            has_generated_secrets,
+            live_limits: LiveLimits::default(),
+        })
     }
 
     /// The same for commands that need what a first start has made: they make no organization by the way, in a database that
@@ -216,8 +224,9 @@ impl App {
         let listener = listen(&settings.listen).await.map_err(wrong)?;
         let address = listener.local_addr().map_err(wrong)?;
         let services = self.services.clone();
-        let server = Server::new(settings, self.services);
-        let stop = CancellationToken::new();
+        let server = Server::new(settings, self.services, self.live_limits);
+        let stop = server.stop_token();
+        tokio::spawn(domain::commits::watch(services.clone(), stop.clone()));
         let housekeeping = Housekeeping::start(settings, services, &stop);
         let task = tokio::spawn(serve(listener, router(server.clone()), Limits::default(), stop.clone()));
         Ok(Running { address, stop: stop.drop_guard(), task, server, housekeeping })

@@ -1,11 +1,17 @@
 // Sends GraphiQL's requests as whoever is signed in.
+import { getOperationAST } from 'graphql';
 import { post } from './graphql_http.js';
+import { subscribe } from './subscriptions.js';
 
 /** A GraphiQL fetcher. A header typed in the Headers editor wins over the session's. */
 export function createFetcher(session) {
-  return async function fetcher({ query, variables, operationName }, { headers } = {}) {
+  return async function fetcher({ query, variables, operationName }, { headers, documentAST } = {}) {
+    const request = { query, variables, operationName: operationName ?? undefined };
+    if (documentAST && getOperationAST(documentAST, operationName)?.operation === 'subscription') {
+      return subscribe(session, request, headers ?? {});
+    }
     try {
-      return await send(session, { query, variables, operationName: operationName ?? undefined }, headers ?? {});
+      return await send(session, request, headers ?? {});
     } catch (error) {
       // GraphiQL would show a thrown error with its stack.
       return { errors: [{ message: error.message }] };

@@ -42,6 +42,8 @@ pub struct Entry {
     pub api_key: Option<ApiKeyId>,
     /// In whose log it belongs, where that is not the actor's organization.
     pub organization: Option<OrganizationId>,
+    /// Whether what it did changes who may ask for what.
+    pub changes_access: bool,
 }
 
 impl Entry {
@@ -59,6 +61,7 @@ impl Entry {
             user: None,
             api_key: None,
             organization: None,
+            changes_access: false,
         }
     }
 
@@ -89,6 +92,13 @@ impl Entry {
     pub fn by(mut self, organization: OrganizationId, user: UserId) -> Self {
         self.organization = Some(organization);
         self.user = Some(user);
+        self
+    }
+
+    /// Says that it changes who may ask for what: callers are looked at again before anybody hears of it.
+    #[must_use]
+    pub fn changing_access(mut self) -> Self {
+        self.changes_access = true;
         self
     }
 

@@ -19,6 +19,24 @@ pub async fn page(cx: Cx<'_>, filter: &AuditLogFilter, page: &Page) -> Result<Pa
     Ok(logs::page(&mut conn, &permit, filter, page).await?)
 }
 
+/// The entry after a place of the log, up to another, that passes the filter.
+///
+/// # Errors
+/// Without permission.
+pub async fn next(cx: Cx<'_>, filter: &AuditLogFilter, span: (i64, i64)) -> Result<Option<AuditLog>> {
+    let permit = cx.actor.require()?;
+    Ok(logs::next(&mut cx.services.db.read().await?, &permit, filter, span).await?)
+}
+
+/// The place of the last entry: how many there are, which tells nothing of them.
+///
+/// # Errors
+/// Where nobody is signed in.
+pub async fn end(cx: Cx<'_>) -> Result<i64> {
+    let permit = cx.actor.require()?;
+    Ok(logs::end(&mut cx.services.db.read().await?, &permit).await?)
+}
+
 /// How many entries pass the filter.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ use crate::model::{
     AuditAction, ClaudeAccountHealthState, ClaudeAccountId, ClaudeAccountStatus, ClaudeTier, Direction, Email,
     ManageClaudeAccounts, Page, PageSlice, ResourceType, Timestamp,
 };
+use crate::store::audit_log::next_account_change;
 use crate::store::claude_account::{self as accounts, ClaudeAccount, ClaudeAccountFilter, ClaudeAccountOrder};
 use crate::upstream::Probe;
 
@@ -124,6 +125,25 @@ pub async fn find_many(cx: Cx<'_>, ids: &[ClaudeAccountId]) -> Result<Vec<Claude
 async fn find(cx: Cx<'_>, id: ClaudeAccountId) -> Result<Option<ClaudeAccount>> {
     let permit = cx.actor.require()?;
     Ok(accounts::find(&mut cx.services.db.read().await?, &permit, id).await?)
+}
+
+/// The account of the next entry after a place of the log, up to another, that may have changed one, and the entry's place. The
+/// account is as it is now; those that are gone by now are passed over.
+///
+/// # Errors
+/// Without permission.
+pub async fn next_change(cx: Cx<'_>, (mut after, until): (i64, i64)) -> Result<Option<(i64, ClaudeAccount)>> {
+    let permit = cx.actor.require::<ManageClaudeAccounts>()?;
+    let mut conn = cx.services.db.read().await?;
+    while let Some((sequence, account)) = next_account_change(&mut conn, &permit, (after, until)).await? {
+        if let Some(id) = account.and_then(|id| id.parse().ok())
+            && let Some(account) = accounts::find(&mut conn, &permit, id).await?
+        {
+            return Ok(Some((sequence, account)));
+        }
+        after = sequence;
+    }
+    Ok(None)
 }
 
 /// Makes an account.

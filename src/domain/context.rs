@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::audit_integrity::Verifications;
 use super::error::{Error, Result};
-use crate::audit::Origin;
+use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, Random};
 use crate::identity::password::Hasher;
 use crate::identity::{Actor, Authenticator};
@@ -29,6 +29,8 @@ pub struct Services {
     pub passwords: Hasher,
     /// Tells who is behind a token or an API key.
     pub authenticator: Authenticator,
+    /// Tells what was committed.
+    pub commits: Commits,
     /// Asks Claude upstreams.
     pub upstream: Upstream,
     /// What the links that people are given begin with: where the frontend is, or the server itself, without a slash at the end.

@@ -2,7 +2,7 @@
 
 use super::context::Cx;
 use super::error::{Error, Result};
-use crate::audit::Entry;
+use crate::audit::{Committed, Entry};
 use crate::model::{Access, AuditAction, AuditOutcome, Denied, ResourceType};
 use crate::store::audit_log::NewAuditLog;
 use crate::store::{self, Tx};
@@ -56,12 +56,22 @@ async fn roll_back(tx: Tx) {
 }
 
 async fn commit(cx: Cx<'_>, tx: Tx, entry: Entry) -> Result<()> {
+    let changes_access = entry.changes_access;
     let entry = sign(cx, entry);
-    tx.commit(&entry).await.map_err(|error| match error {
+    let sequence = tx.commit(&entry).await.map_err(|error| match error {
         error @ store::Error::Unavailable(_) => Error::unavailable(error),
         error => Error::internal(error),
     })?;
     cx.record.count();
+    // First: who hears of it is looked at as they are now.
+    if changes_access {
+        cx.services.authenticator.forget();
+    }
+    cx.services.commits.publish(Committed {
+        organization: entry.organization_id,
+        sequence,
+        resource_type: Some(entry.resource_type),
+    });
     Ok(())
 }
 

@@ -13,6 +13,7 @@ pub mod audit_log;
 pub mod audit_retention;
 pub mod claude_account;
 pub mod client;
+pub mod commits;
 pub mod credential;
 pub mod demonstration;
 pub mod encryption_key;

@@ -116,7 +116,7 @@ pub(super) async fn begin(cx: Cx<'_>, tx: &mut Tx, user: &User) -> Result<(Sessi
 /// `UNAUTHENTICATED` for every reason that lies in the token.
 pub async fn refresh(cx: Cx<'_>, presented: &SecretText) -> Result<Tokens> {
     let token = find_token(cx, presented).await?.ok_or_else(|| Error::refused(WRONG_REFRESH_TOKEN))?;
-    let refreshed = audited(cx, async |tx| {
+    audited(cx, async |tx| {
         let now = cx.services.clock.now();
         let locked = sessions::lock_with_user(tx, token.session_id).await?;
         let (session, user) = locked.ok_or_else(|| Error::refused(WRONG_REFRESH_TOKEN))?;
@@ -148,15 +148,14 @@ pub async fn refresh(cx: Cx<'_>, presented: &SecretText) -> Result<Tokens> {
         }
         sessions::revoke(tx, session.id, now).await?;
         let code = super::Code::Unauthenticated.as_str();
-        let entry = entry.ended(AuditOutcome::Denied, code).noting(json!({ "reuse": true, "sessionsEnded": 1 }));
+        let entry = entry
+            .ended(AuditOutcome::Denied, code)
+            .changing_access()
+            .noting(json!({ "reuse": true, "sessionsEnded": 1 }));
         // An error that lasts: the session is ended by it.
         Ok((Err(Error::refused(WRONG_REFRESH_TOKEN)), entry))
     })
-    .await?;
-    if refreshed.is_err() {
-        cx.services.authenticator.forget();
-    }
-    refreshed
+    .await?
 }
 
 /// Signs out: the session of the refresh token where one is given, else the caller's; with `everywhere` all of that user's,
@@ -182,14 +181,14 @@ pub async fn sign_out(cx: Cx<'_>, presented: Option<&SecretText>, everywhere: bo
         } else {
             usize::from(sessions::revoke(tx, session.id, now).await?)
         };
-        let entry = entry.on(&session.id).by(session.organization_id, session.user_id);
+        let mut entry = entry.on(&session.id).by(session.organization_id, session.user_id);
+        // Only then: anybody may call this, and forgetting costs every signed-in caller a look into the database.
+        if ended > 0 {
+            entry = entry.changing_access();
+        }
         Ok((ended, entry.noting(json!({ "everywhere": everywhere, "sessionsEnded": ended }))))
     })
     .await?;
-    // Only then: anybody may call this, and forgetting costs every signed-in caller a look into the database.
-    if ended > 0 {
-        cx.services.authenticator.forget();
-    }
     Ok(ended > 0)
 }
 

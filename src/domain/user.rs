@@ -115,7 +115,7 @@ pub async fn count(cx: Cx<'_>, filter: &UserFilter) -> Result<i64> {
 /// the organization would be left without an active ADMIN.
 pub async fn update(cx: Cx<'_>, id: UserId, input: Update) -> Result<User> {
     let permit = cx.actor.require::<ManageUsers>()?;
-    let (user, is_changed) = audited(cx, async |tx| {
+    audited(cx, async |tx| {
         let before = lock(tx, &permit, id).await?;
         if input.expected_version.is_some_and(|version| version != before.version) {
             return Err(Error::conflict("The user is not at the expected version. Read it again."));
@@ -144,23 +144,19 @@ pub async fn update(cx: Cx<'_>, id: UserId, input: Update) -> Result<User> {
         let entry = Entry::new(AuditAction::Update, ResourceType::User).on(&id);
         let changes = Changes::between(&before, &user);
         if changes.is_empty() {
-            return Ok(((user, false), entry));
+            return Ok((user, entry));
         }
         user.version += 1;
         user.updated_at = now;
         users::update(tx, &user).await?;
-        let entry = entry.with(changes);
+        let entry = entry.with(changes).changing_access();
         if user.status == UserStatus::Suspended && before.status != UserStatus::Suspended {
             let ended = sessions::revoke_all(tx, id, now).await?;
-            return Ok(((user, true), entry.noting(json!({ "sessionsEnded": ended }))));
+            return Ok((user, entry.noting(json!({ "sessionsEnded": ended }))));
         }
-        Ok(((user, true), entry))
+        Ok((user, entry))
     })
-    .await?;
-    if is_changed {
-        cx.services.authenticator.forget();
-    }
-    Ok(user)
+    .await
 }
 
 /// Deletes a user, who is signed out everywhere. The address is free again; the audit log still knows the name.
@@ -182,12 +178,10 @@ pub async fn delete(cx: Cx<'_>, id: UserId) -> Result<()> {
         let ended = sessions::revoke_all(tx, id, now).await?;
         invitations::end(tx, id).await?;
         users::delete(tx, &permit, id, now).await?;
-        let entry = Entry::new(AuditAction::Delete, ResourceType::User).on(&id);
+        let entry = Entry::new(AuditAction::Delete, ResourceType::User).on(&id).changing_access();
         Ok(((), entry.with(Changes::deleted(&user)).noting(json!({ "sessionsEnded": ended }))))
     })
-    .await?;
-    cx.services.authenticator.forget();
-    Ok(())
+    .await
 }
 
 /// Locks the organization and then the user: of two changes that each leave one ADMIN, the second waits for the first.

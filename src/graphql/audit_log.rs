@@ -7,6 +7,7 @@ use super::connection::{Connection, DateTimeRange, Listed, PageArguments};
 use super::context::ContextExt;
 use super::declarations::{AuditAction, Declared, Permission, ResourceType, requires};
 use super::error::Result;
+use super::feed::Feed;
 use super::inputs::filter_id;
 use super::loaders::Loaders;
 use super::node::Node;
@@ -267,6 +268,9 @@ pub(super) struct AuditLogFilter {
 
 impl AuditLogFilter {
     /// The filter.
+    ///
+    /// # Errors
+    /// Where it names something by what is no id of its kind.
     fn read(self) -> domain::Result<Filter> {
         let span = self.occurred_at;
         Ok(Filter {
@@ -341,5 +345,31 @@ impl AuditLogQuery {
         };
         let expected = expect.map(|text| text.parse().map_err(wrong)).transpose()?;
         Ok(Some(AuditLogIntegrity(audit_integrity::verify(ctx.cx(), expected).await?)))
+    }
+}
+
+#[derive(Default)]
+pub(super) struct AuditLogSubscription;
+
+#[Object(guard = "Declared")]
+impl AuditLogSubscription {
+    /// Each new entry of the organization's audit log that passes the filter, denied and failed deeds too, in the log's order and
+    /// without gaps from the moment of subscribing.
+    #[graphql(directive = requires::apply(Permission::ViewAuditLogs))]
+    async fn audit_log_added(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Which entries.")] filter: Option<AuditLogFilter>,
+    ) -> Result<AuditLog> {
+        let filter = filter.unwrap_or_default().read()?;
+        let feed = Feed::of(ctx);
+        let span = feed.span(ctx.cx(), None).await?;
+        match domain::audit_log::next(ctx.cx(), &filter, span).await? {
+            Some(row) => {
+                feed.deliver(row.sequence);
+                Ok(AuditLog(row))
+            }
+            None => Err(feed.nothing_until(span)),
+        }
     }
 }

@@ -9,6 +9,7 @@ use super::connection::{Connection, Listed, OrderDirection, PageArguments, order
 use super::context::{Caller, ContextExt};
 use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, open_to_api_keys, requires};
 use super::error::Result;
+use super::feed::Feed;
 use super::inputs::{id_inputs, patch, payloads, searched, target};
 use super::scalars::{BigInt, DateTime, Json};
 use crate::crypto::SecretText;
@@ -525,5 +526,27 @@ impl ClaudeAccountMutation {
     ) -> Result<Option<DeleteClaudeAccountPayload>> {
         deeds::delete(ctx.cx(), account_id(&input.id)?).await?;
         Ok(Some(DeleteClaudeAccountPayload { deleted_id: input.id }))
+    }
+}
+
+#[derive(Default)]
+pub(super) struct ClaudeAccountSubscription;
+
+#[Object(guard = "Declared")]
+impl ClaudeAccountSubscription {
+    /// Each account that was made or changed, as it is now: of changes that follow each other closely only the last may be sent.
+    /// One that was deleted is not.
+    #[graphql(directive = requires::apply(Permission::ManageClaudeAccounts))]
+    async fn claude_account_changed(&self, ctx: &Context<'_>) -> Result<ClaudeAccount> {
+        let feed = Feed::of(ctx);
+        let (mut after, until) = feed.span(ctx.cx(), Some(model::ResourceType::ClaudeAccount)).await?;
+        while let Some((sequence, row)) = deeds::next_change(ctx.cx(), (after, until)).await? {
+            after = sequence;
+            if feed.is_new(row.id, row.version) {
+                feed.deliver(sequence);
+                return Ok(ClaudeAccount(row));
+            }
+        }
+        Err(feed.nothing_until((after, until)))
     }
 }

@@ -32,7 +32,7 @@ pub struct Collected {
 }
 
 impl Collected {
-    /// Query or mutation.
+    /// Query, mutation or subscription.
     pub(super) fn kind(&self) -> OperationType {
         self.operation.ty
     }
@@ -40,7 +40,16 @@ impl Collected {
     /// As a document of its own.
     #[must_use]
     pub fn to_document(&self) -> ExecutableDocument {
-        let operations = DocumentOperations::Single(Positioned::new(self.operation.clone(), Pos::default()));
+        Self::document(self.operation.clone())
+    }
+
+    /// As a query: each event of a subscription is one, of the subscription's type.
+    pub(super) fn to_event_document(&self) -> ExecutableDocument {
+        Self::document(OperationDefinition { ty: OperationType::Query, ..self.operation.clone() })
+    }
+
+    fn document(operation: OperationDefinition) -> ExecutableDocument {
+        let operations = DocumentOperations::Single(Positioned::new(operation, Pos::default()));
         ExecutableDocument { operations, fragments: std::collections::HashMap::new() }
     }
 }
@@ -49,7 +58,7 @@ impl Collected {
 /// them.
 ///
 /// # Errors
-/// Where it has too many fields, or two that differ under one key.
+/// Where it has too many fields, or two that differ under one key, or is a subscription without exactly one field.
 pub fn collect(
     types: &SchemaTypes,
     document: &ExecutableDocument,
@@ -59,6 +68,9 @@ pub fn collect(
     let mut collector = Collector { types, document, variables, size: 0, used: HashSet::new() };
     match collector.set(Some(root_type(operation)), &[&operation.selection_set]) {
         Ok(selection_set) => {
+            if operation.ty == OperationType::Subscription && !is_one_field(&selection_set.node) {
+                return Err(Refusal::invalid("A subscription must have exactly one field, and none of introspection."));
+            }
             let definitions = operation.variable_definitions.iter();
             let used = definitions.filter(|definition| collector.used.contains(&definition.node.name.node));
             let operation = OperationDefinition {
@@ -267,6 +279,15 @@ impl<'a> Collector<'a> {
             Literal::Object(fields) => fields.values().for_each(|field| self.note_variables(field)),
             _ => {}
         }
+    }
+}
+
+fn is_one_field(set: &SelectionSet) -> bool {
+    match set.items.as_slice() {
+        [only] => {
+            matches!(&only.node, Selection::Field(field) if !field.node.name.node.starts_with("__"))
+        }
+        _ => false,
     }
 }
 

@@ -163,6 +163,7 @@ enum Needs {
 pub(super) struct Declarations {
     queries: HashMap<String, Declaration>,
     mutations: HashMap<String, Declaration>,
+    subscriptions: HashMap<String, Declaration>,
 }
 
 impl Declarations {
@@ -180,6 +181,7 @@ impl Declarations {
             let fields = match root {
                 "Query" => &mut declarations.queries,
                 "Mutation" => &mut declarations.mutations,
+                "Subscription" => &mut declarations.subscriptions,
                 _ => continue,
             };
             let is_mutation = root == "Mutation";
@@ -187,6 +189,11 @@ impl Declarations {
             fields.extend(object.fields.iter().map(|field| declare(&field.node)));
         }
         Arc::new(declarations)
+    }
+
+    /// Those of the events of subscriptions, each of which is executed as a query.
+    pub(super) fn of_events(&self) -> Arc<Self> {
+        Arc::new(Self { queries: self.subscriptions.clone(), ..Self::default() })
     }
 
     /// Whether somebody may do a mutation.

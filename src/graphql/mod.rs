@@ -5,6 +5,7 @@ mod connection;
 mod context;
 mod declarations;
 mod error;
+mod feed;
 mod inputs;
 mod loaders;
 mod middleware;
@@ -32,4 +33,5 @@ mod viewer;
 
 pub use context::Caller;
 pub use error::finish_errors;
-pub use schema::{Api, sdl};
+pub use feed::Feed;
+pub use schema::{Api, Step, sdl};

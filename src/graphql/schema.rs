@@ -1,22 +1,26 @@
-//! The roots, and the two schemas made of them: one for queries, one for mutations, which alone has the audit middleware.
+//! The roots, and the schemas made of them: one for queries, one for mutations, which alone has the audit middleware, one for
+//! the events of subscriptions.
 
 use std::sync::Arc;
 
 use async_graphql::extensions::{Extension, ExtensionContext, ExtensionFactory, NextExecute};
 use async_graphql::parser::types::{ExecutableDocument, OperationType};
+use async_graphql::registry::Registry;
 use async_graphql::{
-    EmptySubscription, MergedObject, Request, Response, Schema, SchemaBuilder, ServerError, Value, Variables,
+    Context, EmptyMutation, EmptySubscription, MergedObject, OutputType, Request, Response, Schema, SchemaBuilder,
+    ServerError, SubscriptionType, Value, Variables,
 };
+use futures_util::stream::BoxStream;
 
 use super::api_key::{ApiKeyMutation, ApiKeyQuery};
-use super::audit_log::AuditLogQuery;
-use super::audit_log::ErrorCode;
-use super::claude_account::{ClaudeAccountMutation, ClaudeAccountQuery};
+use super::audit_log::{AuditLogQuery, AuditLogSubscription, ErrorCode};
+use super::claude_account::{ClaudeAccountMutation, ClaudeAccountQuery, ClaudeAccountSubscription};
 use super::client::{ClientMutation, ClientQuery};
 use super::collected::Collected;
 use super::context::Caller;
 use super::credential::{CredentialMutation, CredentialQuery};
 use super::declarations::Declarations;
+use super::feed::{Feed, Outcome};
 use super::invitation::InvitationMutation;
 use super::loaders::Loaders;
 use super::middleware::AuditMutations;
@@ -60,11 +64,34 @@ struct Mutation(
     ApiKeyMutation,
 );
 
-type Roots = Schema<Query, Mutation, EmptySubscription>;
+/// What can be heard of. Over graphql-transport-ws, or server-sent events where `Accept` has `text/event-stream`.
+#[derive(MergedObject, Default)]
+#[graphql(name = "Subscription")]
+struct Subscription(AuditLogSubscription, ClaudeAccountSubscription);
 
-fn roots() -> SchemaBuilder<Query, Mutation, EmptySubscription> {
+/// The root of subscriptions, for validation and the schema's text. Their events are executed one by one, as queries of
+/// [`Subscription`]: the library's streams would keep the caller and the loaders that they began with.
+struct Subscriptions;
+
+impl SubscriptionType for Subscriptions {
+    fn type_name() -> std::borrow::Cow<'static, str> {
+        <Subscription as OutputType>::type_name()
+    }
+
+    fn create_type_info(registry: &mut Registry) -> String {
+        <Subscription as OutputType>::create_type_info(registry)
+    }
+
+    fn create_field_stream<'a>(&'a self, _: &'a Context<'_>) -> Option<BoxStream<'a, Response>> {
+        None
+    }
+}
+
+type Roots = Schema<Query, Mutation, Subscriptions>;
+
+fn roots() -> SchemaBuilder<Query, Mutation, Subscriptions> {
     // The limits stand in `walls`, before validation; those of the library would come after it.
-    Schema::build(Query::default(), Mutation::default(), EmptySubscription)
+    Schema::build(Query::default(), Mutation::default(), Subscriptions)
         .register_output_type::<Node>()
         .register_input_type::<ErrorCode>()
 }
@@ -78,11 +105,22 @@ pub fn sdl() -> String {
     text
 }
 
+/// What a step of a subscription came to.
+pub enum Step {
+    /// There was an event: the answer for it.
+    Event(Response),
+    /// There is none yet.
+    Nothing,
+    /// The caller may not have it, or it failed: the errors.
+    Failed(Response),
+}
+
 /// The API: validates documents and executes their operations.
 pub struct Api {
     validator: Roots,
     queries: Roots,
     mutations: Roots,
+    events: Schema<Subscription, EmptyMutation, EmptySubscription>,
     sdl: String,
     types: SchemaTypes,
 }
@@ -101,9 +139,13 @@ impl Api {
         let declarations = Declarations::read(&sdl);
         let types = SchemaTypes::read(&sdl);
         let validator = roots().extension(OnlyValidate).finish();
+        let events = Schema::build(Subscription::default(), EmptyMutation, EmptySubscription)
+            .register_output_type::<Node>()
+            .data(declarations.of_events())
+            .finish();
         let queries = roots().data(declarations.clone()).finish();
         let mutations = roots().data(declarations).extension(AuditMutations).finish();
-        Self { validator, queries, mutations, sdl, types }
+        Self { validator, queries, mutations, events, sdl, types }
     }
 
     /// The schema as text.
@@ -140,6 +182,27 @@ impl Api {
         };
         complete(&self.types, operation, &mut answer);
         answer
+    }
+
+    /// Begins a subscription, or goes on with it: executes it for the next event, if there is one.
+    pub async fn step(
+        &self,
+        operation: &Collected,
+        variables: Variables,
+        caller: Arc<Caller>,
+        feed: &Arc<Feed>,
+    ) -> Step {
+        feed.begin_step();
+        let mut request =
+            Request::new("").variables(variables).data(Loaders::new(&caller)).data(caller).data(feed.clone());
+        request.set_parsed_query(operation.to_event_document());
+        let mut answer = self.events.execute(request).await;
+        complete(&self.types, operation, &mut answer);
+        match feed.outcome() {
+            Outcome::Event => Step::Event(answer),
+            Outcome::Nothing => Step::Nothing,
+            Outcome::Failed => Step::Failed(answer),
+        }
     }
 }
 

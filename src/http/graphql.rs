@@ -9,6 +9,8 @@ use std::time::Duration;
 use async_graphql::parser::types::OperationType;
 use async_graphql::{Response as Answer, ServerError, Value, Variables};
 use axum::body::{Body, Bytes};
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -17,11 +19,12 @@ use tracing::Instrument as _;
 use tracing::field::Empty;
 
 use super::documents::{Document, Rejected};
-use super::media_type::{AnswerType, is_json, wants_page};
+use super::media_type::{AnswerType, is_json, wants_event_stream, wants_page};
 use super::observe::RequestContext;
 use super::playground;
 use super::request::GraphqlRequest;
 use super::router::{API_KEY, Server};
+use super::{event_stream, websocket};
 use crate::audit::Origin;
 use crate::crypto::{RawApiKey, SecretText, sha256};
 use crate::graphql::collected::Collected;
@@ -39,12 +42,12 @@ const GRACE: Duration = Duration::from_secs(2);
 /// An answer to a request that was not executed.
 pub(super) struct Unexecuted {
     status: StatusCode,
-    code: &'static str,
-    errors: Vec<ServerError>,
+    pub(super) code: &'static str,
+    pub(super) errors: Vec<ServerError>,
 }
 
 impl Unexecuted {
-    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         let mut error = ServerError::new(message, None);
         error.extensions.get_or_insert_default().set("code", code);
         Self { status, code, errors: vec![error] }
@@ -72,20 +75,27 @@ impl From<Rejected> for Unexecuted {
     }
 }
 
-/// `/graphql`, by GET and POST; HEAD is GET without the body of its answer.
+/// `/graphql`, by GET and POST, and where a WebSocket begins; HEAD is GET without the body of its answer.
 pub(super) async fn handle(
     State(server): State<Arc<Server>>,
     Extension(context): Extension<RequestContext>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
     body: Body,
 ) -> Response {
+    if let Some(upgrade) = websocket::wanted(&headers, upgrade) {
+        return match websocket::accept(&server, &context, &headers, upgrade) {
+            Ok(response) => response,
+            Err(refused) => unexecuted(refused, AnswerType::Json, &context),
+        };
+    }
     if method != Method::POST && server.playground && uri.query().is_none() && wants_page(&headers) {
         return ([(header::VARY, "accept")], playground::page().await).into_response();
     }
     let Some(answer_type) = AnswerType::negotiate(&headers) else {
-        let message = "The answer can be application/graphql-response+json or application/json.";
+        let message = "The answer can be application/graphql-response+json, application/json or text/event-stream.";
         let refused = Unexecuted::new(StatusCode::NOT_ACCEPTABLE, "BAD_USER_INPUT", message);
         return unexecuted(refused, AnswerType::Json, &context);
     };
@@ -113,36 +123,86 @@ async fn execute(
     answer_type: AnswerType,
 ) -> Result<Response, Unexecuted> {
     let started = Instant::now();
-    let deadline = started + server.request_timeout;
-    let mut request = read(method, uri, headers, body, deadline).await?;
-    let document = document(server, &request).await?;
-    let (operation, kind) = document.measured.operation(request.operation_name.as_deref())?;
-    match kind {
+    let request = read(method, uri, headers, body, started + server.request_timeout).await?;
+    let prepared = prepare(server, request, started).await?;
+    match prepared.kind {
         OperationType::Mutation if method != Method::POST => {
             let message = "A mutation can only be sent by POST.";
             return Err(Unexecuted::new(StatusCode::METHOD_NOT_ALLOWED, "BAD_USER_INPUT", message));
         }
-        OperationType::Subscription => {
-            return Err(Unexecuted::bad_request("Subscriptions are not supported over this transport."));
+        OperationType::Subscription if !wants_event_stream(headers) => {
+            let message = "A subscription is answered over a WebSocket, or where Accept has text/event-stream.";
+            return Err(Unexecuted::bad_request(message));
         }
+        OperationType::Subscription => return Ok(event_stream::subscribe(server, context, headers, prepared)),
         OperationType::Query | OperationType::Mutation => {}
     }
+    let (actor, token_refused) = authenticate(server, headers, context.client_address).await?;
+    let answer = execute_once(server, prepared, actor, origin(context, headers)).await;
+    let status = match answer_type {
+        AnswerType::GraphqlResponse if answer.is_request_error => StatusCode::BAD_REQUEST,
+        _ => StatusCode::OK,
+    };
+    let mut response = respond(status, answer_type, answer.body());
+    if token_refused {
+        let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    }
+    Ok(response)
+}
+
+/// An operation that has passed the walls.
+pub(super) struct Prepared {
+    pub(super) operation: Arc<Collected>,
+    pub(super) variables: Variables,
+    pub(super) kind: OperationType,
+    /// Its first field, for the metrics.
+    pub(super) field: String,
+    started: Instant,
+}
+
+/// Finds the operation of a request, and holds it to all limits.
+pub(super) async fn prepare(
+    server: &Server,
+    mut request: GraphqlRequest,
+    started: Instant,
+) -> Result<Prepared, Unexecuted> {
+    let document = document(server, &request).await?;
+    let (operation, kind) = document.measured.operation(request.operation_name.as_deref())?;
     let types = server.api.types();
     let definition = document.operation(operation).ok_or_else(Refusal::no_operation)?;
     complete_variables(definition, &mut request.variables)?;
     let walls = server.documents.walls();
     walls.check(&document.measured, &document.parsed, types, operation, &request.variables)?;
     let collected = document.collect(operation, &request.variables, types)?;
-
-    let (actor, token_refused) = authenticate(server, headers, context.client_address).await?;
-    let caller = Arc::new(Caller {
-        services: server.services.clone(),
-        actor,
-        origin: origin(context, headers),
-        deadline,
-        record: crate::domain::Record::default(),
-    });
     let field = document.measured.first_field(operation).to_owned();
+    Ok(Prepared { operation: collected, variables: request.variables, kind, field, started })
+}
+
+/// What a query or mutation is answered with.
+pub(super) struct Executed {
+    pub(super) answer: Answer,
+    /// Whether nothing was executed, so that there is no data.
+    pub(super) is_request_error: bool,
+}
+
+impl Executed {
+    fn body(&self) -> Vec<u8> {
+        let body = if self.is_request_error {
+            serde_json::to_vec(&serde_json::json!({ "errors": self.answer.errors }))
+        } else {
+            serde_json::to_vec(&self.answer)
+        };
+        body.unwrap_or_default()
+    }
+}
+
+/// Executes a query or a mutation.
+pub(super) async fn execute_once(server: &Arc<Server>, prepared: Prepared, actor: Actor, origin: Origin) -> Executed {
+    let Prepared { operation, variables, kind, field, started } = prepared;
+    let deadline = started + server.request_timeout;
+    let request_id = origin.request_id.clone();
+    let caller = caller(server, actor, origin, deadline);
     let trace = tracing::info_span!(
         target: TRACES,
         "operation",
@@ -150,31 +210,21 @@ async fn execute(
         graphql.operation.type = %kind,
         claviger.outcome = Empty,
     );
-    let mut answer = run(server, collected, request.variables, kind, caller, deadline).instrument(trace.clone()).await;
-
+    let mut answer = run(server, operation, variables, kind, caller, deadline).instrument(trace.clone()).await;
     let is_request_error = answer.data == Value::Null
         && !answer.errors.is_empty()
         && answer.errors.iter().all(|error| error.path.is_empty() && error.source.is_none());
-    finish_errors(&mut answer.errors, &context.request_id);
+    finish_errors(&mut answer.errors, &request_id);
     let outcome = answer.errors.first().map_or("OK", code_of).to_owned();
     trace.record("claviger.outcome", &outcome);
     server.metrics.graphql_request(&field, &outcome);
     server.metrics.graphql_duration(&field, started.elapsed());
-    let status = match answer_type {
-        AnswerType::GraphqlResponse if is_request_error => StatusCode::BAD_REQUEST,
-        _ => StatusCode::OK,
-    };
-    let body = if is_request_error {
-        serde_json::to_vec(&serde_json::json!({ "errors": answer.errors }))
-    } else {
-        serde_json::to_vec(&answer)
-    };
-    let mut response = respond(status, answer_type, body.unwrap_or_default());
-    if token_refused {
-        let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-    }
-    Ok(response)
+    Executed { answer, is_request_error }
+}
+
+pub(super) fn caller(server: &Server, actor: Actor, origin: Origin, deadline: Instant) -> Arc<Caller> {
+    let record = crate::domain::Record::default();
+    Arc::new(Caller { services: server.services.clone(), actor, origin, deadline, record })
 }
 
 async fn read(
@@ -260,7 +310,7 @@ pub(super) async fn authenticate(
     }
 }
 
-fn origin(context: &RequestContext, headers: &HeaderMap) -> Origin {
+pub(super) fn origin(context: &RequestContext, headers: &HeaderMap) -> Origin {
     const MAX_USER_AGENT: usize = 256;
     let user_agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok());
     Origin {
@@ -295,7 +345,7 @@ async fn run(
     timed.unwrap_or_else(|_| failed(&crate::domain::Error::timeout()))
 }
 
-fn failed(error: &crate::domain::Error) -> Answer {
+pub(super) fn failed(error: &crate::domain::Error) -> Answer {
     if error.code() == crate::domain::Code::Internal {
         tracing::error!(error = std::error::Error::source(error), "executing a request failed");
     }
@@ -305,7 +355,7 @@ fn failed(error: &crate::domain::Error) -> Answer {
     Answer::from_errors(vec![server_error])
 }
 
-fn code_of(error: &ServerError) -> &str {
+pub(super) fn code_of(error: &ServerError) -> &str {
     match error.extensions.as_ref().and_then(|extensions| extensions.get("code")) {
         Some(Value::String(code)) => code,
         _ => "INTERNAL_SERVER_ERROR",
@@ -319,15 +369,21 @@ fn unexecuted(mut refused: Unexecuted, answer_type: AnswerType, context: &Reques
         "GRAPHQL_PARSE_FAILED" | "GRAPHQL_VALIDATION_FAILED" | "QUERY_TOO_COMPLEX" | "PERSISTED_QUERY_NOT_FOUND"
     );
     let status = match answer_type {
-        AnswerType::Json if is_document && refused.status == StatusCode::BAD_REQUEST => StatusCode::OK,
+        AnswerType::Json | AnswerType::EventStream if is_document && refused.status == StatusCode::BAD_REQUEST => {
+            StatusCode::OK
+        }
         _ => refused.status,
     };
+    // A browser's EventSource tells nothing of an answer that is not 200: there the status is for what is no GraphQL at all.
+    let answer_type =
+        if status == StatusCode::OK || answer_type != AnswerType::EventStream { answer_type } else { AnswerType::Json };
     finish_errors(&mut refused.errors, &context.request_id);
     let body = serde_json::json!({ "errors": refused.errors });
     respond(status, answer_type, body.to_string().into_bytes())
 }
 
 fn respond(status: StatusCode, answer_type: AnswerType, body: Vec<u8>) -> Response {
+    let body = if answer_type == AnswerType::EventStream { event_stream::whole(&body) } else { body };
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();

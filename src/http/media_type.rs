@@ -11,6 +11,8 @@ pub(super) enum AnswerType {
     GraphqlResponse,
     /// `application/json`: a request that is well formed is answered with 200.
     Json,
+    /// `text/event-stream`: the answer is an event. Only for who names it.
+    EventStream,
 }
 
 impl AnswerType {
@@ -19,6 +21,7 @@ impl AnswerType {
         match self {
             Self::GraphqlResponse => "application/graphql-response+json; charset=utf-8",
             Self::Json => "application/json; charset=utf-8",
+            Self::EventStream => "text/event-stream",
         }
     }
 
@@ -28,10 +31,11 @@ impl AnswerType {
         ["*/*", "application/*", name]
             .iter()
             .zip(0..)
+            .skip(if self == Self::EventStream { 2 } else { 0 })
             .find_map(|(known, closeness)| (*known == range).then_some(closeness))
     }
 
-    /// What the caller prefers by its Accept header; JSON where it says nothing; `None` where it takes neither.
+    /// What the caller prefers by its Accept header; JSON where it says nothing; `None` where it takes none of them.
     ///
     /// By RFC 9110, 12.5.1, the range that names a type most closely says how much it is wanted. Of two that are wanted as
     /// much it is the one that is named more closely, then earlier.
@@ -47,7 +51,7 @@ impl AnswerType {
             let (closeness, place, weight) = named.max()?;
             (weight > 0).then_some((weight, closeness, place, answer_type))
         };
-        let types = [Self::GraphqlResponse, Self::Json].into_iter().filter_map(wanted);
+        let types = [Self::EventStream, Self::GraphqlResponse, Self::Json].into_iter().filter_map(wanted);
         types.max_by_key(|(weight, closeness, place, _)| (*weight, *closeness, *place)).map(|(.., wanted)| wanted)
     }
 }
@@ -110,6 +114,11 @@ pub(super) fn is_json(headers: &HeaderMap) -> bool {
         })
 }
 
+/// Whether the caller takes server-sent events, by whatever preference: a subscription has no other answer.
+pub(super) fn wants_event_stream(headers: &HeaderMap) -> bool {
+    listed(headers, header::ACCEPT).iter().any(|range| range.name == "text/event-stream" && range.is_wanted())
+}
+
 /// Whether the caller is a browser that wants a page.
 pub(super) fn wants_page(headers: &HeaderMap) -> bool {
     listed(headers, header::ACCEPT).iter().any(|range| range.name == "text/html" && range.is_wanted())
@@ -134,6 +143,7 @@ mod tests {
     fn the_answer_has_the_type_that_is_wanted_most() {
         const GRAPHQL: Option<AnswerType> = Some(AnswerType::GraphqlResponse);
         const JSON: Option<AnswerType> = Some(AnswerType::Json);
+        const EVENTS: Option<AnswerType> = Some(AnswerType::EventStream);
         for (accept, answer_type) in [
             ("", JSON),
             ("*/*", JSON),
@@ -156,6 +166,12 @@ mod tests {
             ("text/html, */*;q=0.1", JSON),
             ("application/json;q=0", None),
             ("text/css", None),
+            ("text/event-stream", EVENTS),
+            ("text/event-stream, application/json", EVENTS),
+            ("application/graphql-response+json, application/json, text/event-stream", GRAPHQL),
+            ("text/event-stream, */*", EVENTS),
+            ("text/event-stream;q=0, */*", JSON),
+            ("text/*", None),
             ("application/json;q=1.000", JSON),
             ("application/json;q=0.", None),
             ("application/json;q=66", None),

@@ -28,6 +28,9 @@ pub struct Metrics {
     statements: Counter,
     pool_open: Gauge,
     pool_idle: Gauge,
+    pub(super) sockets: Gauge,
+    pub(super) event_streams: Gauge,
+    pub(super) subscriptions: Gauge,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -78,7 +81,22 @@ impl Metrics {
         registry.register("database_statements", "Statements sent to the database", statements.clone());
         registry.register("database_connections_open", "Open database connections", pool_open.clone());
         registry.register("database_connections_idle", "Database connections that nobody uses", pool_idle.clone());
-        Self { registry, graphql_requests, graphql_duration, http_requests, statements, pool_open, pool_idle }
+        let (sockets, event_streams, subscriptions) = (Gauge::default(), Gauge::default(), Gauge::default());
+        registry.register("sockets_open", "Open WebSockets", sockets.clone());
+        registry.register("event_streams_open", "Open streams of server-sent events", event_streams.clone());
+        registry.register("subscriptions_active", "Subscriptions that run", subscriptions.clone());
+        Self {
+            registry,
+            graphql_requests,
+            graphql_duration,
+            http_requests,
+            statements,
+            pool_open,
+            pool_idle,
+            sockets,
+            event_streams,
+            subscriptions,
+        }
     }
 
     pub(super) fn graphql_request(&self, field: &str, outcome: &str) {
@@ -101,6 +119,22 @@ impl Metrics {
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a text does not fail");
         text
+    }
+}
+
+/// Counts one more for as long as it lives.
+pub(super) struct Counted(Gauge);
+
+impl Counted {
+    pub(super) fn on(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

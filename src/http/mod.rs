@@ -2,8 +2,10 @@
 
 mod client_address;
 mod documents;
+mod event_stream;
 mod graphql;
 mod health;
+mod live;
 mod media_type;
 mod metrics;
 mod observe;
@@ -12,7 +14,11 @@ mod playground;
 mod request;
 mod router;
 mod serve;
+mod socket;
+mod subscription;
+mod websocket;
 
+pub use live::LiveLimits;
 pub use metrics::Metrics;
 pub use router::{Server, router};
 pub use serve::{Limits, serve};

@@ -30,13 +30,19 @@ impl GraphqlRequest {
     /// What is wrong with it, for the caller.
     pub(super) fn from_body(body: &[u8]) -> Result<Self, &'static str> {
         match serde_json::from_slice(body).map_err(|_| "The body is not JSON.")? {
-            Value::Object(mut parameters) => {
-                let mut take = |name: &str| parameters.remove(name).filter(|value| !value.is_null());
-                Self::new(take("query"), take("operationName"), take("variables"), take("extensions"))
-            }
+            Value::Object(parameters) => Self::from_object(parameters),
             Value::Array(_) => Err("Batches are not accepted: send one request at a time."),
             _ => Err("The body is not a JSON object."),
         }
+    }
+
+    /// From the parameters as an object.
+    ///
+    /// # Errors
+    /// What is wrong with them, for the caller.
+    pub(super) fn from_object(mut parameters: Map<String, Value>) -> Result<Self, &'static str> {
+        let mut take = |name: &str| parameters.remove(name).filter(|value| !value.is_null());
+        Self::new(take("query"), take("operationName"), take("variables"), take("extensions"))
     }
 
     /// From a GET's query string.

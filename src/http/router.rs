@@ -10,6 +10,7 @@ use axum::middleware;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use ipnet::IpNet;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
@@ -17,6 +18,7 @@ use tower_http::compression::predicate::{DefaultPredicate, Predicate, SizeAbove}
 use tower_http::cors::CorsLayer;
 
 use super::documents::Documents;
+use super::live::{Live, LiveLimits};
 use super::metrics::Metrics;
 use super::{graphql, health, metrics, observe, panics, playground};
 use crate::domain::Services;
@@ -33,8 +35,14 @@ pub struct Server {
     pub(super) api: Api,
     pub(super) documents: Documents,
     pub(super) metrics: Metrics,
-    /// Deeds that run on though their callers may have left.
+    /// Deeds that run on though their callers may have left, and open sockets.
     pub(super) tasks: TaskTracker,
+    /// The sockets and streams that are open.
+    pub(super) live: Live,
+    /// Done once the server is told to stop.
+    pub(super) stop: CancellationToken,
+    /// Where the server is reached from outside, as browsers name it.
+    pub(super) public_origin: String,
     pub(super) trusted_proxies: Vec<IpNet>,
     pub(super) frontend_urls: Vec<HeaderValue>,
     pub(super) request_timeout: Duration,
@@ -46,12 +54,15 @@ pub struct Server {
 impl Server {
     /// A server by these settings.
     #[must_use]
-    pub fn new(settings: &Settings, services: Arc<Services>) -> Arc<Self> {
+    pub fn new(settings: &Settings, services: Arc<Services>, limits: LiveLimits) -> Arc<Self> {
         Arc::new(Self {
             api: Api::new(),
             documents: Documents::new(settings.introspection),
             metrics: Metrics::new(services.db.kind()),
             tasks: TaskTracker::new(),
+            live: Live::new(limits),
+            stop: CancellationToken::new(),
+            public_origin: settings.public_url.origin().ascii_serialization(),
             trusted_proxies: settings.trusted_proxies.clone(),
             frontend_urls: settings.frontend_urls.iter().filter_map(|url| HeaderValue::from_str(url).ok()).collect(),
             request_timeout: settings.request_timeout,
@@ -60,6 +71,12 @@ impl Server {
             started_at: services.clock.now(),
             services,
         })
+    }
+
+    /// Cancelled, it ends the sockets and streams: those of the listener are to end with it.
+    #[must_use]
+    pub fn stop_token(&self) -> CancellationToken {
+        self.stop.clone()
     }
 
     /// Waits until the deeds that run are done, and what they leave to be written. None may begin after.

@@ -67,14 +67,13 @@ pub async fn serve(listener: TcpListener, routes: Router, limits: Limits, stop: 
 fn builder(limits: Limits) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.head);
-    // A caller of HTTP/2 that is gone without a word is found by pings. CONNECT is what WebSockets begin with there.
+    // A caller of HTTP/2 that is gone without a word is found by pings. WebSockets are for HTTP/1.1: CONNECT is not offered.
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20))
-        .max_concurrent_streams(250)
-        .enable_connect_protocol();
+        .max_concurrent_streams(250);
     builder
 }
 

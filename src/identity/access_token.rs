@@ -83,6 +83,23 @@ impl AccessTokens {
     /// # Errors
     /// One error for every reason.
     pub fn verify(&self, token: &str, now: Timestamp) -> Result<Claims, InvalidToken> {
+        let body = self.read(token, now)?;
+        Ok(Claims {
+            user: body.sub.parse().map_err(|_| InvalidToken)?,
+            session: body.sid.parse().map_err(|_| InvalidToken)?,
+        })
+    }
+
+    /// When a token that is still good expires.
+    ///
+    /// # Errors
+    /// As for [`verify`](Self::verify).
+    pub fn expires_at(&self, token: &str, now: Timestamp) -> Result<Timestamp, InvalidToken> {
+        let micros = self.read(token, now)?.exp.checked_mul(1_000_000);
+        micros.and_then(Timestamp::from_micros).ok_or(InvalidToken)
+    }
+
+    fn read(&self, token: &str, now: Timestamp) -> Result<Body, InvalidToken> {
         let header = jsonwebtoken::decode_header(token).map_err(|_| InvalidToken)?;
         if header.kid.as_deref() != Some(&self.key_id) {
             return Err(InvalidToken);
@@ -97,9 +114,6 @@ impl AccessTokens {
         if body.exp <= now.to_utc().timestamp() {
             return Err(InvalidToken);
         }
-        Ok(Claims {
-            user: body.sub.parse().map_err(|_| InvalidToken)?,
-            session: body.sid.parse().map_err(|_| InvalidToken)?,
-        })
+        Ok(body)
     }
 }

@@ -5,6 +5,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use super::access_token::{AccessTokens, Claims};
 use super::actor::{Actor, SignedIn, SignedInBy};
 use super::kept::Kept;
@@ -27,6 +29,8 @@ pub struct Authenticator {
     /// By the digest under the newest key: the raw key is kept nowhere.
     api_keys: Kept<Digest, Arc<FoundApiKey>>,
     uses: KeyUses,
+    /// Tells of the changes.
+    forgotten: watch::Sender<()>,
 }
 
 /// A session and its user, as far as judging a request needs them.
@@ -55,7 +59,16 @@ impl Authenticator {
     #[must_use]
     pub fn new(db: Db, clock: Clock, tokens: AccessTokens, keys: Arc<KeyRing>) -> Self {
         let uses = KeyUses::new(db.clone());
-        Self { db, clock, tokens, keys, states: Kept::new(), api_keys: Kept::new(), uses }
+        Self {
+            db,
+            clock,
+            tokens,
+            keys,
+            states: Kept::new(),
+            api_keys: Kept::new(),
+            uses,
+            forgotten: watch::Sender::new(()),
+        }
     }
 
     /// Issues and verifies the tokens.
@@ -154,6 +167,13 @@ impl Authenticator {
     pub fn forget(&self) {
         self.states.forget();
         self.api_keys.forget();
+        self.forgotten.send_replace(());
+    }
+
+    /// Tells whoever waits on it that a session, an API key or a user has changed: a caller who stays is to be looked at again.
+    #[must_use]
+    pub fn forgotten(&self) -> watch::Receiver<()> {
+        self.forgotten.subscribe()
     }
 
     /// Waits until it is written when API keys were last used. Uses that come later are written, too, but not waited for.

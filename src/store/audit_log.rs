@@ -16,8 +16,8 @@ use super::tables::{audit_heads, audit_logs};
 use super::tx::Tx;
 use crate::crypto::sha256;
 use crate::model::{
-    ApiKeyId, AuditAction, AuditLogId, AuditOutcome, CredentialId, Direction, OrganizationId, Page, PageSlice, Permit,
-    ResourceType, Timestamp, UserId, ViewAuditLogs,
+    ApiKeyId, AuditAction, AuditLogId, AuditOutcome, CredentialId, Direction, ManageClaudeAccounts, OrganizationId,
+    Page, PageSlice, Permit, Read, ResourceType, Timestamp, UserId, ViewAuditLogs,
 };
 
 /// The versions of the canonical form: they stand in what is hashed, so that one can be told from the other.
@@ -191,17 +191,17 @@ pub(super) async fn begin_chain(tx: &mut Tx, organization: OrganizationId) -> Re
     Ok(())
 }
 
-/// Appends an entry.
-pub(super) async fn append(tx: &mut Tx, new: &NewAuditLog) -> Result<()> {
+/// Appends an entry and returns its place.
+pub(super) async fn append(tx: &mut Tx, new: &NewAuditLog) -> Result<i64> {
     append_all(tx, new.organization_id, std::slice::from_ref(new)).await
 }
 
 /// Appends entries to one organization's log, in their order. The lock on the log's end holds to the commit, so that the chain
-/// has one order. Only data that is made by the thousand comes so; every other entry comes with a commit.
+/// has one order. Returns the place of the last. Only data that is made by the thousand comes so; every other entry comes with a commit.
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn append_all(tx: &mut Tx, organization: OrganizationId, new: &[NewAuditLog]) -> Result<()> {
+pub async fn append_all(tx: &mut Tx, organization: OrganizationId, new: &[NewAuditLog]) -> Result<i64> {
     let conn = tx.conn().await?;
     let head = audit_heads::table.find(organization).select((audit_heads::sequence, audit_heads::hash));
     let (mut sequence, previous): (i64, Vec<u8>) = first_locked!(conn, head)?;
@@ -240,7 +240,7 @@ pub async fn append_all(tx: &mut Tx, organization: OrganizationId, new: &[NewAud
             .execute(c)
             .await?;
     });
-    Ok(())
+    Ok(sequence)
 }
 
 fn not_a_hash() -> diesel::result::Error {
@@ -286,6 +286,69 @@ macro_rules! filtered {
         }
         query
     }};
+}
+
+/// The entry after the place `after`, up to `until`, that passes the filter.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn next(
+    conn: &mut Conn,
+    permit: &Permit<ViewAuditLogs>,
+    filter: &AuditLogFilter,
+    (after, until): (i64, i64),
+) -> Result<Option<AuditLog>> {
+    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, permit, filter)
+        .filter(audit_logs::sequence.gt(after).and(audit_logs::sequence.le(until)))
+        .order(audit_logs::sequence)
+        .select(AuditLog::as_select())
+        .first(c)
+        .await
+        .optional()?))
+}
+
+/// The next entry after the place `after`, up to `until`, that may have changed a Claude account which there still may be: its
+/// place, and which account. A test may have changed no more than the message of the last error, which is not written down.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn next_account_change(
+    conn: &mut Conn,
+    permit: &Permit<ManageClaudeAccounts>,
+    (after, until): (i64, i64),
+) -> Result<Option<(i64, Option<String>)>> {
+    use audit_logs as t;
+    Ok(on_conn!(conn, |c| t::table
+        .filter(t::organization_id.eq(permit.organization()))
+        .filter(t::sequence.gt(after).and(t::sequence.le(until)))
+        .filter(t::resource_type.eq(ResourceType::ClaudeAccount).and(t::outcome.eq(AuditOutcome::Success)))
+        .filter(t::action.ne(AuditAction::Delete))
+        .filter(t::changes.is_not_null().or(t::action.eq(AuditAction::Test)))
+        .order(t::sequence)
+        .select((t::sequence, t::resource_id))
+        .first(c)
+        .await
+        .optional()?))
+}
+
+/// The place of the last entry.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn end(conn: &mut Conn, permit: &Permit<Read>) -> Result<i64> {
+    let end = audit_heads::table.find(permit.organization()).select(audit_heads::sequence);
+    Ok(on_conn!(conn, |c| end.first(c).await?))
+}
+
+/// The place of the last entry of each organization.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn ends(conn: &mut Conn) -> Result<Vec<(OrganizationId, i64)>> {
+    Ok(on_conn!(conn, |c| audit_heads::table
+        .select((audit_heads::organization_id, audit_heads::sequence))
+        .load(c)
+        .await?))
 }
 
 /// A page of the log, newest first.

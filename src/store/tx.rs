@@ -50,17 +50,21 @@ impl Tx {
         Ok(self.conn.insert(conn))
     }
 
-    /// Appends the entry and commits it with all that was written.
+    /// Appends the entry and commits it with all that was written. Returns the entry's place in its organization's log.
     ///
     /// # Errors
     /// Then nothing lasts: neither the writes nor the entry.
-    pub async fn commit(mut self, entry: &NewAuditLog) -> Result<()> {
-        if let Err(error) = audit_log::append(&mut self, entry).await {
-            // What went wrong first is told; the pool closes a connection on which the transaction is still open.
-            let _ = self.rollback().await;
-            return Err(error);
-        }
-        self.conn().await?.commit().await
+    pub async fn commit(mut self, entry: &NewAuditLog) -> Result<i64> {
+        let sequence = match audit_log::append(&mut self, entry).await {
+            Ok(sequence) => sequence,
+            Err(error) => {
+                // What went wrong first is told; the pool closes a connection on which the transaction is still open.
+                let _ = self.rollback().await;
+                return Err(error);
+            }
+        };
+        self.conn().await?.commit().await?;
+        Ok(sequence)
     }
 
     /// Commits what no caller has done: when an API key was last used, and what finds it. Visible in the store alone, where

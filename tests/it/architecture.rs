@@ -25,7 +25,7 @@ const LAYERS: &[&[&str]] = &[
 const CONFINED: &[(&str, &[&str])] = &[
     ("diesel", &["store/"]),
     ("diesel_async", &["store/"]),
-    ("async_graphql", &["graphql/", "http/graphql.rs", "http/request.rs", "http/documents.rs"]),
+    ("async_graphql", &["graphql/", "http/graphql.rs", "http/request.rs", "http/documents.rs", "http/subscription.rs"]),
     ("axum", &["http/", "app.rs"]),
 ];
 

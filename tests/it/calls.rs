@@ -35,8 +35,7 @@ const READS: &[(&str, &str)] = &[
 ];
 
 /// The records that have lists in pages, and the word for the id of one.
-const PARENTS: &[(&str, &str)] =
-    &[("ClaudeAccount", "\"ID\""), ("Client", "\"CLIENT\""), ("User", "\"USER_ID\"")];
+const PARENTS: &[(&str, &str)] = &[("ClaudeAccount", "\"ID\""), ("Client", "\"CLIENT\""), ("User", "\"USER_ID\"")];
 
 /// A call of one field, its arguments taken apart.
 #[derive(Clone)]

@@ -25,7 +25,7 @@ async fn post(app: &TestApp, accept: &str, body: impl Into<String>) -> Answer {
 }
 
 /// Runs a script of a folder of `tests` whose packages `./test` has installed.
-async fn node(folder: &'static str, script: &'static str, variables: Vec<(&'static str, String)>) {
+pub(crate) async fn node(folder: &'static str, script: &'static str, variables: Vec<(&'static str, String)>) {
     let folder = Path::new("tests").join(folder);
     assert!(
         folder.join("node_modules").exists(),

@@ -37,6 +37,7 @@ mod search;
 mod session;
 mod settings;
 mod statements;
+mod subscription;
 mod support;
 mod tenants;
 mod traces;

@@ -4,8 +4,8 @@ use async_graphql_parser::types::TypeKind;
 use claviger::graphql::sdl;
 use serde_json::json;
 
-use crate::support::both_databases;
 use crate::calls::Call;
+use crate::support::both_databases;
 use crate::support::schema::{Schema, directive};
 
 /// The mutations that need somebody who has signed in: those on users and sign-ins.

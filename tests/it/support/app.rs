@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use chrono::TimeDelta;
 use claviger::app::{App, Running};
+use claviger::http::LiveLimits;
 use claviger::model::Clock;
 use claviger::settings::{Settings, Sources};
 
@@ -22,7 +23,9 @@ pub(crate) struct TestApp {
     /// Seconds that the server's clock is ahead.
     ahead: Arc<AtomicI64>,
     settings: Vec<(&'static str, String)>,
+    live_limits: LiveLimits,
     running: Option<Running>,
+    others: Vec<Running>,
 }
 
 /// The settings that a test server has.
@@ -50,17 +53,39 @@ impl TestApp {
             ("FRONTEND_URL", "https://app.example.com".to_owned()),
         ];
         settings.extend(more);
-        let mut app =
-            Self { database, _data_dir: data_dir, url: String::new(), ahead: Arc::default(), settings, running: None };
+        let mut app = Self {
+            database,
+            _data_dir: data_dir,
+            url: String::new(),
+            ahead: Arc::default(),
+            settings,
+            live_limits: LiveLimits::default(),
+            running: None,
+            others: Vec::new(),
+        };
         app.run().await;
         app
     }
 
     async fn run(&mut self) {
-        let settings = settings(self.settings.iter().map(|(name, value)| (*name, value.clone())));
-        let running = App::build(&settings, self.clock()).await.unwrap().serve(&settings).await.unwrap();
+        let running = self.begin().await;
         self.url = format!("http://{}", running.address);
         self.running = Some(running);
+    }
+
+    /// Starts one more server on the same data, and returns where it is.
+    pub(crate) async fn another(&mut self) -> String {
+        let running = self.begin().await;
+        let url = format!("http://{}", running.address);
+        self.others.push(running);
+        url
+    }
+
+    async fn begin(&self) -> Running {
+        let settings = settings(self.settings.iter().map(|(name, value)| (*name, value.clone())));
+        let mut app = App::build(&settings, self.clock()).await.unwrap();
+        app.live_limits = self.live_limits;
+        app.serve(&settings).await.unwrap()
     }
 
     /// Sets a setting, from the next start on.
@@ -86,6 +111,13 @@ impl TestApp {
     pub(crate) async fn restart(&mut self) {
         self.stop().await;
         self.run().await;
+    }
+
+    /// Starts the server again with other limits of sockets and streams.
+    pub(crate) async fn limited(mut self, limits: LiveLimits) -> Self {
+        self.live_limits = limits;
+        self.restart().await;
+        self
     }
 
     /// Tells the server to stop, and waits until it has.

@@ -2,12 +2,14 @@
 
 mod app;
 mod graphql;
+mod live;
 mod postgres;
 pub(crate) mod schema;
 mod upstream;
 
 pub(crate) use app::{OTHER_ORGANIZATION, PASSWORD, TestApp};
 pub(crate) use graphql::{Answer, Client};
+pub(crate) use live::{EventStream, Socket, gauge, until_gauge};
 pub(crate) use postgres::TestDatabase;
 pub(crate) use upstream::{GOOD_KEY, MockUpstream};
 

@@ -1,0 +1,121 @@
+//! How far a subscription has read the organization's log, from one event to the next.
+//!
+//! Each event is an execution of its own: with the caller as they are by then, and loaders of its own. What lasts from one to
+//! the next stands here.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_graphql::Context;
+
+use super::error::Failure;
+use crate::domain::{self, Cx, Error};
+use crate::model::{ClaudeAccountId, ResourceType};
+
+/// How far a subscription is.
+#[derive(Debug, Default)]
+pub struct Feed(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// What its events are about; none: anything.
+    about: Option<ResourceType>,
+    /// The place in the log up to which everything was read; none: it has not begun.
+    read: Option<i64>,
+    /// The place up to which there is something to read; none: the log has to be asked.
+    until: Option<i64>,
+    /// The accounts that were sent, each with its version then.
+    versions: HashMap<ClaudeAccountId, i32>,
+    outcome: Outcome,
+}
+
+/// What an execution came to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) enum Outcome {
+    Event,
+    Nothing,
+    #[default]
+    Failed,
+}
+
+impl Feed {
+    /// The feed of the subscription that is executed.
+    pub(super) fn of<'a>(ctx: &Context<'a>) -> &'a Self {
+        ctx.data_unchecked::<Arc<Self>>()
+    }
+
+    /// What its events are about; none: anything.
+    #[must_use]
+    pub fn about(&self) -> Option<ResourceType> {
+        self.state().about
+    }
+
+    /// The log has grown: up to this place, or nobody knows to where.
+    pub fn grown(&self, to: Option<i64>) {
+        let mut state = self.state();
+        state.until = to.map(|to| state.until.map_or(to, |until| until.max(to)));
+    }
+
+    /// Whether there is, or may be, something to read.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        let state = self.state();
+        state.until.is_none_or(|until| state.read.is_none_or(|read| read < until))
+    }
+
+    pub(super) fn begin_step(&self) {
+        self.state().outcome = Outcome::Failed;
+    }
+
+    pub(super) fn outcome(&self) -> Outcome {
+        self.state().outcome
+    }
+
+    /// The places between which there may be events: after the first, up to the second. Where a subscription begins, these are
+    /// the same.
+    ///
+    /// # Errors
+    /// Where there are none, which ends the execution without an event; or where the log cannot be asked.
+    pub(super) async fn span(&self, cx: Cx<'_>, about: Option<ResourceType>) -> Result<(i64, i64), Failure> {
+        let (read, until) = {
+            let state = self.state();
+            (state.read, state.until)
+        };
+        let until = match until {
+            Some(until) => until,
+            None => domain::audit_log::end(cx).await?,
+        };
+        let read = read.unwrap_or(until);
+        if read >= until {
+            self.state().about = about;
+            return Err(self.nothing_until((read, until)));
+        }
+        Ok((read, until))
+    }
+
+    /// Whether an account was not sent yet as it is now.
+    pub(super) fn is_new(&self, id: ClaudeAccountId, version: i32) -> bool {
+        self.state().versions.insert(id, version) != Some(version)
+    }
+
+    /// The entry at this place is the event.
+    pub(super) fn deliver(&self, sequence: i64) {
+        let mut state = self.state();
+        state.read = Some(sequence);
+        state.outcome = Outcome::Event;
+    }
+
+    /// There is no event in the span. The error is nobody's: it only ends the execution.
+    pub(super) fn nothing_until(&self, (read, until): (i64, i64)) -> Failure {
+        let mut state = self.state();
+        state.read = Some(read.max(until));
+        state.until = Some(until);
+        state.outcome = Outcome::Nothing;
+        Error::internal("there is no event yet").into()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic cannot leave an assignment half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,505 @@
+//! Subscriptions: over graphql-transport-ws with all of its close codes, and as server-sent events.
+
+use std::time::Duration;
+
+use claviger::http::LiveLimits;
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::claude_account::create;
+use crate::http::node;
+use crate::support::{Client, EventStream, Socket, TestApp, both_databases, gauge, until_gauge};
+
+const PROTOCOL: (&str, &str) = ("sec-websocket-protocol", "graphql-transport-ws");
+const ADDED: &str = "subscription { auditLogAdded { id operation outcome } }";
+const CHANGED: &str = "subscription { claudeAccountChanged { id priority version } }";
+const SHORT: Duration = Duration::from_millis(50);
+
+async fn account(client: &Client, api_key: &str) -> Value {
+    create(client, json!({ "apiKey": api_key, "accountName": "An account" })).await
+}
+
+async fn update(client: &Client, id: &str, priority: i32) -> Value {
+    let query = "mutation($id: ID!, $priority: Int) {
+        updateClaudeAccount(input: { id: $id, priority: $priority }) { claudeAccount { id priority version } } }";
+    let answer = client.with(query, json!({ "id": id, "priority": priority })).await;
+    answer.data()["updateClaudeAccount"]["claudeAccount"].clone()
+}
+
+/// Changes a user with a role, as the administrator.
+async fn change(admin: &Client, role: &str, input: Value) {
+    let users = admin.run("{ users(first: 100) { nodes { id role } } }").await;
+    let user =
+        users.data()["users"]["nodes"].as_array().unwrap().iter().find(|user| user["role"] == role).unwrap().clone();
+    let mut input = input;
+    input["id"] = user["id"].clone();
+    let answer = admin.with(
+        "mutation($input: UpdateUserInput!) { updateUser(input: $input) { user { id } } }",
+        json!({ "input": input }),
+    );
+    answer.await.data();
+}
+
+async fn second_admin(app: &TestApp) -> Client {
+    let admin = app.admin().await;
+    let user = app.user("MANAGER").await;
+    change(&admin, "MANAGER", json!({ "role": "ADMIN" })).await;
+    user
+}
+
+both_databases! {
+    async fn every_entry_comes_once_and_in_the_logs_order(app: TestApp) {
+        let admin = app.admin().await;
+        let reader = app.user("READ_ONLY").await;
+        let mut socket = Socket::connected(&app, &admin).await;
+        socket.follow(&app, "all", ADDED).await;
+        let filtered = ADDED.replace("auditLogAdded", "auditLogAdded(filter: { outcome: [DENIED] })");
+        let mut denied = Socket::connected(&app, &admin).await;
+        denied.follow(&app, "denied", &filtered).await;
+        let deeds = (0..8).map(|number| {
+            let (admin, reader) = (admin.clone(), reader.clone());
+            async move {
+                let input = format!("(input: {{ name: \"Client {number}\" }})");
+                let who = if number % 4 == 3 { reader } else { admin };
+                who.run(&format!("mutation {{ createClient{input} {{ client {{ id }} }} }}")).await;
+            }
+        });
+        futures_util::future::join_all(deeds).await;
+        admin.run("mutation { createClient(input: { name: \"\" }) { client { id } } }").await;
+        let logs = admin.run("{ auditLogs(first: 9) { nodes { id operation outcome } } }").await;
+        let mut expected = logs.data()["auditLogs"]["nodes"].as_array().unwrap().clone();
+        expected.reverse();
+        assert_eq!(expected.last().unwrap()["outcome"], "FAILED");
+        for entry in &expected {
+            assert_eq!(socket.event("all").await["auditLogAdded"], *entry);
+        }
+        for entry in expected.iter().filter(|entry| entry["outcome"] == "DENIED") {
+            assert_eq!(denied.event("denied").await["auditLogAdded"], *entry);
+        }
+        // No entry comes twice: what comes next is the answer to what is asked next.
+        for socket in [&mut socket, &mut denied] {
+            socket.subscribe("end", "{ viewer { role } }").await;
+            assert_eq!(socket.event("end").await, json!({ "viewer": { "role": "ADMIN" } }));
+        }
+    }
+
+    async fn an_event_is_completed_as_any_answer(app: TestApp) {
+        let admin = app.admin().await;
+        let mut socket = Socket::connected(&app, &admin).await;
+        let query = "subscription { entry: auditLogAdded(filter: { action: [CREATE] }) {
+            user { email } ...Kind resource { __typename ... on ClaudeAccount { priority accountName } } outcome
+        } } fragment Kind on AuditLog { resourceType user { fullName } }";
+        socket.follow(&app, "1", query).await;
+        account(&admin, "sk-ant-one").await;
+        let text = socket.text().await;
+        let data = &text[text.find("\"data\"").unwrap()..];
+        let keys = ["user", "email", "fullName", "resourceType", "resource", "__typename", "priority", "accountName", "outcome"];
+        let places: Vec<_> = keys.iter().map(|key| data.find(&format!("\"{key}\"")).unwrap()).collect();
+        assert!(places.is_sorted(), "{text}");
+    }
+
+    async fn an_account_comes_when_it_was_changed(app: TestApp) {
+        let admin = app.admin().await;
+        let mut socket = Socket::connected(&app, &admin).await;
+        socket.follow(&app, "1", CHANGED).await;
+        let id = account(&admin, "sk-ant-one").await["id"].as_str().unwrap().to_owned();
+        assert_eq!(socket.event("1").await["claudeAccountChanged"], json!({ "id": id, "priority": 0, "version": 1 }));
+        let updated = update(&admin, &id, 5).await;
+        assert_eq!(socket.event("1").await["claudeAccountChanged"], updated);
+        // Neither what changes nothing, nor a look, nor a refusal, nor another noun, nor a deletion is a change.
+        update(&admin, &id, 5).await;
+        admin.with("query($id: ID!) { claudeAccount(id: $id) { id } }", json!({ "id": id })).await.data();
+        admin.run("mutation { updateClaudeAccount(input: { id: \"acct_0\" }) { claudeAccount { id } } }").await;
+        admin.run("mutation { createClient(input: { name: \"A client\" }) { client { id } } }").await.data();
+        let other = account(&admin, "sk-ant-another").await["id"].clone();
+        assert_eq!(socket.event("1").await["claudeAccountChanged"]["id"], other);
+        let delete = "mutation($id: ID!) { deleteClaudeAccount(input: { id: $id }) { deletedId } }";
+        admin.with(delete, json!({ "id": id })).await.data();
+        let updated = update(&admin, other.as_str().unwrap(), 9).await;
+        assert_eq!(socket.event("1").await["claudeAccountChanged"], updated);
+    }
+
+    async fn what_another_process_commits_is_heard_of(app: TestApp) {
+        let mut app = app;
+        let admin = app.admin().await;
+        let mut socket = Socket::connected(&app, &admin).await;
+        socket.follow(&app, "1", ADDED).await;
+        let mut elsewhere = admin.clone();
+        elsewhere.url = app.another().await;
+        account(&elsewhere, "sk-ant-one").await;
+        assert_eq!(socket.event("1").await["auditLogAdded"]["operation"], "createClaudeAccount");
+    }
+
+    async fn queries_and_mutations_are_answered_once(app: TestApp) {
+        let admin = app.admin().await;
+        let mut socket = Socket::connected(&app, &admin).await;
+        socket.subscribe("1", "{ viewer { role } }").await;
+        assert_eq!(socket.event("1").await["viewer"]["role"], "ADMIN");
+        assert_eq!(socket.next().await, json!({ "type": "complete", "id": "1" }));
+        // The id may be used again.
+        let deed = "mutation M($name: String!) { createClient(input: { name: $name }) { client { name } } } query Q { viewer { role } }";
+        let payload = json!({ "query": deed, "operationName": "M", "variables": { "name": "By socket" } });
+        socket.send(json!({ "id": "1", "type": "subscribe", "payload": payload })).await;
+        assert_eq!(socket.event("1").await["createClient"]["client"]["name"], "By socket");
+        assert_eq!(socket.next().await, json!({ "type": "complete", "id": "1" }));
+        socket.subscribe("2", "mutation { createClient(input: { name: \"\" }) { client { id } } }").await;
+        let failed = socket.next().await;
+        assert_eq!((&failed["type"], &failed["payload"]["data"]["createClient"]), (&json!("next"), &Value::Null));
+        let request_id = &failed["payload"]["errors"][0]["extensions"]["requestId"];
+        let logs = admin.run("{ auditLogs(first: 2) { nodes { outcome requestId ipAddress } } }").await;
+        let entries = &logs.data()["auditLogs"]["nodes"];
+        assert_eq!(entries[0], json!({ "outcome": "FAILED", "requestId": request_id, "ipAddress": "127.0.0.1" }));
+        assert_ne!(entries[1]["requestId"], entries[0]["requestId"]);
+    }
+
+    async fn a_mutation_is_finished_though_the_socket_closes(app: TestApp) {
+        let admin = app.admin().await;
+        let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", upstream.local_addr().unwrap());
+        let input = json!({ "apiKey": "sk-ant-one", "accountName": "An account", "baseUrl": url });
+        let id = create(&admin, input).await["id"].clone();
+        let mut events = Socket::connected(&app, &admin).await;
+        events.follow(&app, "1", "subscription { auditLogAdded { operation } }").await;
+        let mut socket = Socket::connected(&app, &admin).await;
+        socket.subscribe("1", &format!("mutation {{ testClaudeAccount(input: {{ id: {id} }}) {{ ok }} }}")).await;
+        let asked = upstream.accept().await.unwrap();
+        socket.0.close(None).await.unwrap();
+        until_gauge(&app, "claviger_sockets_open", 1).await;
+        drop((asked, upstream));
+        assert_eq!(events.event("1").await["auditLogAdded"]["operation"], "testClaudeAccount");
+    }
+
+    async fn who_signs_out_or_is_suspended_is_cut_off_at_once(app: TestApp) {
+        let admin = app.admin().await;
+        let mut idle = Socket::connected(&app, &admin).await;
+        let mut busy = Socket::connected(&app, &admin).await;
+        busy.follow(&app, "1", ADDED).await;
+        let mut stream = EventStream::open(&admin, CHANGED).await;
+        until_gauge(&app, "claviger_subscriptions_active", 2).await;
+        admin.run("mutation { signOut { signedOut } }").await.data();
+        assert_eq!(idle.closed().await, (4403, "Forbidden".to_owned()));
+        assert_eq!(busy.closed().await.0, 4403);
+        let (name, body) = stream.event().await.unwrap();
+        assert_eq!((name.as_str(), &body["errors"][0]["extensions"]["code"]), ("next", &json!("UNAUTHENTICATED")));
+        assert_eq!(stream.event().await.unwrap().0, "complete");
+        assert_eq!(stream.event().await, None);
+        until_gauge(&app, "claviger_sockets_open", 0).await;
+
+        let admin = app.admin().await;
+        let member = app.user("MEMBER").await;
+        let mut socket = Socket::connected(&app, &member).await;
+        change(&admin, "MEMBER", json!({ "status": "SUSPENDED" })).await;
+        assert_eq!(socket.closed().await.0, 4403);
+        // Nor is a socket opened for them any more.
+        let mut socket = Socket::open(&app).await;
+        let token = format!("Bearer {}", member.access_token.unwrap());
+        socket.send(json!({ "type": "connection_init", "payload": { "authorization": token } })).await;
+        assert_eq!(socket.closed().await.0, 4403);
+    }
+
+    async fn who_loses_the_permission_loses_the_subscription_alone(app: TestApp) {
+        let admin = app.admin().await;
+        let demoted = second_admin(&app).await;
+        let mut socket = Socket::connected(&app, &demoted).await;
+        socket.follow(&app, "1", ADDED).await;
+        let mut stream = EventStream::open(&demoted, CHANGED).await;
+        until_gauge(&app, "claviger_subscriptions_active", 2).await;
+        // The only other administrator is the first: the one that is changed is not.
+        let users = admin.run("{ users(first: 100) { nodes { id email } } }").await;
+        let nodes = users.data()["users"]["nodes"].as_array().unwrap().clone();
+        let id = &nodes.iter().find(|user| user["email"] == "manager@example.com").unwrap()["id"];
+        let demote = "mutation($id: ID!) { updateUser(input: { id: $id, role: MEMBER }) { user { id } } }";
+        admin.with(demote, json!({ "id": id })).await.data();
+        assert_eq!(socket.error("1").await, "FORBIDDEN");
+        assert_eq!(stream.event().await.unwrap().1["errors"][0]["extensions"]["code"], "FORBIDDEN");
+        assert_eq!(stream.event().await.unwrap().0, "complete");
+        socket.subscribe("2", "{ viewer { role } }").await;
+        assert_eq!(socket.event("2").await["viewer"]["role"], "MEMBER");
+    }
+
+    async fn an_expired_token_ends_its_socket(app: TestApp) {
+        // A token lives for 15 minutes. However slow this machine is, one of them is still good when its socket begins.
+        for left in [1, 4, 16] {
+            let admin = app.admin().await;
+            app.advance(15 * 60 - left);
+            let mut socket = Socket::open(&app).await;
+            let token = format!("Bearer {}", admin.access_token.unwrap());
+            socket.send(json!({ "type": "connection_init", "payload": { "Authorization": token } })).await;
+            if socket.begins().await {
+                assert_eq!(socket.closed().await.0, 4403);
+                return;
+            }
+        }
+        panic!("no socket began in time");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_misuse_has_its_close_code() {
+    let app = TestApp::sqlite().await;
+    let init = json!({ "type": "connection_init" });
+    let subscribe = json!({ "id": "1", "type": "subscribe", "payload": { "query": ADDED } });
+    let bad_token = json!({ "type": "connection_init", "payload": { "Authorization": "Bearer wrong" } });
+    let no_text = json!({ "type": "connection_init", "payload": { "AUTHORIZATION": 1 } });
+    let cases = [
+        (vec![subscribe.clone()], 4401, "Unauthorized"),
+        (vec![init.clone(), init.clone()], 4429, "Too many initialisation requests"),
+        (vec![bad_token], 4403, "Forbidden"),
+        (vec![no_text], 4403, "Forbidden"),
+        (vec![json!({ "type": "start" })], 4400, "Invalid message"),
+        (vec![json!([])], 4400, "Invalid message"),
+        (vec![json!({ "type": "connection_init", "payload": 1 })], 4400, "Invalid message"),
+        (vec![init.clone(), json!({ "type": "subscribe", "payload": { "query": ADDED } })], 4400, "Invalid message"),
+        (vec![init.clone(), json!({ "id": "1", "type": "subscribe" })], 4400, "Invalid message"),
+        (
+            vec![init.clone(), json!({ "id": "1", "type": "subscribe", "payload": {} })],
+            4400,
+            "The parameter query is missing.",
+        ),
+        (
+            vec![init.clone(), json!({ "id": "1", "type": "subscribe", "payload": { "query": 1 } })],
+            4400,
+            "The parameter query is not a text.",
+        ),
+        (
+            vec![init.clone(), json!({ "id": "", "type": "subscribe", "payload": { "query": ADDED } })],
+            4400,
+            "The id must have 1 to 256 bytes",
+        ),
+        (vec![init.clone(), json!({ "type": "complete" })], 4400, "Invalid message"),
+    ];
+    for (messages, code, reason) in cases {
+        let mut socket = Socket::open(&app).await;
+        for message in &messages {
+            socket.send(message.clone()).await;
+        }
+        assert_eq!(socket.closed().await, (code, reason.to_owned()), "{messages:?}");
+    }
+    let mut socket = Socket::open(&app).await;
+    socket.0.send(Message::text("{")).await.unwrap();
+    assert_eq!(socket.closed().await.0, 4400);
+    let mut socket = Socket::open(&app).await;
+    socket.0.send(Message::binary(init.to_string())).await.unwrap();
+    assert_eq!(socket.closed().await.0, 4400);
+    let mut socket = Socket::open(&app).await;
+    // The server may close before all of it was sent.
+    let _ = socket.0.send(Message::text(" ".repeat(300 * 1024))).await;
+    assert_eq!(socket.closed().await.0, 1009);
+
+    let admin = app.admin().await;
+    for id in ["1", &"ä".repeat(100)] {
+        let mut socket = Socket::connected(&app, &admin).await;
+        socket.subscribe(id, ADDED).await;
+        socket.subscribe(id, ADDED).await;
+        let (code, reason) = socket.closed().await;
+        assert_eq!((code, reason.starts_with("Subscriber for ")), (4409, true), "{reason}");
+    }
+    until_gauge(&app, "claviger_sockets_open", 0).await;
+    until_gauge(&app, "claviger_subscriptions_active", 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_says_nothing_is_cut_off() {
+    let limits = LiveLimits { init: SHORT, ..LiveLimits::default() };
+    let app = TestApp::sqlite().await.limited(limits).await;
+    let mut socket = Socket::open(&app).await;
+    assert_eq!(socket.closed().await, (4408, "Connection initialisation timeout".to_owned()));
+    // One that has begun in time may be silent, as long as it answers pings.
+    let limits = LiveLimits { init: NEVER, ping: Duration::from_millis(500), ..LiveLimits::default() };
+    let app = app.limited(limits).await;
+    let mut silent = Socket::connected(&app, &app.anonymous()).await;
+    let mut socket = Socket::connected(&app, &app.anonymous()).await;
+    // Reading is what answers pings.
+    let reader = tokio::spawn(async move { while let Some(Ok(_)) = socket.0.next().await {} });
+    until_gauge(&app, "claviger_sockets_open", 1).await;
+    assert_eq!(silent.closed().await, (1011, "No sign of life".to_owned()));
+    assert!(!reader.is_finished());
+}
+
+const NEVER: Duration = Duration::from_secs(3600);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_read_is_cut_off() {
+    let limits = LiveLimits { write: SHORT, queue: 1, ..LiveLimits::default() };
+    let app = TestApp::sqlite().await.limited(limits).await;
+    let admin = app.admin().await;
+    let mut socket = Socket::connected(&app, &admin).await;
+    let large = "{ __schema { types { name fields { name description } } } }";
+    // More than the system keeps for a connection.
+    for number in 0.. {
+        let message = json!({ "id": number.to_string(), "type": "subscribe", "payload": { "query": large } });
+        if number % 50 == 0 && gauge(&app, "claviger_sockets_open").await == 0 {
+            break;
+        }
+        if socket.0.send(Message::text(message.to_string())).await.is_err() {
+            break;
+        }
+    }
+    until_gauge(&app, "claviger_sockets_open", 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn there_are_only_so_many() {
+    let limits = LiveLimits { operations: 2, per_holder: 2, sockets: 3, ..LiveLimits::default() };
+    let app = TestApp::sqlite().await.limited(limits).await;
+    let admin = app.admin().await;
+    let mut socket = Socket::connected(&app, &admin).await;
+    socket.follow(&app, "1", ADDED).await;
+    socket.follow(&app, "2", CHANGED).await;
+    socket.subscribe("3", "{ viewer { role } }").await;
+    assert_eq!(socket.error("3").await, "RATE_LIMITED");
+    socket.send(json!({ "id": "1", "type": "complete" })).await;
+    until_gauge(&app, "claviger_subscriptions_active", 1).await;
+    socket.subscribe("3", "{ viewer { role } }").await;
+    socket.event("3").await;
+
+    let _second = Socket::connected(&app, &admin).await;
+    let mut third = Socket::open(&app).await;
+    let payload = json!({ "Authorization": format!("Bearer {}", admin.access_token.as_ref().unwrap()) });
+    third.send(json!({ "type": "connection_init", "payload": payload })).await;
+    assert_eq!(third.closed().await, (4429, "Too many open sockets and streams".to_owned()));
+    assert_eq!(EventStream::open(&admin, ADDED).await.answer().await.code(), "RATE_LIMITED");
+    drop(third);
+    until_gauge(&app, "claviger_sockets_open", 2).await;
+    // Those of others are counted by themselves.
+    let _other = Socket::connected(&app, &app.anonymous()).await;
+    let (status, body) = Socket::refused(&app, &[PROTOCOL]).await;
+    assert_eq!((status, body.contains("SERVICE_UNAVAILABLE")), (503, true), "{body}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_is_for_one_protocol_and_the_pages_of_ours() {
+    let app = TestApp::sqlite().await;
+    for protocol in ["graphql-ws", "mqtt"] {
+        let (status, body) = Socket::refused(&app, &[("sec-websocket-protocol", protocol)]).await;
+        assert_eq!((status, body.contains("graphql-transport-ws")), (400, true), "{body}");
+    }
+    assert_eq!(Socket::refused(&app, &[]).await.0, 400);
+    Socket::with(&app, &[("sec-websocket-protocol", "graphql-ws, graphql-transport-ws")]).await;
+    for origin in ["https://evil.example.com", "null", "https://app.example.com.evil.example", "http://127.0.0.1:1"] {
+        let (status, body) = Socket::refused(&app, &[PROTOCOL, ("origin", origin)]).await;
+        assert_eq!((status, body.contains("FRONTEND_URL")), (403, true), "{origin}: {body}");
+    }
+    for origin in ["https://app.example.com", app.url.as_str()] {
+        Socket::with(&app, &[PROTOCOL, ("origin", origin)]).await;
+    }
+    // A token may come with the headers as well.
+    let admin = app.admin().await;
+    let token = format!("Bearer {}", admin.access_token.as_ref().unwrap());
+    let mut socket = Socket::with(&app, &[PROTOCOL, ("authorization", &token)]).await;
+    socket.init(&app.anonymous()).await;
+    socket.subscribe("1", "{ viewer { role } }").await;
+    assert_eq!(socket.event("1").await["viewer"]["role"], "ADMIN");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_walls_and_guards_hold_for_sockets_and_streams() {
+    let app = TestApp::sqlite().await;
+    let admin = app.admin().await;
+    let member = app.user("MEMBER").await;
+    let deep = format!("subscription {{ auditLogAdded {} id {} }}", "{ user ".repeat(16), "}".repeat(16));
+    let two = format!("subscription {{ {} {} }}", "auditLogAdded { id }", "claudeAccountChanged { id }");
+    let in_fragment =
+        "subscription { ...F } fragment F on Subscription { auditLogAdded { id } claudeAccountChanged { id } }";
+    let bad_filter = "subscription { auditLogAdded(filter: { userId: \"nobody\" }) { id } }";
+    let aliases: String = (0..31).map(|number| format!("a{number}: id ")).collect();
+    let cases = [
+        (&admin, "subscription {", "GRAPHQL_PARSE_FAILED"),
+        (&admin, "subscription { nothing }", "GRAPHQL_VALIDATION_FAILED"),
+        (&admin, "subscription { __typename }", "GRAPHQL_VALIDATION_FAILED"),
+        (&admin, "subscription { auditLogAdded { id } @skip(if: true) }", "GRAPHQL_PARSE_FAILED"),
+        (&admin, "subscription { auditLogAdded @skip(if: true) { id } }", "GRAPHQL_VALIDATION_FAILED"),
+        (&admin, &two, "GRAPHQL_VALIDATION_FAILED"),
+        (&admin, in_fragment, "GRAPHQL_VALIDATION_FAILED"),
+        (&admin, &deep, "QUERY_TOO_COMPLEX"),
+        (&admin, &format!("subscription {{ auditLogAdded {{ {aliases} }} }}"), "QUERY_TOO_COMPLEX"),
+        (&admin, bad_filter, "BAD_USER_INPUT"),
+        (&member, ADDED, "FORBIDDEN"),
+        (&member, CHANGED, "FORBIDDEN"),
+        (&app.anonymous(), ADDED, "UNAUTHENTICATED"),
+    ];
+    for (client, query, code) in cases {
+        let mut socket = Socket::connected(&app, client).await;
+        socket.subscribe("1", query).await;
+        assert_eq!(socket.error("1").await, code, "{query}");
+        assert_eq!(EventStream::open(client, query).await.answer().await.code(), code, "{query}");
+    }
+    // A document that was sent once may be asked for by its hash.
+    let hash = hex::encode(ring::digest::digest(&ring::digest::SHA256, ADDED.as_bytes()));
+    let persisted = json!({ "persistedQuery": { "version": 1, "sha256Hash": hash } });
+    let mut socket = Socket::connected(&app, &admin).await;
+    socket.send(json!({ "id": "1", "type": "subscribe", "payload": { "extensions": persisted } })).await;
+    until_gauge(&app, "claviger_subscriptions_active", 1).await;
+    account(&admin, "sk-ant-one").await;
+    assert_eq!(socket.event("1").await["auditLogAdded"]["operation"], "createClaudeAccount");
+    // Plain answers have no room for events.
+    let answer = admin.run(ADDED).await;
+    assert_eq!((answer.status.as_u16(), answer.code()), (400, "BAD_USER_INPUT"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ping_is_answered_with_what_it_carries() {
+    let app = TestApp::sqlite().await;
+    let mut socket = Socket::open(&app).await;
+    socket.send(json!({ "type": "ping" })).await;
+    assert_eq!(socket.next().await, json!({ "type": "pong" }));
+    socket.send(json!({ "type": "pong", "payload": {} })).await;
+    socket.send(json!({ "type": "ping", "payload": { "at": 1 } })).await;
+    assert_eq!(socket.next().await, json!({ "type": "pong", "payload": { "at": 1 } }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_of_events_are_answers_that_go_on() {
+    let limits = LiveLimits { keep_alive: SHORT, ..LiveLimits::default() };
+    let app = TestApp::sqlite().await.limited(limits).await;
+    let admin = app.admin().await;
+    let stream = EventStream::get(&admin, CHANGED).await;
+    let mut stream = stream.begun(&app).await;
+    let headers = stream.response.headers();
+    assert_eq!(headers["content-type"], "text/event-stream");
+    assert_eq!(headers["cache-control"], "no-cache");
+    assert_eq!(headers["x-accel-buffering"], "no");
+    assert!(!headers.contains_key("content-encoding"));
+    assert_eq!(gauge(&app, "claviger_event_streams_open").await, 1);
+    for _ in 0..3 {
+        assert_eq!(stream.block().await.unwrap(), ":");
+    }
+    let id = account(&admin, "sk-ant-one").await["id"].clone();
+    let account = json!({ "data": { "claudeAccountChanged": { "id": id, "priority": 0, "version": 1 } } });
+    assert_eq!(stream.event().await, Some(("next".to_owned(), account)));
+    drop(stream);
+    until_gauge(&app, "claviger_event_streams_open", 0).await;
+    until_gauge(&app, "claviger_subscriptions_active", 0).await;
+
+    let viewer = json!({ "data": { "viewer": { "role": "ADMIN" } } });
+    assert_eq!(EventStream::get(&admin, "{ viewer { role } }").await.answer().await.body, viewer);
+    let deed = "mutation { createClient(input: { name: \"By stream\" }) { client { name } } }";
+    let answer = EventStream::open(&admin, deed).await.answer().await;
+    assert_eq!(answer.data()["createClient"]["client"]["name"], "By stream");
+    let refused = EventStream::get(&admin, deed).await.response;
+    assert_eq!(
+        (refused.status().as_u16(), refused.headers()["content-type"].to_str().unwrap()),
+        (405, "application/json; charset=utf-8")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopping_ends_sockets_and_streams() {
+    let mut app = TestApp::sqlite().await;
+    let admin = app.admin().await;
+    let mut idle = Socket::open(&app).await;
+    let mut busy = Socket::connected(&app, &admin).await;
+    busy.follow(&app, "1", ADDED).await;
+    let mut stream = EventStream::open(&admin, CHANGED).await;
+    until_gauge(&app, "claviger_subscriptions_active", 2).await;
+    let (_, idle, busy, rest) = tokio::join!(app.stop(), idle.closed(), busy.closed(), stream.event());
+    assert_eq!((idle.0, busy.0, rest), (1001, 1001, None));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_clients_of_graphql_ws_and_graphql_sse_get_along() {
+    let app = TestApp::sqlite().await;
+    let token = app.admin().await.access_token.unwrap();
+    node("graphql-live", "clients.mjs", vec![("URL", app.url.clone()), ("TOKEN", token)]).await;
+}
