@@ -366,7 +366,9 @@ pub async fn regenerate(cx: Cx<'_>, id: ApiKeyId, grace: i32) -> Result<(ApiKey,
         let until = (grace > 0).then(|| key.expires_at.map_or(end, |expires| expires.min(end)));
         keys::replace_digest(tx, &digest(cx, id, &raw), until).await?;
         raw.prefix().clone_into(&mut key.key_prefix);
-        key.issued_with = issued_with(&caller, key.owner_id);
+        // What bounds the raw key before it bounds the key for as long as that one serves, and until it is regenerated again.
+        let bounds = [issued_with(&caller, key.owner_id), key.issued_with.filter(|_| until.is_some())];
+        key.issued_with = bounds.into_iter().flatten().reduce(Role::at_most);
         Ok(Some(json!({ "gracePeriodHours": grace })))
     })
     .await?;
@@ -393,7 +395,7 @@ async fn change(
     apply: impl AsyncFnOnce(&mut Tx, &Whose<ManageOwnApiKeys>, &mut ApiKey) -> Result<Option<serde_json::Value>>,
 ) -> Result<ApiKey> {
     let whose = whose::<ManageOwnApiKeys>(cx)?;
-    let key = audited(cx, async |tx| {
+    audited(cx, async |tx| {
         let before = keys::lock(tx, &whose, id).await?.filter(|key| key.revoked_at.is_none());
         let before = before.ok_or_else(|| Error::not_found("API key that is not revoked"))?;
         let mut key = before.clone();
@@ -404,13 +406,11 @@ async fn change(
             key.updated_at = cx.services.clock.now();
             keys::update(tx, &whose, &key).await?;
         }
-        let mut entry = Entry::new(action, ResourceType::ApiKey).on(&id).with(changes);
+        let mut entry = Entry::new(action, ResourceType::ApiKey).on(&id).with(changes).changing_access();
         entry.metadata = metadata;
         Ok((key, entry))
     })
-    .await?;
-    cx.services.authenticator.forget();
-    Ok(key)
+    .await
 }
 
 /// Who makes or changes a key: a key that is nobody's deed would have no bounds.

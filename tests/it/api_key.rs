@@ -307,12 +307,18 @@ both_databases! {
     async fn a_key_that_another_has_issued_never_gets_more_than_that_one_had(app: TestApp) {
         let (admin, manager, member) = (app.admin().await, app.user("MANAGER").await, app.user("MEMBER").await);
         let id = user_id(&member).await;
-        let (_, issued) = create(&manager, json!({ "name": "K", "ownerId": id, "scopes": ["ADMIN_READ"] })).await;
+        let (key, issued) = create(&manager, json!({ "name": "K", "ownerId": id, "scopes": ["ADMIN_READ"] })).await;
         let (_, own) = create(&member, json!({ "name": "K", "scopes": ["ADMIN_READ"] })).await;
         let role = async |raw: &str| with_key(&app, raw).run("{ viewer { role } }").await.data()["viewer"]["role"].clone();
         assert_eq!((role(&issued).await, role(&own).await), (json!("MEMBER"), json!("MEMBER")));
         set_user(&admin, &id, "role: ADMIN").await;
         assert_eq!((role(&issued).await, role(&own).await), (json!("MANAGER"), json!("ADMIN")));
+        // Not for the grace either, though the owner regenerates it.
+        let graced = regenerate(&member, &key["id"], 1).await.data()["regenerateApiKey"]["rawKey"].as_str().unwrap().to_owned();
+        assert_eq!((role(&issued).await, role(&graced).await), (json!("MANAGER"), json!("MANAGER")));
+        let alone = regenerate(&member, &key["id"], 0).await.data()["regenerateApiKey"]["rawKey"].as_str().unwrap().to_owned();
+        assert_eq!(role(&alone).await, "ADMIN");
+        let issued = alone;
         set_user(&admin, &id, "role: READ_ONLY").await;
         assert_eq!((role(&issued).await, role(&own).await), (json!("READ_ONLY"), json!("READ_ONLY")));
     }

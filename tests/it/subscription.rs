@@ -403,7 +403,7 @@ async fn the_walls_and_guards_hold_for_sockets_and_streams() {
     let in_fragment =
         "subscription { ...F } fragment F on Subscription { auditLogAdded { id } claudeAccountChanged { id } }";
     let bad_filter = "subscription { auditLogAdded(filter: { userId: \"nobody\" }) { id } }";
-    let aliases: String = (0..31).map(|number| format!("a{number}: id ")).collect();
+    let aliases = (0..31).map(|number| format!("a{number}: id")).collect::<Vec<_>>().join(" ");
     let cases = [
         (&admin, "subscription {", "GRAPHQL_PARSE_FAILED"),
         (&admin, "subscription { nothing }", "GRAPHQL_VALIDATION_FAILED"),
@@ -493,7 +493,7 @@ async fn stopping_ends_sockets_and_streams() {
     busy.follow(&app, "1", ADDED).await;
     let mut stream = EventStream::open(&admin, CHANGED).await;
     until_gauge(&app, "claviger_subscriptions_active", 2).await;
-    let (_, idle, busy, rest) = tokio::join!(app.stop(), idle.closed(), busy.closed(), stream.event());
+    let ((), idle, busy, rest) = tokio::join!(app.stop(), idle.closed(), busy.closed(), stream.event());
     assert_eq!((idle.0, busy.0, rest), (1001, 1001, None));
 }
 

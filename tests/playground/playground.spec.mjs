@@ -166,6 +166,24 @@ try {
     assert(!JSON.stringify(entries).includes(upstreamKey));
   });
 
+  await test('a subscription shows what happens meanwhile', async () => {
+    await page.locator('.graphiql-query-editor .view-lines').click();
+    await page.keyboard.press('Control+A');
+    await page.keyboard.insertText('subscription Watch { auditLogAdded { operation outcome } }');
+    await page.getByRole('tab', { name: 'Watch' }).waitFor();
+    await execute.click();
+    // Again and again: the subscription begins a moment after the click.
+    await page.waitForFunction(async () => {
+      const query = 'mutation { signOut(input: { refreshToken: "none" }) { signedOut } }';
+      const headers = { 'content-type': 'application/json' };
+      await fetch('/graphql', { method: 'POST', headers, body: JSON.stringify({ query }) });
+      const result = window.__MONACO.editor.getModels().find((model) => model.uri.path.endsWith('response.json'));
+      return result?.getValue().includes('"operation": "signOut"');
+    });
+    await page.getByRole('button', { name: /^Stop/ }).click();
+    await execute.waitFor();
+  });
+
   await test('no storage of the browser holds a token', async () => {
     const stored = await page.evaluate(() => JSON.stringify([{ ...localStorage }, { ...sessionStorage }, document.cookie]));
     assert.doesNotMatch(stored, /Bearer|accessToken|refreshToken|refresh-token|eyJ/);

@@ -174,8 +174,8 @@ impl EventStream {
     pub(crate) async fn block(&mut self) -> Option<String> {
         loop {
             if let Some((block, rest)) = self.received.split_once("\n\n") {
-                let block = block.to_owned();
-                self.received = rest.to_owned();
+                let (block, rest) = (block.to_owned(), rest.to_owned());
+                self.received = rest;
                 return Some(block);
             }
             let chunk = in_time("an event", self.response.chunk()).await.ok().flatten()?;
