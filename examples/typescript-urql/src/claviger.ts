@@ -6,7 +6,7 @@ import type { introspection } from './graphql-env.js';
 
 export const graphql = initGraphQLTada<{
   introspection: introspection;
-  scalars: { DateTime: string; JSON: unknown; BigInt: number };
+  scalars: { DateTime: string; JSON: unknown; BigInt: number; Decimal: string };
 }>();
 
 const tokensFragment = graphql(`
