@@ -60,7 +60,7 @@ async fn checkpoints(services: Arc<Services>, every: Duration, stop: Cancellatio
 async fn retention(services: Arc<Services>, days: u32, stop: CancellationToken) {
     loop {
         // Stopped in the middle of a batch, that one is rolled back.
-        match stop.run_until_cancelled(audit_retention::run(&services, days)).await {
+        match stop.run_until_cancelled(Box::pin(audit_retention::run(&services, days))).await {
             None => return,
             Some(Ok(0)) => {}
             Some(Ok(removed)) => tracing::info!(removed, days, "audit entries whose time was over were removed"),

@@ -101,7 +101,7 @@ pub fn cost_limit(key: &ApiKey) -> Option<MicroUsd> {
     key.cost_limit_micro_usd_per_month.map(MicroUsd::from_micros)
 }
 
-/// Whose keys the caller may use `G` on: everybody's with MANAGE_API_KEYS, else the caller's own.
+/// Whose keys the caller may use `G` on: everybody's with `MANAGE_API_KEYS`, else the caller's own.
 fn whose<G: Grant>(cx: Cx<'_>) -> Result<Whose<G>> {
     let permit = cx.actor.require::<G>()?;
     match (cx.actor.require::<ManageApiKeys>(), cx.actor.signed_in()) {
@@ -492,6 +492,7 @@ fn digest(cx: Cx<'_>, id: ApiKeyId, raw: &RawApiKey) -> NewDigest {
 fn check_scopes(checks: &mut Checks, scopes: Vec<ApiKeyScope>) -> Option<ApiKeyScopes> {
     if scopes.is_empty() {
         checks.fail("scopes", "must have at least one member");
+        return None;
     }
     Some(scopes.into_iter().collect())
 }

@@ -256,7 +256,7 @@ pub(super) struct CreateApiKeyInput {
     name: String,
     /// What it is for, at most 1,000 characters.
     description: Option<String>,
-    /// In whose name it acts; the caller where left out. Another user needs MANAGE_API_KEYS.
+    /// In whose name it acts; the caller where left out. Another user needs `MANAGE_API_KEYS`.
     owner_id: Option<ID>,
     /// A client that is not archived, for which it is used.
     client_id: Option<ID>,
@@ -415,7 +415,7 @@ pub(super) struct ApiKeyQuery;
 
 #[Object(guard = "Declared")]
 impl ApiKeyQuery {
-    /// An API key of one's own, or with MANAGE_API_KEYS of anybody in the organization; null where there is none with this id.
+    /// An API key of one's own, or with `MANAGE_API_KEYS` of anybody in the organization; null where there is none with this id.
     async fn api_key(
         &self,
         ctx: &Context<'_>,
@@ -425,7 +425,7 @@ impl ApiKeyQuery {
         Ok(Loaders::of(ctx).api_key(id).await?.map(ApiKey))
     }
 
-    /// One's own API keys, with MANAGE_API_KEYS those of the organization, newest first unless asked otherwise. `search` finds
+    /// One's own API keys, with `MANAGE_API_KEYS` those of the organization, newest first unless asked otherwise. `search` finds
     /// text in the name, the description and the start of the key, whatever the case.
     #[allow(clippy::too_many_arguments, reason = "the arguments of the field")]
     async fn api_keys(

@@ -134,7 +134,7 @@ impl Client {
         credential::of_client(ctx, self.0.id, page).await
     }
 
-    /// The API keys that are used for it, newest first: one's own, and with MANAGE_API_KEYS everybody's.
+    /// The API keys that are used for it, newest first: one's own, and with `MANAGE_API_KEYS` everybody's.
     async fn api_keys(
         &self,
         ctx: &Context<'_>,

@@ -27,7 +27,7 @@ pub(super) fn requires(permission: Permission) {}
 pub(super) fn public() {}
 
 /// A mutation that an API key with the scope ADMIN_WRITE may do, too, within the role of its owner.
-#[TypeDirective(location = "FieldDefinition")]
+#[TypeDirective(name = "openToApiKeys", location = "FieldDefinition")]
 pub(super) fn open_to_api_keys() {}
 
 /// What the audit entry says that every call of a mutation leaves, whatever its outcome.

@@ -96,7 +96,7 @@ impl User {
         self.0.version
     }
 
-    /// The user's API keys, newest first: one's own for everybody, those of others with MANAGE_API_KEYS.
+    /// The user's API keys, newest first: one's own for everybody, those of others with `MANAGE_API_KEYS`.
     async fn api_keys(
         &self,
         ctx: &Context<'_>,

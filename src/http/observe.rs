@@ -44,8 +44,8 @@ pub(super) async fn observe(
     // At the level of errors, so that it is there whichever lines are logged.
     let span = tracing::error_span!("request", request_id);
     let trace = trace_of(&request, &route, &request_id);
-    if is_trusted {
-        follow(&trace, request.headers());
+    if is_trusted && let Some(Ok(traceparent)) = request.headers().get("traceparent").map(HeaderValue::to_str) {
+        follow(&trace, traceparent);
     }
     request.extensions_mut().insert(RequestContext { request_id: request_id.clone(), client_address });
     let method = request.method().clone();

@@ -15,13 +15,13 @@ const LIFETIME: TimeDelta = TimeDelta::seconds(5);
 
 /// Values by their keys, for seconds.
 pub(super) struct Kept<K, V> {
-    values: Cache<K, At<V>>,
+    values: Cache<K, Entry<V>>,
     /// Counts the changes: what was read before a change is not believed after it.
     epoch: AtomicU64,
 }
 
 #[derive(Clone)]
-struct At<V> {
+struct Entry<V> {
     value: V,
     read_at: Timestamp,
     epoch: u64,
@@ -50,7 +50,7 @@ impl<K: Eq + Hash, V: Clone> Kept<K, V> {
         }
         let found = read.await?;
         if let Some(value) = found.clone() {
-            self.values.insert(key, At { value, read_at: now, epoch });
+            self.values.insert(key, Entry { value, read_at: now, epoch });
         }
         Ok(found)
     }

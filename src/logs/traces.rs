@@ -3,10 +3,10 @@
 //! Their spans stand apart from the log's, under a target of their own: without a collector they cost nothing, and what they
 //! say is chosen here and there, so that no argument, name or address of a caller gets into them.
 
-use axum::http::HeaderMap;
+use std::collections::HashMap;
+
 use opentelemetry::propagation::TextMapPropagator as _;
 use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_http::HeaderExtractor;
 use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
@@ -61,10 +61,11 @@ impl Traces {
     }
 }
 
-/// Makes the span part of the trace that the headers name by W3C's `traceparent`, if they name one.
-pub fn follow(span: &Span, headers: &HeaderMap) {
+/// Makes the span part of the trace that a `traceparent` of W3C's form names; of a trace of its own, where it names none.
+pub fn follow(span: &Span, traceparent: &str) {
     if !span.is_disabled() {
+        let carrier = HashMap::from([("traceparent".to_owned(), traceparent.to_owned())]);
         // Refused only where nothing listens to the span.
-        let _ = span.set_parent(TraceContextPropagator::new().extract(&HeaderExtractor(headers)));
+        let _ = span.set_parent(TraceContextPropagator::new().extract(&carrier));
     }
 }

@@ -11,7 +11,7 @@ use super::bulk::insert_all;
 use super::error::Result;
 use super::fields::{askable, distinct};
 use super::locks::first_locked;
-use super::page::{Ranked, keyset, ranked};
+use super::page::{Ranked, is_ascending, keyset, ranked};
 use super::tables::{audit_heads, audit_logs};
 use super::tx::Tx;
 use crate::crypto::sha256;
@@ -351,6 +351,21 @@ pub async fn ends(conn: &mut Conn) -> Result<Vec<(OrganizationId, i64)>> {
         .await?))
 }
 
+/// The query of a page, in a function that answers with this module's `Result`.
+macro_rules! listed {
+    ($backend:ident, $permit:expr, $filter:expr, $page:expr) => {{
+        let mut query = filtered!($backend, $permit, $filter).select(AuditLog::as_select());
+        keyset!(query, $page, Direction::Descending, audit_logs::sequence, audit_logs::id, i64);
+        // No two entries of a log have one sequence. With the id behind it, only the index by sequence would be in this order,
+        // and SQLite would walk all of it for the entries of one user.
+        if is_ascending($page, Direction::Descending) {
+            query.order(audit_logs::sequence.asc())
+        } else {
+            query.order(audit_logs::sequence.desc())
+        }
+    }};
+}
+
 /// A page of the log, newest first.
 ///
 /// # Errors
@@ -361,11 +376,7 @@ pub async fn page(
     filter: &AuditLogFilter,
     page: &Page,
 ) -> Result<PageSlice<AuditLog>> {
-    let rows = on_conn!(conn, |c: Backend| {
-        let mut query = filtered!(Backend, permit, filter).select(AuditLog::as_select());
-        keyset!(query, page, Direction::Descending, audit_logs::sequence, audit_logs::id, i64);
-        query.load(c).await?
-    });
+    let rows = on_conn!(conn, |c: Backend| listed!(Backend, permit, filter, page).load(c).await?);
     Ok(page.slice(rows))
 }
 
@@ -429,4 +440,78 @@ pub async fn find_many(conn: &mut Conn, permit: &Permit<ViewAuditLogs>, ids: &[A
         .select(AuditLog::as_select())
         .load(c)
         .await?))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is its answer")]
+mod tests {
+    use std::time::Duration;
+
+    use diesel::sql_types::Text;
+    use diesel::sqlite::Sqlite;
+
+    use super::*;
+    use crate::model::{Access, Id, Kind, Position, Role, SortKey, Window};
+    use crate::settings::DatabaseUrl;
+    use crate::store::Db;
+
+    #[derive(QueryableByName)]
+    struct Step {
+        #[diesel(sql_type = Text)]
+        detail: String,
+    }
+
+    fn id<K: Kind>() -> Id<K> {
+        Id::new(Timestamp::MAX, &[7; 10])
+    }
+
+    fn sql(filter: &AuditLogFilter, window: Window) -> Result<String> {
+        let permit = Access::new(id(), Role::Admin).require::<ViewAuditLogs>().unwrap();
+        let page = &Page { size: 20, window };
+        let query = listed!(Sqlite, &permit, filter, page);
+        Ok(diesel::debug_query::<Sqlite, _>(&query).to_string())
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_page_is_found_by_the_index_of_what_it_is_filtered_by() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::Sqlite(folder.path().join("test.db"));
+        let db = Db::open(&url, 1, Duration::from_secs(1)).await.unwrap();
+        db.migrate_up().await.unwrap();
+        let none = AuditLogFilter::default;
+        let place = || Some(Position { key: SortKey::Number(9), id: id::<crate::model::kind::AuditLog>().to_string() });
+        let resource = Some("x".to_owned());
+        for (filter, index) in [
+            (none(), "audit_logs_by_sequence"),
+            (AuditLogFilter { user_id: Some(id()), ..none() }, "audit_logs_by_user"),
+            (AuditLogFilter { resource_id: resource.clone(), ..none() }, "audit_logs_by_resource"),
+            (AuditLogFilter { credential_id: Some(id()), ..none() }, "audit_logs_by_resource"),
+            (AuditLogFilter { request_id: resource, ..none() }, "audit_logs_by_request"),
+            (AuditLogFilter { from: Some(Timestamp::MAX), ..none() }, "audit_logs_by_time"),
+            (AuditLogFilter { to: Some(Timestamp::MAX), ..none() }, "audit_logs_by_time"),
+        ] {
+            for window in [Window::After(None), Window::After(place()), Window::Before(None), Window::Before(place())] {
+                let text = sql(&filter, window.clone()).unwrap();
+                let (query, _) = text.split_once(" -- binds").unwrap();
+                let mut conn = db.read().await.unwrap();
+                let steps: Vec<Step> =
+                    on_conn!(&mut conn, |c| diesel::sql_query(format!("EXPLAIN QUERY PLAN {query}"))
+                        .load(c)
+                        .await
+                        .unwrap());
+                // Where a page begins at a place, the sequence finds that as well as the time does.
+                let is_placed = matches!(window, Window::After(Some(_)) | Window::Before(Some(_)));
+                let is_by_time = index == "audit_logs_by_time";
+                let is_meant = |step: &Step| {
+                    step.detail.contains(&format!("USING INDEX {index} "))
+                        || is_by_time && is_placed && step.detail.contains("USING INDEX audit_logs_by_sequence ")
+                };
+                assert!(
+                    steps.iter().any(is_meant),
+                    "{index}: {:?}: {query}",
+                    steps.iter().map(|step| &step.detail).collect::<Vec<_>>()
+                );
+            }
+        }
+    }
 }

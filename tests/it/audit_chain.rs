@@ -307,7 +307,7 @@ both_databases! {
         assert_eq!(broken(&integrity(&admin, Some(&another)).await), (json!("NOT_AS_EXPECTED"), json!(8), Value::Null));
         // An entry that is put where they were is no part of the log.
         let columns = "organization_id, 3, occurred_at, action, operation, outcome, error_code, resource_type, resource_id, changes,
-            metadata, user_id, ip_address, user_agent, request_id, hash FROM audit_logs WHERE sequence = 9";
+            metadata, user_id, ip_address, user_agent, request_id, hash, api_key_id FROM audit_logs WHERE sequence = 9";
         let planted = "audit_00000000000000000000000003";
         app.database.execute(&format!("INSERT INTO audit_logs SELECT '{planted}', {columns}")).await.unwrap();
         assert_eq!(broken(&integrity(&admin, None).await), (json!("OUT_OF_PLACE"), json!(3), json!(planted)));

@@ -183,7 +183,7 @@ fn with_log<F: Future<Output = TestDatabase>>(format: &str, database: impl FnOnc
     let settings = Settings::load(&Sources::from_pairs([("LOG_FORMAT", format), ("LOG_LEVEL", "trace")])).unwrap();
     let captured = Captured::default();
     let writer = captured.clone();
-    let dispatch = Dispatch::new(subscriber(&settings, move || writer.clone(), false));
+    let dispatch = Dispatch::new(subscriber(&settings, None, move || writer.clone(), false));
     let of_main = set_default(&dispatch);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -244,3 +244,49 @@ async fn what_does_not_open_stays_and_is_named_on_sqlite() {
 async fn what_does_not_open_stays_and_is_named_on_postgres() {
     what_does_not_open_stays_and_is_named(TestDatabase::postgres().await).await;
 }
+
+/// How many raw keys are found by each key of the ring, as `v1 2`.
+async fn digests(place: &Place) -> Vec<String> {
+    let sql =
+        "SELECT key_version || ' ' || count(*) AS text FROM api_key_digests GROUP BY key_version ORDER BY key_version";
+    place.database.texts(sql).await
+}
+
+async fn a_used_api_key_is_found_by_the_newest_key(database: TestDatabase) {
+    let place = Place::new(database);
+    let server = serve(&place, OLD);
+    let client = admin(&server).await;
+    let (_, used) = crate::api_key::create(&client, json!({ "name": "used", "scopes": ["ADMIN_READ"] })).await;
+    let (unused, _) = crate::api_key::create(&client, json!({ "name": "unused" })).await;
+    drop(server);
+    let server = serve(&place, BOTH);
+    let output = run(&place, BOTH, &["keys", "rotate"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(said(&output).contains("2 API keys are found by an older key"), "{}", said(&output));
+    let mut with_key = Client::new(&server.url);
+    with_key.access_token = Some(used);
+    with_key.run("{ clients { totalCount } }").await.data();
+    // It is written beside the request.
+    while digests(&place).await != ["v1 1", "v2 1"] {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    with_key.run("{ clients { totalCount } }").await.data();
+    let output = run(&place, NEW, &["serve"]);
+    assert!(said(&output).contains("CREDENTIAL_ENCRYPTION_KEYS lacks v1, which 1 records need"), "{}", said(&output));
+    let revoke = format!("mutation {{ revokeApiKey(input: {{ id: {} }}) {{ apiKey {{ id }} }} }}", unused["id"]);
+    admin(&server).await.run(&revoke).await.data();
+    drop(server);
+    let server = serve(&place, NEW);
+    with_key.url.clone_from(&server.url);
+    with_key.run("{ clients { totalCount } }").await.data();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_used_api_key_is_found_by_the_newest_key_on_sqlite() {
+    a_used_api_key_is_found_by_the_newest_key(TestDatabase::sqlite()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_used_api_key_is_found_by_the_newest_key_on_postgres() {
+    a_used_api_key_is_found_by_the_newest_key(TestDatabase::postgres().await).await;
+}

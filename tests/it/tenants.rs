@@ -137,6 +137,7 @@ impl Other {
                 specimens.insert(of, specimen(app, &admin, of, "").await);
             }
         }
+        crate::api_key::create(&admin, json!({ "name": "K", "clientId": specimens["Client"] })).await;
         let assign = "mutation($input: UpdateTaskInput!) { updateTask(input: $input) { task { id } } }";
         let input = json!({ "id": specimens["Task"], "assigneeId": specimens["User"] });
         admin.with(assign, json!({ "input": input })).await.data();
