@@ -137,10 +137,13 @@ impl Other {
                 specimens.insert(of, specimen(app, &admin, of, "").await);
             }
         }
-        crate::api_key::create(&admin, json!({ "name": "K", "clientId": specimens["Client"] })).await;
+        let input = json!({ "name": "K", "clientId": specimens["Client"], "scopes": ["ADMIN_WRITE"] });
+        let (key, raw) = crate::api_key::create(&admin, input).await;
+        specimens.insert("ApiKey", key["id"].clone());
         let assign = "mutation($input: UpdateTaskInput!) { updateTask(input: $input) { task { id } } }";
         let input = json!({ "id": specimens["Task"], "assigneeId": specimens["User"] });
-        admin.with(assign, json!({ "input": input })).await.data();
+        // By the key, so that an entry names it.
+        crate::api_key::with_key(app, &raw).with(assign, json!({ "input": input })).await.data();
         let request = admin.run("{ auditLogs(first: 1) { nodes { requestId } } }").await;
         specimens.insert(REQUEST, request.data()["auditLogs"]["nodes"][0]["requestId"].clone());
         Self { admin, specimens }
