@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
 
 use super::audit_export::{self, Format};
-use super::{Failure, as_operator_of, print_first_admin};
+use super::{Failure, as_operator_of};
 use crate::app::App;
 use crate::audit::Statement;
 use crate::domain::Code;
@@ -73,8 +73,7 @@ impl FromStr for Expected {
 
 /// Does what is asked for.
 pub(super) async fn run(settings: &Settings, command: Audit) -> Result<(), Failure> {
-    let app = App::build(settings, Clock::system()).await?;
-    print_first_admin(&app);
+    let app = App::of_begun(settings, Clock::system()).await?;
     match command {
         Audit::Verify { expect, organization } => verify_all(&app, expect, organization).await,
         Audit::Export { from, to, format, organization } => {

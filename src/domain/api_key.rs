@@ -17,7 +17,7 @@ use crate::identity::{NoPermit, SignedIn, SignedInBy};
 use crate::model::{
     AllowedIps, AllowedModels, ApiKeyId, ApiKeyScope, ApiKeyScopes, ApiKeyStatus, ApiKeyVerificationCode, AuditAction,
     ClientId, Denied, Direction, Grant, ManageApiKeys, ManageOwnApiKeys, MicroUsd, Page, PageSlice, Permission, Read,
-    ResourceType, Role, Timestamp, UserId,
+    ResourceType, Role, Timestamp, UserId, UserStatus,
 };
 use crate::store::Tx;
 use crate::store::api_key::{self as keys, ApiKey, ApiKeyFilter, ApiKeyOrder, FoundApiKey, NewDigest, Whose};
@@ -91,6 +91,7 @@ impl Recorded for ApiKey {
             ("costLimitUsdPerMonth", Field::plain(cost_limit(self).map(|limit| limit.to_string()))),
             ("expiresAt", time(self.expires_at)),
             ("revokedAt", time(self.revoked_at)),
+            ("issuedWith", Field::plain(self.issued_with.map(Role::as_str))),
         ]
     }
 }
@@ -243,8 +244,9 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<(ApiKey, SecretText)> {
     let (Some(name), Some(owner_id), Some(scopes)) = (name, owner_id, scopes) else {
         return Err(Error::internal("a failed check was not noted"));
     };
-    if whose.owner().is_some_and(|own| own != owner_id) {
-        return Err(Denied::Permission(Permission::ManageApiKeys).into());
+    // For another user or for a client.
+    if client_id.is_some() || whose.owner().is_some_and(|own| own != owner_id) {
+        cx.actor.require::<ManageApiKeys>()?;
     }
     let raw = RawApiKey::generate(&cx.services.random);
     let key = ApiKey {
@@ -278,7 +280,7 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<(ApiKey, SecretText)> {
             client::lock_open(tx, &cx.actor.require::<Read>()?, client).await?;
         }
         check_owner(cx, tx, &caller, owner_id).await?;
-        check_bounds(tx, &whose, &caller, &key).await?;
+        check_bounds(tx, &whose, &caller, &key, now).await?;
         keys::insert(tx, &whose, &key, &digest(cx, key.id, &raw)).await?;
         let changes = Changes::created(&key);
         let entry = Entry::new(AuditAction::Create, ResourceType::ApiKey).on(&key.id).with(changes);
@@ -302,7 +304,7 @@ pub async fn update(cx: Cx<'_>, id: ApiKeyId, input: Update) -> Result<ApiKey> {
         apply(key, input, cx.services.clock.now())?;
         check_owner(cx, tx, &caller, key.owner_id).await?;
         if is_other_reach(&before, key) {
-            check_bounds(tx, whose, &caller, key).await?;
+            check_bounds(tx, whose, &caller, key, cx.services.clock.now()).await?;
         }
         Ok(None)
     })
@@ -361,7 +363,7 @@ pub async fn regenerate(cx: Cx<'_>, id: ApiKeyId, grace: i32) -> Result<(ApiKey,
             return Err(Error::conflict("The API key has expired. Set another expiresAt first."));
         }
         check_owner(cx, tx, &caller, key.owner_id).await?;
-        check_bounds(tx, whose, &caller, key).await?;
+        check_bounds(tx, whose, &caller, key, now).await?;
         let end = now + TimeDelta::hours(grace.into());
         let until = (grace > 0).then(|| key.expires_at.map_or(end, |expires| expires.min(end)));
         keys::replace_digest(tx, &digest(cx, id, &raw), until).await?;
@@ -406,7 +408,10 @@ async fn change(
             key.updated_at = cx.services.clock.now();
             keys::update(tx, &whose, &key).await?;
         }
-        let mut entry = Entry::new(action, ResourceType::ApiKey).on(&id).with(changes).changing_access();
+        let mut entry = Entry::new(action, ResourceType::ApiKey).on(&id).with(changes);
+        if action != AuditAction::Update || is_other_reach(&before, &key) {
+            entry = entry.changing_access();
+        }
         entry.metadata = metadata;
         Ok((key, entry))
     })
@@ -425,10 +430,18 @@ fn issued_with(caller: &SignedIn, owner: UserId) -> Option<Role> {
     (!is_owners).then(|| caller.access.role())
 }
 
-/// A key acts with its owner's role: that must not be more than the caller's.
+/// A key acts with its owner's role: that must not be more than the caller's, as both are now. What the request was judged by
+/// may be some seconds old, and a key lasts.
 async fn check_owner(cx: Cx<'_>, tx: &mut Tx, caller: &SignedIn, owner: UserId) -> Result<()> {
     let permit = cx.actor.require::<Read>()?;
-    let Some(owner) = users::find(tx.conn().await?, &permit, owner).await? else {
+    let both = users::find_many(tx.conn().await?, &permit, &[caller.user, owner]).await?;
+    let find = |id: UserId| both.iter().find(|user| user.id == id);
+    let is_as_judged = find(caller.user)
+        .is_some_and(|now| now.status == UserStatus::Active && now.role.includes(caller.access.role()));
+    if !is_as_judged {
+        return Err(Error::unauthenticated());
+    }
+    let Some(owner) = find(owner) else {
         let message = "is not the id of a user of the organization".into();
         return Err(Error::bad_input(vec![FieldError { path: vec!["input", "ownerId"], message }]));
     };
@@ -457,9 +470,17 @@ fn limits(key: &ApiKey) -> [Option<i64>; 5] {
 }
 
 /// A key that a key makes, widens or regenerates has no more than that one.
-async fn check_bounds(tx: &mut Tx, whose: &Whose<ManageOwnApiKeys>, caller: &SignedIn, key: &ApiKey) -> Result<()> {
+async fn check_bounds(
+    tx: &mut Tx,
+    whose: &Whose<ManageOwnApiKeys>,
+    caller: &SignedIn,
+    key: &ApiKey,
+    now: Timestamp,
+) -> Result<()> {
     let Some(id) = caller.api_key() else { return Ok(()) };
-    let own = keys::find_many(tx.conn().await?, whose, &[id]).await?.pop().ok_or_else(Error::unauthenticated)?;
+    // As it is now: it may have ended since the request was let in.
+    let own = keys::find_many(tx.conn().await?, whose, &[id]).await?.pop();
+    let own = own.filter(|own| own.status(now) == ApiKeyStatus::Active).ok_or_else(Error::unauthenticated)?;
     let ends_in_time = own.expires_at.is_none_or(|last| key.expires_at.is_some_and(|expires| expires <= last));
     let is_limited = limits(&own)
         .iter()

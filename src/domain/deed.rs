@@ -58,15 +58,16 @@ async fn roll_back(tx: Tx) {
 async fn commit(cx: Cx<'_>, tx: Tx, entry: Entry) -> Result<()> {
     let changes_access = entry.changes_access;
     let entry = sign(cx, entry);
-    let sequence = tx.commit(&entry).await.map_err(|error| match error {
+    let committed = tx.commit(&entry).await;
+    // First: who hears of it is looked at as they are now. Though the answer was an error: it may be the answer that was lost.
+    if changes_access {
+        cx.services.authenticator.forget();
+    }
+    let sequence = committed.map_err(|error| match error {
         error @ store::Error::Unavailable(_) => Error::unavailable(error),
         error => Error::internal(error),
     })?;
     cx.record.count();
-    // First: who hears of it is looked at as they are now.
-    if changes_access {
-        cx.services.authenticator.forget();
-    }
     cx.services.commits.publish(Committed {
         organization: entry.organization_id,
         sequence,

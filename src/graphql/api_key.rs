@@ -258,7 +258,7 @@ pub(super) struct CreateApiKeyInput {
     description: Option<String>,
     /// In whose name it acts; the caller where left out. Another user needs `MANAGE_API_KEYS`.
     owner_id: Option<ID>,
-    /// A client that is not archived, for which it is used.
+    /// A client that is not archived, for which it is used. That needs `MANAGE_API_KEYS`.
     client_id: Option<ID>,
     /// What it opens; RELAY alone where left out.
     scopes: Option<Vec<ApiKeyScope>>,

@@ -113,7 +113,7 @@ fn locked(holders: &Mutex<HashMap<Holder, usize>>) -> MutexGuard<'_, HashMap<Hol
 }
 
 /// Who asks over a socket or stream: what it was opened with is looked at again and again.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Asker {
     /// The headers that say who asks, and with which program.
     pub(super) headers: HeaderMap,

@@ -43,7 +43,8 @@ pub(super) async fn observe(
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     // At the level of errors, so that it is there whichever lines are logged.
     let span = tracing::error_span!("request", request_id);
-    let trace = trace_of(&request, &route, &request_id);
+    // Within the other: whatever runs in this one is to be logged with the request's id.
+    let trace = span.in_scope(|| trace_of(&request, &route, &request_id));
     if is_trusted && let Some(Ok(traceparent)) = request.headers().get("traceparent").map(HeaderValue::to_str) {
         follow(&trace, traceparent);
     }

@@ -189,7 +189,10 @@ impl Session {
                     Ok(End::Told) | Err(_) => Ok(()),
                 },
                 _ = ping.tick() => self.ping().await,
-                message = incoming.next() => self.receive(message).await,
+                // What has ended may still wait to be sent: who does not read what came makes no more of it.
+                message = incoming.next(), if self.operations.tasks.len() < 2 * limits.operations => {
+                    self.receive(message).await
+                }
             };
             if let Err(closed) = done {
                 return closed;

@@ -41,7 +41,9 @@ pub(super) fn accept(
         let message = "Pages of this origin may not open a socket: FRONTEND_URL does not name it.";
         return Err(Unexecuted::new(StatusCode::FORBIDDEN, "FORBIDDEN", message));
     }
+    // The library's own 128 KiB to read into would be held by each socket, however little it says.
     let upgrade = upgrade.protocols([PROTOCOL]).max_message_size(MAX_BODY).max_frame_size(MAX_BODY);
+    let upgrade = upgrade.read_buffer_size(8 * 1024);
     if upgrade.selected_protocol().is_none() {
         let message = "The sub-protocol must be graphql-transport-ws.";
         return Err(Unexecuted::new(StatusCode::BAD_REQUEST, "BAD_USER_INPUT", message));

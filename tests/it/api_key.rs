@@ -404,11 +404,14 @@ both_databases! {
         assert_eq!(newest_entry(&admin).await["changes"]["scopes"], json!({ "from": ["RELAY"], "to": ["RELAY", "ADMIN_READ"] }));
     }
 
-    async fn an_archived_client_gets_no_new_keys(app: TestApp) {
+    async fn a_client_gets_keys_from_who_manages_them_until_it_is_archived(app: TestApp) {
         let admin = app.admin().await;
         let of = new_client(&admin, json!({ "name": "Acme" })).await;
         let input = json!({ "name": "K", "clientId": of["id"] });
         create(&admin, input.clone()).await;
+        // For a client, a key takes more than for oneself.
+        assert_eq!(try_create(&app.user("MEMBER").await, input.clone()).await.code(), "FORBIDDEN");
+        create(&app.user("MANAGER").await, input.clone()).await;
         admin.run(&format!("mutation {{ archiveClient(input: {{ id: {} }}) {{ client {{ id }} }} }}", of["id"])).await.data();
         assert_eq!(try_create(&admin, input).await.code(), "CONFLICT");
         assert_eq!(try_create(&admin, json!({ "name": "K", "clientId": "client_00000000000000000000000000" })).await.code(), "NOT_FOUND");

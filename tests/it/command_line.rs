@@ -175,10 +175,13 @@ on_both! {
     }
 
     async fn no_organization_is_made_by_the_way(place: Place) {
-        const COMMANDS: [&[&str]; 3] = [
+        const COMMANDS: [&[&str]; 6] = [
             &["admin", "create", "--email", "second@example.com"],
             &["admin", "reset-password", "--email", "admin@localhost"],
             &["keys", "rotate"],
+            &["audit", "verify"],
+            &["audit", "export"],
+            &["audit", "public-key"],
         ];
         let refused = || {
             for command in COMMANDS {

@@ -458,7 +458,7 @@ async fn streams_of_events_are_answers_that_go_on() {
     let mut stream = stream.begun(&app).await;
     let headers = stream.response.headers();
     assert_eq!(headers["content-type"], "text/event-stream");
-    assert_eq!(headers["cache-control"], "no-cache");
+    assert_eq!(headers["cache-control"], "no-store");
     assert_eq!(headers["x-accel-buffering"], "no");
     assert!(!headers.contains_key("content-encoding"));
     assert_eq!(gauge(&app, "claviger_event_streams_open").await, 1);
