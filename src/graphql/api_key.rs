@@ -1,5 +1,7 @@
 //! API keys in the API.
 
+use std::sync::Arc;
+
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 
 use super::client::Client;
@@ -20,7 +22,7 @@ use crate::model::{self, ClientId, Direction, Timestamp, UserId};
 use crate::store::api_key::{ApiKey as Row, ApiKeyFilter as Filter, ApiKeyOrder as Order};
 
 /// What is known of a key for programs; the key itself is told once, when it is made or regenerated.
-pub(super) struct ApiKey(pub(super) Row);
+pub(super) struct ApiKey(pub(super) Arc<Row>);
 
 /// What an API key opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
@@ -171,6 +173,15 @@ impl ApiKey {
 
 impl Listed for ApiKey {
     type Filter = Filter;
+    type Row = Row;
+
+    fn of(row: Arc<Row>) -> Self {
+        Self(row)
+    }
+
+    fn row(&self) -> &Row {
+        &self.0
+    }
 
     async fn count(ctx: &Context<'_>, filter: &Filter) -> Result<i64> {
         Loaders::of(ctx).api_key_count(filter.clone()).await
@@ -237,7 +248,7 @@ pub(super) async fn of_client(ctx: &Context<'_>, client: ClientId, page: PageArg
     let (order, _, name) = ordered(None);
     let slice = Loaders::of(ctx).api_key_client_page(client, page.page(&name)?).await?;
     let filter = Filter { client_id: Some(client), ..Filter::default() };
-    Ok(Connection::new(slice, &name, filter, |row| order.position(row), ApiKey))
+    Ok(Connection::new(slice, &name, filter, move |row| order.position(row)))
 }
 
 /// A page of the API keys of one user: with those of all users that the query asks for, in one statement.
@@ -246,7 +257,7 @@ pub(super) async fn of_owner(ctx: &Context<'_>, owner: UserId, page: PageArgumen
     let (order, _, name) = ordered(None);
     let slice = Loaders::of(ctx).api_key_owner_page(owner, page.page(&name)?).await?;
     let filter = Filter { owner_id: Some(owner), ..Filter::default() };
-    Ok(Connection::new(slice, &name, filter, |row| order.position(row), ApiKey))
+    Ok(Connection::new(slice, &name, filter, move |row| order.position(row)))
 }
 
 /// A new API key.
@@ -347,7 +358,7 @@ macro_rules! raw_key_payloads {
         impl $name {
             /// As it is now.
             async fn api_key(&self) -> ApiKey {
-                ApiKey(self.api_key.clone())
+                ApiKey(self.api_key.clone().into())
             }
 
             /// The key itself. It is told here and never again.
@@ -444,7 +455,7 @@ impl ApiKeyQuery {
         let (order, direction, name) = ordered(order_by);
         let page = PageArguments { first, after, last, before, offset }.page(&name)?;
         let slice = deeds::page(ctx.cx(), &filter, (order, direction), &page).await?;
-        Ok(Some(Connection::new(slice, &name, filter, |row| order.position(row), ApiKey)))
+        Ok(Some(Connection::new(slice, &name, filter, move |row| order.position(row))))
     }
 
     /// What a raw key is good for when it is used from the address that asks. Asking is no use of it.

@@ -1,5 +1,7 @@
 //! The audit log in the API.
 
+use std::sync::Arc;
+
 use async_graphql::{Context, Enum, ID, InputObject, InputType, Name, Object, Value};
 
 use super::api_key::ApiKey;
@@ -21,7 +23,7 @@ use crate::store::audit_log::{AuditLog as Row, AuditLogFilter as Filter};
 const ORDER: &str = "SEQUENCE";
 
 /// An entry of the audit log: one deed, whatever its outcome.
-pub(super) struct AuditLog(pub(super) Row);
+pub(super) struct AuditLog(pub(super) Arc<Row>);
 
 /// How a deed ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
@@ -234,6 +236,15 @@ fn json(text: Option<&str>) -> Option<Json> {
 
 impl Listed for AuditLog {
     type Filter = Filter;
+    type Row = Row;
+
+    fn of(row: Arc<Row>) -> Self {
+        Self(row)
+    }
+
+    fn row(&self) -> &Row {
+        &self.0
+    }
 
     async fn count(ctx: &Context<'_>, filter: &Filter) -> Result<i64> {
         match &filter.resource_id {
@@ -288,9 +299,9 @@ impl AuditLogFilter {
     }
 }
 
-fn connection(slice: PageSlice<Row>, filter: Filter) -> Connection<AuditLog> {
+fn connection<R: Into<Arc<Row>>>(slice: PageSlice<R>, filter: Filter) -> Connection<AuditLog> {
     let position = |row: &Row| Position { key: SortKey::Number(row.sequence), id: row.id.to_string() };
-    Connection::new(slice, ORDER, filter, position, AuditLog)
+    Connection::new(slice, ORDER, filter, position)
 }
 
 /// A page of the entries on one thing: with those on all things that the query asks for, in one statement.
@@ -367,7 +378,7 @@ impl AuditLogSubscription {
         match domain::audit_log::next(ctx.cx(), &filter, span).await? {
             Some(row) => {
                 feed.deliver(row.sequence);
-                Ok(AuditLog(row))
+                Ok(AuditLog(row.into()))
             }
             None => Err(feed.nothing_until(span)),
         }

@@ -19,7 +19,7 @@ use crate::model::{self, ClaudeAccountId};
 use crate::store::claude_account::{ClaudeAccount as Row, ClaudeAccountFilter as Filter, ClaudeAccountOrder as Order};
 
 /// An account at a Claude upstream: an API key, with what the relay needs to know of it.
-pub(super) struct ClaudeAccount(pub(super) Row);
+pub(super) struct ClaudeAccount(pub(super) Arc<Row>);
 
 /// Whether the relay may use an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
@@ -194,6 +194,15 @@ impl ClaudeAccount {
 
 impl Listed for ClaudeAccount {
     type Filter = Filter;
+    type Row = Row;
+
+    fn of(row: Arc<Row>) -> Self {
+        Self(row)
+    }
+
+    fn row(&self) -> &Row {
+        &self.0
+    }
 
     async fn count(ctx: &Context<'_>, filter: &Filter) -> Result<i64> {
         Ok(deeds::count(ctx.cx(), filter).await?)
@@ -369,7 +378,7 @@ impl ClaudeAccountQuery {
         let operation = ctx.item.node.name.node.to_string();
         // To its end, even if the caller leaves: what was looked at is written down.
         let view = tokio::spawn(async move { deeds::view(caller.cx(&operation), id).await });
-        Ok(view.await.map_err(Error::internal)??.map(ClaudeAccount))
+        Ok(view.await.map_err(Error::internal)??.map(|row| ClaudeAccount(row.into())))
     }
 
     /// The organization's accounts, newest first unless asked otherwise. `search` finds text in the name, the email and the
@@ -399,7 +408,7 @@ impl ClaudeAccountQuery {
         let (order, direction, name) = ordering::<_, Order>(order_by, default);
         let page = PageArguments { first, after, last, before, offset }.page(&name)?;
         let slice = deeds::page(ctx.cx(), &filter, (order, direction), &page).await?;
-        Ok(Some(Connection::new(slice, &name, filter, |row| order.position(row), ClaudeAccount)))
+        Ok(Some(Connection::new(slice, &name, filter, move |row| order.position(row))))
     }
 }
 
@@ -491,7 +500,7 @@ impl ClaudeAccountMutation {
     ) -> Result<Option<TestClaudeAccountPayload>> {
         let (account, probe) = deeds::test(ctx.cx(), account_id(&input.id)?).await?;
         Ok(Some(TestClaudeAccountPayload {
-            claude_account: ClaudeAccount(account),
+            claude_account: ClaudeAccount(account.into()),
             ok: probe.ok,
             status: probe.status.map(i32::from),
             message: probe.message,
@@ -544,7 +553,7 @@ impl ClaudeAccountSubscription {
             after = sequence;
             if feed.is_new(row.id, row.version) {
                 feed.deliver(sequence);
-                return Ok(ClaudeAccount(row));
+                return Ok(ClaudeAccount(row.into()));
             }
         }
         Err(feed.nothing_until((after, until)))

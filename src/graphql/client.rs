@@ -1,5 +1,7 @@
 //! Clients in the API.
 
+use std::sync::Arc;
+
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object};
 
 use super::api_key::{self, ApiKey};
@@ -19,7 +21,7 @@ use crate::model;
 use crate::store::client::{Client as Row, ClientFilter as Filter, ClientOrder as Order};
 
 /// Whom the organization works for.
-pub(super) struct Client(pub(super) Row);
+pub(super) struct Client(pub(super) Arc<Row>);
 
 /// How far one is with a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
@@ -151,6 +153,15 @@ impl Client {
 
 impl Listed for Client {
     type Filter = Filter;
+    type Row = Row;
+
+    fn of(row: Arc<Row>) -> Self {
+        Self(row)
+    }
+
+    fn row(&self) -> &Row {
+        &self.0
+    }
 
     async fn count(ctx: &Context<'_>, filter: &Filter) -> Result<i64> {
         Ok(deeds::count(ctx.cx(), filter).await?)
@@ -306,7 +317,7 @@ impl ClientQuery {
         let (order, direction, name) = ordering::<_, Order>(order_by, default);
         let page = PageArguments { first, after, last, before, offset }.page(&name)?;
         let slice = deeds::page(ctx.cx(), &filter, (order, direction), &page).await?;
-        Ok(Some(Connection::new(slice, &name, filter, |row| order.position(row), Client)))
+        Ok(Some(Connection::new(slice, &name, filter, move |row| order.position(row))))
     }
 }
 

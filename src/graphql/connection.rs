@@ -3,10 +3,12 @@
 use std::borrow::Cow;
 use std::fmt::Debug;
 use std::future::Future;
+use std::sync::Arc;
 
 use async_graphql::{Context, InputObject, Object, ObjectType, SimpleObject, TypeName};
 
 use super::error::Result;
+use super::rows::Rows;
 use crate::domain::{self, Error, FieldError};
 use crate::model::{Cursor, Direction, MAX_PAGE_SIZE, Page, PageSlice, Position, Window};
 
@@ -17,6 +19,14 @@ pub(super) const DEFAULT_PAGE_SIZE: usize = 20;
 pub(super) trait Listed: ObjectType + Sync + 'static {
     /// What the list was filtered by.
     type Filter: Send + Sync;
+    /// What it shows.
+    type Row: Send + Sync + 'static;
+
+    /// The type of a row.
+    fn of(row: Arc<Self::Row>) -> Self;
+
+    /// The row.
+    fn row(&self) -> &Self::Row;
 
     /// How many there are in all: asked for only where `totalCount` is selected.
     fn count(ctx: &Context<'_>, filter: &Self::Filter) -> impl Future<Output = Result<i64>> + Send;
@@ -25,14 +35,29 @@ pub(super) trait Listed: ObjectType + Sync + 'static {
 /// A page of a list.
 pub(super) struct Connection<T: Listed> {
     edges: Vec<Edge<T>>,
-    page_info: PageInfo,
+    has_next: bool,
+    has_previous: bool,
     filter: T::Filter,
 }
 
 /// A row of a page, with its place in the list.
-pub(super) struct Edge<T> {
-    cursor: String,
+pub(super) struct Edge<T: Listed> {
+    order: Arc<Order<T>>,
     node: T,
+}
+
+/// The order of a list: its name in cursors, and where a row stands in it.
+struct Order<T: Listed> {
+    name: String,
+    position: Box<dyn Fn(&T::Row) -> Position + Send + Sync>,
+}
+
+impl<T: Listed> Edge<T> {
+    /// Made for who asks for it: few do.
+    fn encoded(&self) -> String {
+        let position = (self.order.position)(self.node.row());
+        Cursor { order: self.order.name.clone(), position }.encode()
+    }
 }
 
 /// Whether there is more, and where the page begins and ends.
@@ -50,28 +75,16 @@ pub(super) struct PageInfo {
 
 impl<T: Listed> Connection<T> {
     /// A connection of the rows. `position` says where a row stands in the list's order, `order` names that order.
-    pub(super) fn new<R>(
+    pub(super) fn new<R: Into<Arc<T::Row>>>(
         slice: PageSlice<R>,
         order: &str,
         filter: T::Filter,
-        position: impl Fn(&R) -> Position,
-        node: impl Fn(R) -> T,
+        position: impl Fn(&T::Row) -> Position + Send + Sync + 'static,
     ) -> Self {
-        let edges: Vec<_> = slice
-            .rows
-            .into_iter()
-            .map(|row| {
-                let cursor = Cursor { order: order.to_owned(), position: position(&row) }.encode();
-                Edge { cursor, node: node(row) }
-            })
-            .collect();
-        let page_info = PageInfo {
-            has_next_page: slice.has_next,
-            has_previous_page: slice.has_previous,
-            start_cursor: edges.first().map(|edge| edge.cursor.clone()),
-            end_cursor: edges.last().map(|edge| edge.cursor.clone()),
-        };
-        Self { edges, page_info, filter }
+        let order = Arc::new(Order { name: order.to_owned(), position: Box::new(position) });
+        let edge = |row: R| Edge { order: order.clone(), node: T::of(row.into()) };
+        let edges = slice.rows.into_iter().map(edge).collect();
+        Self { edges, has_next: slice.has_next, has_previous: slice.has_previous, filter }
     }
 }
 
@@ -79,23 +92,28 @@ impl<T: Listed> Connection<T> {
 #[Object(name_type)]
 impl<T: Listed> Connection<T> {
     /// The rows with their cursors.
-    async fn edges(&self) -> &[Edge<T>] {
-        &self.edges
+    async fn edges(&self) -> Rows<'_, Edge<T>> {
+        Rows(self.edges.iter().collect())
     }
 
     /// The rows.
-    async fn nodes(&self) -> Vec<&T> {
-        self.edges.iter().map(|edge| &edge.node).collect()
+    async fn nodes(&self) -> Rows<'_, T> {
+        Rows(self.edges.iter().map(|edge| &edge.node).collect())
     }
 
     /// Whether there is more.
-    async fn page_info(&self) -> &PageInfo {
-        &self.page_info
+    async fn page_info(&self) -> PageInfo {
+        PageInfo {
+            has_next_page: self.has_next,
+            has_previous_page: self.has_previous,
+            start_cursor: self.edges.first().map(Edge::encoded),
+            end_cursor: self.edges.last().map(Edge::encoded),
+        }
     }
 
     /// How many rows the whole list has. Counted only where it is selected.
     async fn total_count(&self, ctx: &Context<'_>) -> Result<i32> {
-        let count = T::count(ctx, &self.filter).await?;
+        let count = Box::pin(T::count(ctx, &self.filter)).await?;
         Ok(i32::try_from(count).unwrap_or(i32::MAX))
     }
 }
@@ -110,8 +128,8 @@ impl<T: Listed> TypeName for Connection<T> {
 #[Object(name_type)]
 impl<T: Listed> Edge<T> {
     /// The row's place in the list, to start another page from.
-    async fn cursor(&self) -> &str {
-        &self.cursor
+    async fn cursor(&self) -> String {
+        self.encoded()
     }
 
     /// The row.

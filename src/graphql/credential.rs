@@ -1,5 +1,7 @@
 //! Credentials in the API.
 
+use std::sync::Arc;
+
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 
 use super::client::Client;
@@ -18,7 +20,7 @@ use crate::model::{ClientId, Direction};
 use crate::store::credential::{Credential as Row, CredentialFilter as Filter, CredentialOrder as Order};
 
 /// What is known of a client's secret; the secret itself is shown by `revealCredential` alone.
-pub(super) struct Credential(pub(super) Row);
+pub(super) struct Credential(pub(super) Arc<Row>);
 
 /// What is known of a client's secret; the secret itself is shown by `revealCredential` alone.
 #[Object(serial)]
@@ -92,6 +94,15 @@ impl Credential {
 
 impl Listed for Credential {
     type Filter = Filter;
+    type Row = Row;
+
+    fn of(row: Arc<Row>) -> Self {
+        Self(row)
+    }
+
+    fn row(&self) -> &Row {
+        &self.0
+    }
 
     async fn count(ctx: &Context<'_>, filter: &Filter) -> Result<i64> {
         Loaders::of(ctx).credential_count(filter.clone()).await
@@ -155,7 +166,7 @@ pub(super) async fn of_client(
     let (order, _, name) = ordered(None);
     let slice = Loaders::of(ctx).credential_page(client, page.page(&name)?).await?;
     let filter = Filter { client_id: Some(client), ..Filter::default() };
-    Ok(Connection::new(slice, &name, filter, |row| order.position(row), Credential))
+    Ok(Connection::new(slice, &name, filter, move |row| order.position(row)))
 }
 
 /// A new credential.
@@ -225,7 +236,7 @@ pub(super) struct RevealCredentialPayload {
 impl RevealCredentialPayload {
     /// The credential as it is now.
     async fn credential(&self) -> Credential {
-        Credential(self.credential.clone())
+        Credential(self.credential.clone().into())
     }
 
     /// The secret, to the letter.
@@ -275,7 +286,7 @@ impl CredentialQuery {
         let (order, direction, name) = ordered(order_by);
         let page = PageArguments { first, after, last, before, offset }.page(&name)?;
         let slice = deeds::page(ctx.cx(), &filter, (order, direction), &page).await?;
-        Ok(Some(Connection::new(slice, &name, filter, |row| order.position(row), Credential)))
+        Ok(Some(Connection::new(slice, &name, filter, move |row| order.position(row))))
     }
 }
 

@@ -61,7 +61,7 @@ macro_rules! payloads {
 
         impl From<$row> for $name {
             fn from(row: $row) -> Self {
-                Self { $field: $of(row) }
+                Self { $field: $of(row.into()) }
             }
         }
     )+};

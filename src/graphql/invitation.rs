@@ -74,6 +74,6 @@ impl InvitationMutation {
     ) -> Result<Option<InviteUserPayload>> {
         let input = Invite { email: input.email, full_name: input.full_name, role: input.role.into() };
         let (user, url) = deeds::invite(ctx.cx(), input).await?;
-        Ok(Some(InviteUserPayload { user: User(user), invitation_url: url.expose().to_owned() }))
+        Ok(Some(InviteUserPayload { user: User(user.into()), invitation_url: url.expose().to_owned() }))
     }
 }

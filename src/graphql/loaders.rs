@@ -4,14 +4,20 @@
 //! failure are values, since a batch answers for all of its keys.
 
 use std::collections::HashMap;
-use std::future::Future;
+use std::fmt::Debug;
+use std::future::{Future, poll_fn};
 use std::hash::Hash;
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context as TaskContext, Poll, Wake, Waker};
 
 use async_graphql::Context;
 use dataloader::BatchFn;
 use dataloader::cached::Loader;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
 
 use super::context::Caller;
 use super::error::{Failure, Result};
@@ -31,56 +37,62 @@ use crate::store::task::{Task, TaskFilter, TaskOrder};
 use crate::store::user::User;
 
 type Found<V> = Result<Option<V>>;
-type Cached<R> = Loader<<R as Read>::Key, Found<<R as Read>::Value>, Batch<R>>;
+/// The most keys of one statement: fewer than SQLite binds.
+const MAX_BATCH: usize = 10_000;
+
+/// How often the rows that go on are looked at without any that asks, until a batch is read. More than once, since the library
+/// looks at a few of many rows at a time.
+const QUIET_PASSES: usize = 3;
 
 /// The loaders of one request.
 pub(super) struct Loaders {
     now: Timestamp,
-    organizations: Cached<Organizations>,
-    users: Cached<Users>,
-    users_ever: Cached<UsersEver>,
-    sessions: Cached<Sessions>,
-    claude_accounts: Cached<ClaudeAccounts>,
-    clients: Cached<Clients>,
-    tasks: Cached<Tasks>,
-    task_pages: Cached<TaskPages>,
-    task_counts: Cached<TaskCounts>,
-    audit_logs: Cached<AuditLogs>,
-    audit_log_pages: Cached<AuditLogPages>,
-    audit_log_counts: Cached<AuditLogCounts>,
-    credentials: Cached<Credentials>,
-    credential_pages: Cached<CredentialPages>,
-    credential_counts: Cached<CredentialCounts>,
-    api_keys: Cached<ApiKeys>,
-    api_key_client_pages: Cached<ApiKeyClientPages>,
-    api_key_owner_pages: Cached<ApiKeyOwnerPages>,
-    api_key_counts: Cached<ApiKeyCounts>,
+    organizations: Gathering<Organizations>,
+    users: Gathering<Users>,
+    users_ever: Gathering<UsersEver>,
+    sessions: Gathering<Sessions>,
+    claude_accounts: Gathering<ClaudeAccounts>,
+    clients: Gathering<Clients>,
+    tasks: Gathering<Tasks>,
+    task_pages: Gathering<TaskPages>,
+    task_counts: Gathering<TaskCounts>,
+    audit_logs: Gathering<AuditLogs>,
+    audit_log_pages: Gathering<AuditLogPages>,
+    audit_log_counts: Gathering<AuditLogCounts>,
+    credentials: Gathering<Credentials>,
+    credential_pages: Gathering<CredentialPages>,
+    credential_counts: Gathering<CredentialCounts>,
+    api_keys: Gathering<ApiKeys>,
+    api_key_client_pages: Gathering<ApiKeyClientPages>,
+    api_key_owner_pages: Gathering<ApiKeyOwnerPages>,
+    api_key_counts: Gathering<ApiKeyCounts>,
 }
 
 impl Loaders {
     /// Loaders that read as this caller.
     pub(super) fn new(caller: &Arc<Caller>) -> Self {
+        let asked = Arc::default();
         Self {
             now: caller.services.clock.now(),
-            organizations: Loader::new(Batch::new(caller)),
-            users: Loader::new(Batch::new(caller)),
-            users_ever: Loader::new(Batch::new(caller)),
-            sessions: Loader::new(Batch::new(caller)),
-            claude_accounts: Loader::new(Batch::new(caller)),
-            clients: Loader::new(Batch::new(caller)),
-            tasks: Loader::new(Batch::new(caller)),
-            task_pages: Loader::new(Batch::new(caller)),
-            task_counts: Loader::new(Batch::new(caller)),
-            audit_logs: Loader::new(Batch::new(caller)),
-            audit_log_pages: Loader::new(Batch::new(caller)),
-            audit_log_counts: Loader::new(Batch::new(caller)),
-            credentials: Loader::new(Batch::new(caller)),
-            credential_pages: Loader::new(Batch::new(caller)),
-            credential_counts: Loader::new(Batch::new(caller)),
-            api_keys: Loader::new(Batch::new(caller)),
-            api_key_client_pages: Loader::new(Batch::new(caller)),
-            api_key_owner_pages: Loader::new(Batch::new(caller)),
-            api_key_counts: Loader::new(Batch::new(caller)),
+            organizations: Gathering::new(caller, &asked),
+            users: Gathering::new(caller, &asked),
+            users_ever: Gathering::new(caller, &asked),
+            sessions: Gathering::new(caller, &asked),
+            claude_accounts: Gathering::new(caller, &asked),
+            clients: Gathering::new(caller, &asked),
+            tasks: Gathering::new(caller, &asked),
+            task_pages: Gathering::new(caller, &asked),
+            task_counts: Gathering::new(caller, &asked),
+            audit_logs: Gathering::new(caller, &asked),
+            audit_log_pages: Gathering::new(caller, &asked),
+            audit_log_counts: Gathering::new(caller, &asked),
+            credentials: Gathering::new(caller, &asked),
+            credential_pages: Gathering::new(caller, &asked),
+            credential_counts: Gathering::new(caller, &asked),
+            api_keys: Gathering::new(caller, &asked),
+            api_key_client_pages: Gathering::new(caller, &asked),
+            api_key_owner_pages: Gathering::new(caller, &asked),
+            api_key_counts: Gathering::new(caller, &asked),
         }
     }
 
@@ -91,25 +103,25 @@ impl Loaders {
 
     /// Forgets what was read.
     pub(super) async fn clear(&self) {
-        self.organizations.clear_all().await;
-        self.users.clear_all().await;
-        self.sessions.clear_all().await;
-        self.users_ever.clear_all().await;
-        self.claude_accounts.clear_all().await;
-        self.clients.clear_all().await;
-        self.tasks.clear_all().await;
-        self.task_pages.clear_all().await;
-        self.task_counts.clear_all().await;
-        self.audit_logs.clear_all().await;
-        self.audit_log_pages.clear_all().await;
-        self.audit_log_counts.clear_all().await;
-        self.credentials.clear_all().await;
-        self.credential_pages.clear_all().await;
-        self.credential_counts.clear_all().await;
-        self.api_keys.clear_all().await;
-        self.api_key_client_pages.clear_all().await;
-        self.api_key_owner_pages.clear_all().await;
-        self.api_key_counts.clear_all().await;
+        self.organizations.loader.clear_all().await;
+        self.users.loader.clear_all().await;
+        self.sessions.loader.clear_all().await;
+        self.users_ever.loader.clear_all().await;
+        self.claude_accounts.loader.clear_all().await;
+        self.clients.loader.clear_all().await;
+        self.tasks.loader.clear_all().await;
+        self.task_pages.loader.clear_all().await;
+        self.task_counts.loader.clear_all().await;
+        self.audit_logs.loader.clear_all().await;
+        self.audit_log_pages.loader.clear_all().await;
+        self.audit_log_counts.loader.clear_all().await;
+        self.credentials.loader.clear_all().await;
+        self.credential_pages.loader.clear_all().await;
+        self.credential_counts.loader.clear_all().await;
+        self.api_keys.loader.clear_all().await;
+        self.api_key_client_pages.loader.clear_all().await;
+        self.api_key_owner_pages.loader.clear_all().await;
+        self.api_key_counts.loader.clear_all().await;
     }
 
     /// The time that a whole request is answered for: lists that are asked for together are of one moment.
@@ -118,42 +130,42 @@ impl Loaders {
     }
 
     /// The caller's organization, by its id.
-    pub(super) async fn organization(&self, id: OrganizationId) -> Found<Organization> {
+    pub(super) async fn organization(&self, id: OrganizationId) -> Found<Arc<Organization>> {
         self.organizations.load(id).await
     }
 
     /// One of the caller's sessions that is alive.
-    pub(super) async fn session(&self, id: SessionId) -> Found<Session> {
+    pub(super) async fn session(&self, id: SessionId) -> Found<Arc<Session>> {
         self.sessions.load(id).await
     }
 
     /// A user of the caller's organization.
-    pub(super) async fn user(&self, id: UserId) -> Found<User> {
+    pub(super) async fn user(&self, id: UserId) -> Found<Arc<User>> {
         self.users.load(id).await
     }
 
     /// A user of the caller's organization, deleted or not: for what remembers who it was.
-    pub(super) async fn user_ever(&self, id: UserId) -> Found<User> {
+    pub(super) async fn user_ever(&self, id: UserId) -> Found<Arc<User>> {
         self.users_ever.load(id).await
     }
 
     /// A Claude account of the caller's organization.
-    pub(super) async fn claude_account(&self, id: ClaudeAccountId) -> Found<ClaudeAccount> {
+    pub(super) async fn claude_account(&self, id: ClaudeAccountId) -> Found<Arc<ClaudeAccount>> {
         self.claude_accounts.load(id).await
     }
 
     /// A client of the caller's organization.
-    pub(super) async fn client(&self, id: ClientId) -> Found<Client> {
+    pub(super) async fn client(&self, id: ClientId) -> Found<Arc<Client>> {
         self.clients.load(id).await
     }
 
     /// A task of the caller's organization.
-    pub(super) async fn task(&self, id: TaskId) -> Found<Task> {
+    pub(super) async fn task(&self, id: TaskId) -> Found<Arc<Task>> {
         self.tasks.load(id).await
     }
 
     /// A page of a client's tasks.
-    pub(super) async fn task_page(&self, key: TaskPage) -> Result<PageSlice<Task>> {
+    pub(super) async fn task_page(&self, key: TaskPage) -> Result<PageSlice<Arc<Task>>> {
         let page = key.page.clone();
         Ok(self.task_pages.load(key).await?.unwrap_or_else(|| page.slice(Vec::new())))
     }
@@ -164,12 +176,12 @@ impl Loaders {
     }
 
     /// An entry of the organization's audit log.
-    pub(super) async fn audit_log(&self, id: AuditLogId) -> Found<AuditLog> {
+    pub(super) async fn audit_log(&self, id: AuditLogId) -> Found<Arc<AuditLog>> {
         self.audit_logs.load(id).await
     }
 
     /// A page of the entries on one resource.
-    pub(super) async fn audit_log_page(&self, resource: String, page: Page) -> Result<PageSlice<AuditLog>> {
+    pub(super) async fn audit_log_page(&self, resource: String, page: Page) -> Result<PageSlice<Arc<AuditLog>>> {
         let key = (resource, page);
         let empty = key.1.slice(Vec::new());
         Ok(self.audit_log_pages.load(key).await?.unwrap_or(empty))
@@ -181,12 +193,12 @@ impl Loaders {
     }
 
     /// A credential of the caller's organization.
-    pub(super) async fn credential(&self, id: CredentialId) -> Found<Credential> {
+    pub(super) async fn credential(&self, id: CredentialId) -> Found<Arc<Credential>> {
         self.credentials.load(id).await
     }
 
     /// A page of a client's credentials, newest first.
-    pub(super) async fn credential_page(&self, client: ClientId, page: Page) -> Result<PageSlice<Credential>> {
+    pub(super) async fn credential_page(&self, client: ClientId, page: Page) -> Result<PageSlice<Arc<Credential>>> {
         let found = self.credential_pages.load((client, page.clone())).await?;
         Ok(found.unwrap_or_else(|| page.slice(Vec::new())))
     }
@@ -197,18 +209,18 @@ impl Loaders {
     }
 
     /// An API key that the caller may see.
-    pub(super) async fn api_key(&self, id: ApiKeyId) -> Found<ApiKey> {
+    pub(super) async fn api_key(&self, id: ApiKeyId) -> Found<Arc<ApiKey>> {
         self.api_keys.load(id).await
     }
 
     /// A page of the API keys for a client, newest first.
-    pub(super) async fn api_key_client_page(&self, client: ClientId, page: Page) -> Result<PageSlice<ApiKey>> {
+    pub(super) async fn api_key_client_page(&self, client: ClientId, page: Page) -> Result<PageSlice<Arc<ApiKey>>> {
         let found = self.api_key_client_pages.load((client, page.clone())).await?;
         Ok(found.unwrap_or_else(|| page.slice(Vec::new())))
     }
 
     /// A page of a user's API keys, newest first.
-    pub(super) async fn api_key_owner_page(&self, owner: UserId, page: Page) -> Result<PageSlice<ApiKey>> {
+    pub(super) async fn api_key_owner_page(&self, owner: UserId, page: Page) -> Result<PageSlice<Arc<ApiKey>>> {
         let found = self.api_key_owner_pages.load((owner, page.clone())).await?;
         Ok(found.unwrap_or_else(|| page.slice(Vec::new())))
     }
@@ -220,9 +232,9 @@ impl Loaders {
 }
 
 /// What a batch reads: the values of its keys; a key without one is left out.
-trait Read {
-    type Key: Clone + Eq + Hash + Send + Sync;
-    type Value: Clone + Send;
+trait Read: 'static {
+    type Key: Clone + Debug + Eq + Hash + Send + Sync + 'static;
+    type Value: Clone + Send + Sync + 'static;
 
     fn read(
         cx: Cx<'_>,
@@ -233,12 +245,6 @@ trait Read {
 struct Batch<R> {
     caller: Arc<Caller>,
     of: PhantomData<fn() -> R>,
-}
-
-impl<R> Batch<R> {
-    fn new(caller: &Arc<Caller>) -> Self {
-        Self { caller: caller.clone(), of: PhantomData }
-    }
 }
 
 impl<R: Read> BatchFn<R::Key, Found<R::Value>> for Batch<R> {
@@ -253,6 +259,100 @@ impl<R: Read> BatchFn<R::Key, Found<R::Value>> for Batch<R> {
     }
 }
 
+/// A loader, and the keys that are gathered for its next batch.
+///
+/// Left alone, the loader holds its lock while it reads. Whoever waits for it then goes on one after the other, and the first of
+/// them would begin the next batch before the last has asked. Here all wait for one reading, and hear of its end at once.
+struct Gathering<R: Read> {
+    loader: Loader<R::Key, Found<R::Value>, Batch<R>>,
+    next: Arc<Mutex<Option<Next<R>>>>,
+    /// How often the loaders of the request were asked.
+    asked: Arc<AtomicUsize>,
+}
+
+struct Next<R: Read> {
+    keys: Vec<R::Key>,
+    reading: Reading<R>,
+}
+
+/// Whoever waits for it drives it on: one who gives up takes nothing from the others.
+struct Reading<R: Read>(Shared<BoxFuture<'static, Arc<HashMap<R::Key, Found<R::Value>>>>>);
+
+impl<R: Read> Gathering<R> {
+    fn new(caller: &Arc<Caller>, asked: &Arc<AtomicUsize>) -> Self {
+        let batch = Batch { caller: caller.clone(), of: PhantomData };
+        let loader = Loader::new(batch).with_yield_count(0).with_max_batch_size(MAX_BATCH);
+        Self { loader, next: Arc::default(), asked: asked.clone() }
+    }
+
+    async fn load(&self, key: R::Key) -> Found<R::Value> {
+        let Reading(reading) = self.ask(key.clone());
+        reading.await.get(&key).cloned().unwrap_or(Ok(None))
+    }
+
+    fn ask(&self, key: R::Key) -> Reading<R> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let mut next = locked(&self.next);
+        let next = next.get_or_insert_with(|| {
+            // Not held by what it holds.
+            let (loader, next) = (self.loader.clone(), Arc::downgrade(&self.next));
+            let asked = self.asked.clone();
+            let read = async move {
+                // Not before all rows that go on have asked for what they need, of this loader or another.
+                let mut quiet = 0;
+                while quiet < QUIET_PASSES {
+                    let before = asked.load(Ordering::Relaxed);
+                    pass().await;
+                    quiet = if asked.load(Ordering::Relaxed) == before { quiet + 1 } else { 0 };
+                }
+                let keys = next.upgrade().and_then(|next| Some(locked(&next).take()?.keys)).unwrap_or_default();
+                Arc::new(loader.load_many(keys).await)
+            };
+            Next { keys: Vec::new(), reading: Reading(read.boxed().shared()) }
+        });
+        next.keys.push(key);
+        Reading(next.reading.0.clone())
+    }
+}
+
+/// Waits until the task has been left and come back to, by which all that goes on in it has been looked at.
+///
+/// Yielding alone is over as soon as it is polled again, which those who wait for several things do at any time.
+async fn pass() {
+    let mut back: Option<Arc<Back>> = None;
+    let mut leaving = pin!(tokio::task::yield_now());
+    poll_fn(|cx| match &back {
+        Some(back) if back.has_come.load(Ordering::Relaxed) => Poll::Ready(()),
+        Some(_) => Poll::Pending,
+        None => {
+            let new = Arc::new(Back { has_come: AtomicBool::new(false), waker: cx.waker().clone() });
+            // Asked to wake, it does so when the task has been left.
+            let is_left = leaving.as_mut().poll(&mut TaskContext::from_waker(&new.clone().into()));
+            debug_assert!(is_left.is_pending());
+            back = Some(new);
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
+struct Back {
+    has_come: AtomicBool,
+    waker: Waker,
+}
+
+impl Wake for Back {
+    fn wake(self: Arc<Self>) {
+        self.has_come.store(true, Ordering::Relaxed);
+        self.waker.wake_by_ref();
+    }
+}
+
+fn locked<R: Read>(next: &Mutex<Option<Next<R>>>) -> MutexGuard<'_, Option<Next<R>>> {
+    // Nothing in it can panic half-way.
+    next.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Loaders of one noun by its ids.
 macro_rules! by_id {
     ($($loader:ident: $id:ident => $row:ident by $module:ident),+ $(,)?) => {$(
@@ -260,11 +360,11 @@ macro_rules! by_id {
 
         impl Read for $loader {
             type Key = $id;
-            type Value = $row;
+            type Value = Arc<$row>;
 
-            async fn read(cx: Cx<'_>, ids: &[$id]) -> domain::Result<HashMap<$id, $row>> {
+            async fn read(cx: Cx<'_>, ids: &[$id]) -> domain::Result<HashMap<$id, Arc<$row>>> {
                 let rows = domain::$module::find_many(cx, ids).await?;
-                Ok(rows.into_iter().map(|row| (row.id, row)).collect())
+                Ok(rows.into_iter().map(|row| (row.id, Arc::new(row))).collect())
             }
         }
     )+};
@@ -296,15 +396,15 @@ enum TaskPages {}
 
 impl Read for TaskPages {
     type Key = TaskPage;
-    type Value = PageSlice<Task>;
+    type Value = PageSlice<Arc<Task>>;
 
-    async fn read(cx: Cx<'_>, keys: &[TaskPage]) -> domain::Result<HashMap<TaskPage, PageSlice<Task>>> {
+    async fn read(cx: Cx<'_>, keys: &[TaskPage]) -> domain::Result<HashMap<TaskPage, PageSlice<Arc<Task>>>> {
         let mut found = HashMap::new();
         let alike = |key: &TaskPage| (key.filter.clone(), key.order, key.direction, key.page.clone());
         for ((filter, order, direction, page), clients) in grouped(keys, alike, |key| key.client) {
             let pages = domain::task::pages(cx, &clients, &filter, (order, direction), &page).await?;
             found.extend(pages.into_iter().map(|(client, slice)| {
-                (TaskPage { client, filter: filter.clone(), order, direction, page: page.clone() }, slice)
+                (TaskPage { client, filter: filter.clone(), order, direction, page: page.clone() }, slice.shared())
             }));
         }
         Ok(found)
@@ -315,11 +415,11 @@ enum UsersEver {}
 
 impl Read for UsersEver {
     type Key = UserId;
-    type Value = User;
+    type Value = Arc<User>;
 
-    async fn read(cx: Cx<'_>, ids: &[UserId]) -> domain::Result<HashMap<UserId, User>> {
+    async fn read(cx: Cx<'_>, ids: &[UserId]) -> domain::Result<HashMap<UserId, Arc<User>>> {
         let rows = domain::user::find_many_ever(cx, ids).await?;
-        Ok(rows.into_iter().map(|row| (row.id, row)).collect())
+        Ok(rows.into_iter().map(|row| (row.id, Arc::new(row))).collect())
     }
 }
 
@@ -361,13 +461,13 @@ enum AuditLogPages {}
 
 impl Read for AuditLogPages {
     type Key = (String, Page);
-    type Value = PageSlice<AuditLog>;
+    type Value = PageSlice<Arc<AuditLog>>;
 
     async fn read(cx: Cx<'_>, keys: &[Self::Key]) -> domain::Result<HashMap<Self::Key, Self::Value>> {
         let mut found = HashMap::new();
         for (page, resources) in grouped(keys, |(_, page)| page.clone(), |(resource, _)| resource.clone()) {
             let pages = domain::audit_log::pages(cx, &resources, &page).await?;
-            found.extend(pages.into_iter().map(|(resource, slice)| ((resource, page.clone()), slice)));
+            found.extend(pages.into_iter().map(|(resource, slice)| ((resource, page.clone()), slice.shared())));
         }
         Ok(found)
     }
@@ -377,13 +477,13 @@ enum CredentialPages {}
 
 impl Read for CredentialPages {
     type Key = (ClientId, Page);
-    type Value = PageSlice<Credential>;
+    type Value = PageSlice<Arc<Credential>>;
 
     async fn read(cx: Cx<'_>, keys: &[Self::Key]) -> domain::Result<HashMap<Self::Key, Self::Value>> {
         let mut found = HashMap::new();
         for (page, clients) in grouped(keys, |(_, page)| page.clone(), |(client, _)| *client) {
             let pages = domain::credential::pages(cx, &clients, &page).await?;
-            found.extend(pages.into_iter().map(|(client, slice)| ((client, page.clone()), slice)));
+            found.extend(pages.into_iter().map(|(client, slice)| ((client, page.clone()), slice.shared())));
         }
         Ok(found)
     }
@@ -396,13 +496,13 @@ macro_rules! api_key_pages {
 
         impl Read for $loader {
             type Key = ($parent, Page);
-            type Value = PageSlice<ApiKey>;
+            type Value = PageSlice<Arc<ApiKey>>;
 
             async fn read(cx: Cx<'_>, keys: &[Self::Key]) -> domain::Result<HashMap<Self::Key, Self::Value>> {
                 let mut found = HashMap::new();
                 for (page, parents) in grouped(keys, |(_, page)| page.clone(), |(parent, _)| *parent) {
                     let pages = domain::api_key::$read(cx, &parents, &page).await?;
-                    found.extend(pages.into_iter().map(|(parent, slice)| ((parent, page.clone()), slice)));
+                    found.extend(pages.into_iter().map(|(parent, slice)| ((parent, page.clone()), slice.shared())));
                 }
                 Ok(found)
             }

@@ -15,6 +15,7 @@ mod schema;
 
 pub mod collected;
 pub mod response;
+mod rows;
 pub mod schema_types;
 pub mod variables;
 pub mod walls;

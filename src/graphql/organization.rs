@@ -1,5 +1,7 @@
 //! The organization in the API.
 
+use std::sync::Arc;
+
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 
 use super::context::ContextExt;
@@ -11,7 +13,7 @@ use crate::domain::organization::{self as deeds, Update};
 use crate::store::organization::Organization as Row;
 
 /// The tenant: all else belongs to one.
-pub(super) struct Organization(pub(super) Row);
+pub(super) struct Organization(pub(super) Arc<Row>);
 
 /// What an organization has booked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
@@ -66,7 +68,7 @@ pub(super) struct OrganizationQuery;
 impl OrganizationQuery {
     /// The organization that the caller belongs to.
     async fn organization(&self, ctx: &Context<'_>) -> Result<Option<Organization>> {
-        Ok(deeds::find(ctx.cx()).await?.map(Organization))
+        Ok(deeds::find(ctx.cx()).await?.map(|row| Organization(row.into())))
     }
 }
 
@@ -103,7 +105,7 @@ impl OrganizationMutation {
         #[graphql(desc = "The changes.")] input: UpdateOrganizationInput,
     ) -> Result<Option<UpdateOrganizationPayload>> {
         let input = Update { name: patch(input.name, |text| text), settings: patch(input.settings, |json| json.0) };
-        let organization = Organization(deeds::update(ctx.cx(), input).await?);
+        let organization = Organization(deeds::update(ctx.cx(), input).await?.into());
         Ok(Some(UpdateOrganizationPayload { organization }))
     }
 }

@@ -1,5 +1,7 @@
 //! Signing in, refreshing and signing out in the API.
 
+use std::sync::Arc;
+
 use async_graphql::{Context, ID, InputObject, Object, OneofObject, SimpleObject};
 
 use super::context::ContextExt;
@@ -14,7 +16,7 @@ use crate::store::session::Session as Row;
 
 /// One sign-in on one device.
 pub(super) struct Session {
-    pub(super) row: Row,
+    pub(super) row: Arc<Row>,
     pub(super) current: Option<SessionId>,
 }
 

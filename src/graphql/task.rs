@@ -1,5 +1,7 @@
 //! Tasks in the API.
 
+use std::sync::Arc;
+
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 
 use super::client::Client;
@@ -17,7 +19,7 @@ use crate::model::{self, ClientId, Direction, Timestamp};
 use crate::store::task::{Task as Row, TaskFilter as Filter, TaskOrder as Order};
 
 /// Something to do for a client.
-pub(super) struct Task(pub(super) Row);
+pub(super) struct Task(pub(super) Arc<Row>);
 
 /// How far a task is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
@@ -121,6 +123,15 @@ impl Task {
 
 impl Listed for Task {
     type Filter = Filter;
+    type Row = Row;
+
+    fn of(row: Arc<Row>) -> Self {
+        Self(row)
+    }
+
+    fn row(&self) -> &Row {
+        &self.0
+    }
 
     async fn count(ctx: &Context<'_>, filter: &Filter) -> Result<i64> {
         Loaders::of(ctx).task_count(filter.clone()).await
@@ -213,7 +224,7 @@ pub(super) async fn of_client(
     // Nothing passes both this client and another.
     filter.status = if is_of_another { Some(Vec::new()) } else { filter.status };
     filter.client_id = Some(client);
-    Ok(Connection::new(slice, &name, filter, |row| order.position(row), Task))
+    Ok(Connection::new(slice, &name, filter, move |row| order.position(row)))
 }
 
 /// A new task.
@@ -306,7 +317,7 @@ impl TaskQuery {
         let (order, direction, name) = ordered(order_by);
         let page = PageArguments { first, after, last, before, offset }.page(&name)?;
         let slice = deeds::page(ctx.cx(), &filter, (order, direction), &page).await?;
-        Ok(Some(Connection::new(slice, &name, filter, |row| order.position(row), Task)))
+        Ok(Some(Connection::new(slice, &name, filter, move |row| order.position(row))))
     }
 }
 

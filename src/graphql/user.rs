@@ -1,5 +1,7 @@
 //! Users in the API.
 
+use std::sync::Arc;
+
 use async_graphql::{Context, Enum, ID, InputObject, MaybeUndefined, Object, SimpleObject};
 
 use super::api_key::{self, ApiKey};
@@ -15,7 +17,7 @@ use crate::model::{self, UserId};
 use crate::store::user::{User as Row, UserFilter as Filter, UserOrder as Order};
 
 /// A person who belongs to the organization.
-pub(super) struct User(pub(super) Row);
+pub(super) struct User(pub(super) Arc<Row>);
 
 /// Whether a user may sign in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
@@ -113,6 +115,15 @@ impl User {
 
 impl Listed for User {
     type Filter = Filter;
+    type Row = Row;
+
+    fn of(row: Arc<Row>) -> Self {
+        Self(row)
+    }
+
+    fn row(&self) -> &Row {
+        &self.0
+    }
 
     async fn count(ctx: &Context<'_>, filter: &Filter) -> Result<i64> {
         Ok(deeds::count(ctx.cx(), filter).await?)
@@ -235,7 +246,7 @@ impl UserQuery {
         let name = format!("User {name}");
         let page = PageArguments { first, after, last, before, offset }.page(&name)?;
         let slice = deeds::page(ctx.cx(), &filter, (order, direction), &page).await?;
-        Ok(Some(Connection::new(slice, &name, filter, |row| order.position(row), User)))
+        Ok(Some(Connection::new(slice, &name, filter, move |row| order.position(row))))
     }
 }
 
@@ -262,7 +273,7 @@ impl UserMutation {
             status: patch(input.status, Into::into),
             expected_version: input.expected_version,
         };
-        Ok(Some(UpdateUserPayload { user: User(deeds::update(ctx.cx(), id, input).await?) }))
+        Ok(Some(UpdateUserPayload { user: User(deeds::update(ctx.cx(), id, input).await?.into()) }))
     }
 
     /// Deletes a user, who is signed out everywhere. The address is free again, and the audit log still knows the name. Neither

@@ -34,18 +34,18 @@ impl Viewer {
     /// The user; of an API key, its owner.
     async fn user(&self, ctx: &Context<'_>) -> Result<User> {
         let user = domain::user::of_viewer(self.cx(ctx)).await?;
-        Ok(User(user.ok_or_else(Error::unauthenticated)?))
+        Ok(User(user.ok_or_else(Error::unauthenticated)?.into()))
     }
 
     /// The API key that the request is made with; null where somebody has signed in.
     async fn api_key(&self, ctx: &Context<'_>) -> Result<Option<ApiKey>> {
-        Ok(domain::api_key::of_viewer(self.cx(ctx)).await?.map(ApiKey))
+        Ok(domain::api_key::of_viewer(self.cx(ctx)).await?.map(|row| ApiKey(row.into())))
     }
 
     /// The user's organization.
     async fn organization(&self, ctx: &Context<'_>) -> Result<Organization> {
         let organization = domain::organization::of_viewer(self.cx(ctx)).await?;
-        Ok(Organization(organization.ok_or_else(Error::unauthenticated)?))
+        Ok(Organization(organization.ok_or_else(Error::unauthenticated)?.into()))
     }
 
     /// The user's role, as it is now; of an API key, what it acts with of it.
@@ -62,7 +62,7 @@ impl Viewer {
     async fn sessions(&self, ctx: &Context<'_>) -> Result<Vec<Session>> {
         let current = self.signed_in()?.session();
         let rows = domain::session::of_viewer(self.cx(ctx)).await?;
-        Ok(rows.into_iter().map(|row| Session { row, current }).collect())
+        Ok(rows.into_iter().map(|row| Session { row: row.into(), current }).collect())
     }
 }
 

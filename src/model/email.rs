@@ -33,7 +33,8 @@ impl FromStr for Email {
     type Err = InvalidEmail;
 
     fn from_str(text: &str) -> Result<Self, InvalidEmail> {
-        let normalized: String = text.trim().to_lowercase().nfc().collect();
+        let lower = text.trim().to_lowercase();
+        let normalized = if lower.is_ascii() { lower } else { lower.nfc().collect() };
         // `admin@localhost` is an address: the first administrator's where nothing else is set.
         let options = Options::default().without_display_text().without_domain_literal();
         let is_clear = !normalized.contains(is_invisible);

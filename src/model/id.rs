@@ -84,6 +84,17 @@ pub type AuditLogId = Id<kind::AuditLog>;
 pub struct InvalidId;
 
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+/// The place of each byte in the alphabet.
+const DIGITS: [u8; 256] = {
+    let mut digits = [NO_DIGIT; 256];
+    let mut place = 0;
+    while place < ALPHABET.len() {
+        digits[ALPHABET[place] as usize] = place as u8;
+        place += 1;
+    }
+    digits
+};
+const NO_DIGIT: u8 = u8::MAX;
 /// 26 characters of 5 bits hold 128 bits; the first carries 3.
 const BODY_LENGTH: usize = 26;
 
@@ -120,8 +131,11 @@ impl<K: Kind> FromStr for Id<K> {
         }
         let mut bits = 0_u128;
         for character in body.bytes() {
-            let digit = ALPHABET.iter().position(|c| *c == character).ok_or(InvalidId)?;
-            bits = bits << 5 | digit as u128;
+            let digit = DIGITS[usize::from(character)];
+            if digit == NO_DIGIT {
+                return Err(InvalidId);
+            }
+            bits = bits << 5 | u128::from(digit);
         }
         Ok(Self(Uuid::from_u128(bits), PhantomData))
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -159,4 +160,13 @@ pub struct PageSlice<T> {
     pub has_previous: bool,
     /// Whether rows stand after them.
     pub has_next: bool,
+}
+
+impl<T> PageSlice<T> {
+    /// The same, of rows that several may hold.
+    #[must_use]
+    pub fn shared(self) -> PageSlice<Arc<T>> {
+        let Self { rows, has_previous, has_next } = self;
+        PageSlice { rows: rows.into_iter().map(Arc::new).collect(), has_previous, has_next }
+    }
 }

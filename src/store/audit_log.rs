@@ -11,7 +11,8 @@ use super::bulk::insert_all;
 use super::error::Result;
 use super::fields::{askable, distinct};
 use super::locks::first_locked;
-use super::page::{Ranked, is_ascending, keyset, ranked};
+use super::page::{bounded, is_ascending, keyset};
+use super::ranked::ranked;
 use super::tables::{audit_heads, audit_logs};
 use super::tx::Tx;
 use crate::crypto::sha256;
@@ -358,11 +359,12 @@ macro_rules! listed {
         keyset!(query, $page, Direction::Descending, audit_logs::sequence, audit_logs::id, i64);
         // No two entries of a log have one sequence. With the id behind it, only the index by sequence would be in this order,
         // and SQLite would walk all of it for the entries of one user.
-        if is_ascending($page, Direction::Descending) {
+        let query = if is_ascending($page, Direction::Descending) {
             query.order(audit_logs::sequence.asc())
         } else {
             query.order(audit_logs::sequence.desc())
-        }
+        };
+        bounded(query, $page)
     }};
 }
 
@@ -392,11 +394,11 @@ pub async fn pages(
 ) -> Result<HashMap<String, PageSlice<AuditLog>>> {
     use audit_logs as t;
     let rows: Vec<(AuditLog, i64)> = on_conn!(conn, |c: Backend| {
-        let query = t::table
-            .filter(t::organization_id.eq(permit.organization()).and(t::resource_id.eq_any(resources)))
-            .into_boxed::<Backend>();
+        let query = t::table.filter(t::organization_id.eq(permit.organization())).into_boxed::<Backend>();
         let row = AuditLog::as_select();
-        ranked!(query, row, page, Direction::Descending, t::resource_id, t::sequence, t::id, i64).load(c).await?
+        ranked!(query, row, page, Direction::Descending, t::resource_id => resources, t::sequence, t::id, i64)
+            .load(c)
+            .await?
     });
     let rows = rows.into_iter().filter_map(|(entry, _)| Some((entry.resource_id.clone()?, entry)));
     Ok(page.slices(resources, rows))

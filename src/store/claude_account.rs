@@ -7,7 +7,7 @@ use super::backend::{Conn, on_conn};
 use super::error::{Error, Result};
 use super::fields::{distinct, fold};
 use super::locks::first_locked;
-use super::page::keyset;
+use super::page::{bounded, keyset};
 use super::search::searched;
 use super::tables::claude_accounts;
 use super::tx::Tx;
@@ -170,7 +170,7 @@ pub async fn page(
             ClaudeAccountOrder::CurrentUsage => keyset!(query, page, direction, t::current_usage, t::id, i64),
             ClaudeAccountOrder::Priority => keyset!(query, page, direction, t::priority, t::id, i32),
         }
-        query.load(c).await?
+        bounded(query, page).load(c).await?
     });
     Ok(page.slice(rows))
 }

@@ -8,7 +8,7 @@ use super::bulk::insert_all;
 use super::error::{Error, Result};
 use super::fields::{distinct, fold};
 use super::locks::first_locked;
-use super::page::keyset;
+use super::page::{bounded, keyset};
 use super::search::searched;
 use super::tables::clients;
 use super::tx::Tx;
@@ -164,7 +164,7 @@ pub async fn page(
             ClientOrder::Name => keyset!(query, page, direction, t::name_folded, t::id, String),
             ClientOrder::Company => keyset!(query, page, direction, t::company_folded, t::id, String),
         }
-        query.load(c).await?
+        bounded(query, page).load(c).await?
     });
     Ok(page.slice(rows))
 }

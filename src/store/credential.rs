@@ -9,7 +9,8 @@ use super::backend::{Conn, on_conn};
 use super::error::{Error, Result};
 use super::fields::{askable, fold};
 use super::locks::first_locked;
-use super::page::{Ranked, keyset, ranked};
+use super::page::{bounded, keyset};
+use super::ranked::ranked;
 use super::search::searched;
 use super::tables::{credential_secrets, credentials};
 use super::tx::Tx;
@@ -175,7 +176,7 @@ pub async fn page(
             CredentialOrder::Label => keyset!(query, page, direction, t::label_folded, t::id, String),
             CredentialOrder::LastAccessedAt => keyset!(query, page, direction, t::last_accessed_sort, t::id, Timestamp),
         }
-        query.load(c).await?
+        bounded(query, page).load(c).await?
     });
     Ok(page.slice(rows))
 }
@@ -194,9 +195,11 @@ pub async fn pages(
     let all = CredentialFilter::default();
     let search = searched!(conn, credentials, all);
     let rows: Vec<(Credential, i64)> = on_conn!(conn, |c: Backend| {
-        let query = filtered!(Backend, permit, &all, search).filter(t::client_id.eq_any(clients));
+        let query = filtered!(Backend, permit, &all, search);
         let row = Credential::as_select();
-        ranked!(query, row, page, Direction::Descending, t::client_id, t::created_at, t::id, Timestamp).load(c).await?
+        ranked!(query, row, page, Direction::Descending, t::client_id => clients, t::created_at, t::id, Timestamp)
+            .load(c)
+            .await?
     });
     Ok(page.slices(clients, rows.into_iter().map(|(credential, _)| (credential.client_id, credential))))
 }

@@ -94,17 +94,31 @@ where
     }
 }
 
+/// A database of which text is read where it lies: most of what is read is parsed, and needs no copy.
+pub(super) trait ReadText: Backend {
+    fn read_text<T>(value: Self::RawValue<'_>, read: impl FnOnce(&str) -> T) -> deserialize::Result<T>;
+}
+
+impl ReadText for Pg {
+    fn read_text<T>(value: Self::RawValue<'_>, read: impl FnOnce(&str) -> T) -> deserialize::Result<T> {
+        Ok(read(std::str::from_utf8(value.as_bytes())?))
+    }
+}
+
+impl ReadText for Sqlite {
+    fn read_text<T>(mut value: Self::RawValue<'_>, read: impl FnOnce(&str) -> T) -> deserialize::Result<T> {
+        Ok(read(value.read_text()))
+    }
+}
+
 /// Keeps a type of `model` as text, by a function to text and `FromStr`.
 macro_rules! text_fields {
     ($([$($generics:tt)*] $field:ty: |$value:ident| $text:expr;)+) => {$(
-        impl<$($generics)* DB: Backend> FromSql<Text, DB> for $field
-        where
-            String: FromSql<Text, DB>,
-        {
+        impl<$($generics)* DB: ReadText> FromSql<Text, DB> for $field {
             fn from_sql(value: DB::RawValue<'_>) -> deserialize::Result<Self> {
-                let text = String::from_sql(value)?;
                 // Without the text: it may be long, and it may be what its owner would not have in the log.
-                text.parse().map_err(|error| format!("the stored {}: {error}", stringify!($field)).into())
+                DB::read_text(value, |text| text.parse::<Self>())?
+                    .map_err(|error| format!("the stored {}: {error}", stringify!($field)).into())
             }
         }
 

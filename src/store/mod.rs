@@ -14,6 +14,7 @@ mod locks;
 mod migrations;
 mod page;
 mod postgres_url;
+mod ranked;
 mod search;
 mod statements;
 mod tables;

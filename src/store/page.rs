@@ -3,7 +3,8 @@
 use diesel::backend::Backend;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::result::QueryResult;
-use diesel::sql_types::BigInt;
+use diesel::serialize::ToSql;
+use diesel::sql_types::{BigInt, HasSqlType};
 
 use super::error::{Error, Result};
 use crate::model::{Direction, Page, SortKey, Timestamp};
@@ -45,8 +46,7 @@ impl FromSortKey for Timestamp {
     }
 }
 
-/// Orders a boxed query by `$column` and then `$id`, starts it at the page's position and bounds it.
-/// `$value` is the column's type in a cursor. The first of the two filters is what lets the index find the place.
+/// Orders a boxed query by `$column` and then `$id` and starts it at the page's position; [`bounded`] ends it. `$value` is the column's type in a cursor. The first of the two filters is what lets the index find the place.
 macro_rules! keyset {
     ($query:ident, $page:expr, $direction:expr, $column:expr, $id:expr, $value:ty) => {{
         let page: &$crate::model::Page = $page;
@@ -56,10 +56,6 @@ macro_rules! keyset {
         } else {
             $query.order(($column.desc(), $id.desc()))
         };
-        $query = $query.limit(page.limit());
-        if page.offset() > 0 {
-            $query = $query.offset(page.offset());
-        }
     }};
     (@start $query:ident, $page:ident, $direction:expr, $column:expr, $id:expr, $value:ty) => {
         if let Some(position) = $page.start() {
@@ -75,65 +71,68 @@ macro_rules! keyset {
 }
 pub(super) use keyset;
 
-/// The rows of a query whose last column, `place`, numbers the rows of each parent: those of one page.
-#[derive(Debug)]
-pub(super) struct Ranked<Q> {
-    /// The query.
-    pub(super) query: Q,
-    /// How many rows of each parent come before.
-    pub(super) offset: i64,
-    /// The place of the last.
-    pub(super) last: i64,
+/// An ordered query, of which the rows of one page are read, and one more where there is one.
+pub(super) fn bounded<Q>(query: Q, page: &Page) -> Bounded<Q> {
+    Bounded { query, bounds: Bounds::of(page) }
 }
 
-impl<Q: Query> Query for Ranked<Q> {
+/// [`bounded`].
+#[derive(Debug)]
+pub(super) struct Bounded<Q> {
+    query: Q,
+    bounds: Bounds,
+}
+
+impl<Q: Query> Query for Bounded<Q> {
     type SqlType = Q::SqlType;
 }
 
-impl<Q> QueryId for Ranked<Q> {
+impl<Q> QueryId for Bounded<Q> {
     type QueryId = ();
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl<DB: Backend, Q: QueryFragment<DB>> QueryFragment<DB> for Ranked<Q>
+impl<DB: Backend, Q: QueryFragment<DB>> QueryFragment<DB> for Bounded<Q>
 where
-    i64: diesel::serialize::ToSql<BigInt, DB>,
-    DB: diesel::sql_types::HasSqlType<BigInt>,
+    Bounds: QueryFragment<DB>,
 {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
-        out.push_sql("SELECT * FROM (");
         self.query.walk_ast(out.reborrow())?;
-        out.push_sql(") AS ranked WHERE place > ");
-        out.push_bind_param::<BigInt, _>(&self.offset)?;
-        out.push_sql(" AND place <= ");
-        out.push_bind_param::<BigInt, _>(&self.last)?;
-        out.push_sql(" ORDER BY place");
-        Ok(())
+        self.bounds.walk_ast(out)
     }
 }
 
-/// One page of the rows of each `$parent`: `$query` without selection, `$row` what to select of it. The rest as for
-/// [`keyset`].
-macro_rules! ranked {
-    ($query:ident, $row:ident, $page:expr, $direction:expr, $parent:expr, $column:expr, $id:expr, $value:ty) => {{
-        let page: &$crate::model::Page = $page;
-        let mut query = $query;
-        $crate::store::page::keyset!(@start query, page, $direction, $column, $id, $value);
-        let way = if $crate::store::page::is_ascending(page, $direction) { "ASC" } else { "DESC" };
-        let place = diesel::dsl::sql::<diesel::sql_types::BigInt>(&format!(
-            "row_number() OVER (PARTITION BY {parent} ORDER BY {column} {way}, {id} {way}) AS place",
-            parent = $crate::store::page::name_of($parent),
-            column = $crate::store::page::name_of($column),
-            id = $crate::store::page::name_of($id),
-        ));
-        Ranked { query: query.select(($row, place)), offset: page.offset(), last: page.offset() + page.limit() }
-    }};
+/// Which rows of an ordered query are read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// How many: as many as there are on the page and one, or a few more. The number stands in the statement's text, since
+    /// PostgreSQL makes a new plan each time for one that it does not know; and it is one of a few, since each text is a
+    /// prepared statement.
+    pub(super) rows: i64,
+    /// How many come before.
+    pub(super) offset: i64,
 }
-pub(super) use ranked;
 
-/// The name of a column.
-pub(super) fn name_of<C: diesel::Column>(_: C) -> &'static str {
-    C::NAME
+impl Bounds {
+    pub(super) fn of(page: &Page) -> Self {
+        let rows = [2, 6, 11, 21, 51, 101].into_iter().find(|rows| *rows >= page.limit());
+        Self { rows: rows.unwrap_or_else(|| page.limit()), offset: page.offset() }
+    }
+}
+
+impl<DB: Backend> QueryFragment<DB> for Bounds
+where
+    i64: ToSql<BigInt, DB>,
+    DB: HasSqlType<BigInt>,
+{
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
+        out.push_sql(&format!(" LIMIT {}", self.rows));
+        if self.offset > 0 {
+            out.push_sql(" OFFSET ");
+            out.push_bind_param::<BigInt, _>(&self.offset)?;
+        }
+        Ok(())
+    }
 }
 
 /// Whether the rows are read in ascending order.

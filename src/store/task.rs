@@ -10,7 +10,8 @@ use super::bulk::insert_all;
 use super::error::{Error, Result};
 use super::fields::{distinct, fold};
 use super::locks::first_locked;
-use super::page::{Ranked, keyset, ranked};
+use super::page::{bounded, keyset};
+use super::ranked::ranked;
 use super::search::searched;
 use super::tables::tasks;
 use super::tx::Tx;
@@ -195,7 +196,7 @@ pub async fn page(
             TaskOrder::Priority => keyset!(query, page, direction, t::priority_rank, t::id, i32),
             TaskOrder::Title => keyset!(query, page, direction, t::title_folded, t::id, String),
         }
-        query.load(c).await?
+        bounded(query, page).load(c).await?
     });
     Ok(page.slice(rows))
 }
@@ -215,14 +216,24 @@ pub async fn pages(
     use tasks as t;
     let search = searched!(conn, tasks, filter);
     let rows: Vec<(Task, i64)> = on_conn!(conn, |c: Backend| {
-        let query = filtered!(Backend, permit, filter, search).filter(t::client_id.eq_any(clients));
+        let query = filtered!(Backend, permit, filter, search);
         let row = Task::as_select();
         match order {
-            TaskOrder::CreatedAt => ranked!(query, row, page, direction, t::client_id, t::created_at, t::id, Timestamp),
-            TaskOrder::UpdatedAt => ranked!(query, row, page, direction, t::client_id, t::updated_at, t::id, Timestamp),
-            TaskOrder::DueAt => ranked!(query, row, page, direction, t::client_id, t::due_sort, t::id, Timestamp),
-            TaskOrder::Priority => ranked!(query, row, page, direction, t::client_id, t::priority_rank, t::id, i32),
-            TaskOrder::Title => ranked!(query, row, page, direction, t::client_id, t::title_folded, t::id, String),
+            TaskOrder::CreatedAt => {
+                ranked!(query, row, page, direction, t::client_id => clients, t::created_at, t::id, Timestamp)
+            }
+            TaskOrder::UpdatedAt => {
+                ranked!(query, row, page, direction, t::client_id => clients, t::updated_at, t::id, Timestamp)
+            }
+            TaskOrder::DueAt => {
+                ranked!(query, row, page, direction, t::client_id => clients, t::due_sort, t::id, Timestamp)
+            }
+            TaskOrder::Priority => {
+                ranked!(query, row, page, direction, t::client_id => clients, t::priority_rank, t::id, i32)
+            }
+            TaskOrder::Title => {
+                ranked!(query, row, page, direction, t::client_id => clients, t::title_folded, t::id, String)
+            }
         }
         .load(c)
         .await?

@@ -9,7 +9,7 @@ use super::backend::{Conn, on_conn};
 use super::error::{Error, Result};
 use super::fields::{distinct, fold};
 use super::locks::first_locked;
-use super::page::keyset;
+use super::page::{bounded, keyset};
 use super::search::searched;
 use super::tables::users;
 use super::tx::Tx;
@@ -136,7 +136,7 @@ pub async fn page(
             UserOrder::FullName => keyset!(query, page, direction, t::full_name_folded, t::id, String),
             UserOrder::LastSignInAt => keyset!(query, page, direction, t::last_sign_in_rank, t::id, Timestamp),
         }
-        query.load(c).await?
+        bounded(query, page).load(c).await?
     });
     Ok(page.slice(rows))
 }

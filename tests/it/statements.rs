@@ -58,10 +58,10 @@ both_databases! {
             assert!(count <= most, "{count} statements: {query}");
             few.push(count);
         }
-        fill(&admin, 2, 8).await;
+        fill(&admin, 2, 36).await;
         for ((query, _), few) in queries.into_iter().zip(few) {
             let (count, data) = sent(&app, &admin, query).await;
-            assert_eq!(count, few, "with more rows: {query}");
+            assert!(count <= few, "{count} statements instead of {few} with more rows: {query}");
             assert_ne!(data, json!({}));
         }
     }
