@@ -10,6 +10,7 @@ mod backend;
 mod bulk;
 mod error;
 mod fields;
+mod lease;
 mod locks;
 mod migrations;
 mod page;
