@@ -17,6 +17,7 @@ mod page;
 mod postgres_url;
 mod search;
 mod statements;
+mod statistics;
 mod tables;
 mod tx;
 
