@@ -11,7 +11,7 @@ use super::backend::{Conn, Db, on_conn};
 use super::error::{Error, Result};
 use super::fields::fold;
 use super::locks::{all_locked, first_locked};
-use super::page::{Ranked, keyset, ranked};
+use super::page::{Ranked, keyset, parents, ranked};
 use super::search::searched;
 use super::tables::{api_key_digests, api_keys, users};
 use super::tx::Tx;
@@ -285,9 +285,10 @@ pub async fn pages_by_client(
     let all = ApiKeyFilter::default();
     let search = searched!(conn, api_keys, all);
     let rows: Vec<(ApiKey, i64)> = on_conn!(conn, |c: Backend| {
-        let query = filtered!(Backend, whose, &all, search).filter(t::client_id.eq_any(clients));
+        let mut query = filtered!(Backend, whose, &all, search);
+        let parents = parents!(query, Backend, t::client_id, clients);
         let row = ApiKey::as_select();
-        ranked!(query, row, page, Direction::Descending, t::client_id, t::created_at, t::id, Timestamp).load(c).await?
+        ranked!(query, row, page, Direction::Descending, parents, t::created_at, t::id, Timestamp).load(c).await?
     });
     Ok(page.slices(clients, rows.into_iter().filter_map(|(key, _)| Some((key.client_id?, key)))))
 }
@@ -306,9 +307,10 @@ pub async fn pages_by_owner(
     let all = ApiKeyFilter::default();
     let search = searched!(conn, api_keys, all);
     let rows: Vec<(ApiKey, i64)> = on_conn!(conn, |c: Backend| {
-        let query = filtered!(Backend, whose, &all, search).filter(t::owner_id.eq_any(owners));
+        let mut query = filtered!(Backend, whose, &all, search);
+        let parents = parents!(query, Backend, t::owner_id, owners);
         let row = ApiKey::as_select();
-        ranked!(query, row, page, Direction::Descending, t::owner_id, t::created_at, t::id, Timestamp).load(c).await?
+        ranked!(query, row, page, Direction::Descending, parents, t::created_at, t::id, Timestamp).load(c).await?
     });
     Ok(page.slices(owners, rows.into_iter().map(|(key, _)| (key.owner_id, key))))
 }

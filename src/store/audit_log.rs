@@ -11,7 +11,7 @@ use super::bulk::insert_all;
 use super::error::Result;
 use super::fields::{askable, distinct};
 use super::locks::first_locked;
-use super::page::{Ranked, is_ascending, keyset, ranked};
+use super::page::{Ranked, is_ascending, keyset, parents, ranked};
 use super::tables::{audit_heads, audit_logs};
 use super::tx::Tx;
 use crate::crypto::sha256;
@@ -392,11 +392,10 @@ pub async fn pages(
 ) -> Result<HashMap<String, PageSlice<AuditLog>>> {
     use audit_logs as t;
     let rows: Vec<(AuditLog, i64)> = on_conn!(conn, |c: Backend| {
-        let query = t::table
-            .filter(t::organization_id.eq(permit.organization()).and(t::resource_id.eq_any(resources)))
-            .into_boxed::<Backend>();
+        let mut query = t::table.filter(t::organization_id.eq(permit.organization())).into_boxed::<Backend>();
+        let parents = parents!(query, Backend, t::resource_id, resources);
         let row = AuditLog::as_select();
-        ranked!(query, row, page, Direction::Descending, t::resource_id, t::sequence, t::id, i64).load(c).await?
+        ranked!(query, row, page, Direction::Descending, parents, t::sequence, t::id, i64).load(c).await?
     });
     let rows = rows.into_iter().filter_map(|(entry, _)| Some((entry.resource_id.clone()?, entry)));
     Ok(page.slices(resources, rows))
@@ -484,6 +483,7 @@ mod tests {
         for (filter, index) in [
             (none(), "audit_logs_by_sequence"),
             (AuditLogFilter { user_id: Some(id()), ..none() }, "audit_logs_by_user"),
+            (AuditLogFilter { api_key_id: Some(id()), ..none() }, "audit_logs_by_api_key"),
             (AuditLogFilter { resource_id: resource.clone(), ..none() }, "audit_logs_by_resource"),
             (AuditLogFilter { credential_id: Some(id()), ..none() }, "audit_logs_by_resource"),
             (AuditLogFilter { request_id: resource, ..none() }, "audit_logs_by_request"),

@@ -9,7 +9,7 @@ use super::backend::{Conn, on_conn};
 use super::error::{Error, Result};
 use super::fields::{askable, fold};
 use super::locks::first_locked;
-use super::page::{Ranked, keyset, ranked};
+use super::page::{Ranked, keyset, parents, ranked};
 use super::search::searched;
 use super::tables::{credential_secrets, credentials};
 use super::tx::Tx;
@@ -194,9 +194,10 @@ pub async fn pages(
     let all = CredentialFilter::default();
     let search = searched!(conn, credentials, all);
     let rows: Vec<(Credential, i64)> = on_conn!(conn, |c: Backend| {
-        let query = filtered!(Backend, permit, &all, search).filter(t::client_id.eq_any(clients));
+        let mut query = filtered!(Backend, permit, &all, search);
+        let parents = parents!(query, Backend, t::client_id, clients);
         let row = Credential::as_select();
-        ranked!(query, row, page, Direction::Descending, t::client_id, t::created_at, t::id, Timestamp).load(c).await?
+        ranked!(query, row, page, Direction::Descending, parents, t::created_at, t::id, Timestamp).load(c).await?
     });
     Ok(page.slices(clients, rows.into_iter().map(|(credential, _)| (credential.client_id, credential))))
 }

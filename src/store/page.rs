@@ -1,9 +1,11 @@
-//! Keyset pages: a page costs the same at any depth, and rows that come and go meanwhile are neither skipped nor repeated.
+//! Keyset pages: a page that begins at a cursor costs the same at any depth, but for the rows that a filter leaves out, and rows
+//! that come and go meanwhile are neither skipped nor repeated. An offset is walked.
 
-use diesel::backend::Backend;
+use diesel::pg::Pg;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::result::QueryResult;
-use diesel::sql_types::BigInt;
+use diesel::sql_types::{Array, BigInt, Text};
+use diesel::sqlite::Sqlite;
 
 use super::error::{Error, Result};
 use crate::model::{Direction, Page, SortKey, Timestamp};
@@ -75,13 +77,44 @@ macro_rules! keyset {
 }
 pub(super) use keyset;
 
+/// Whose rows are wanted.
+#[derive(Debug)]
+pub(super) struct Parents {
+    /// The column that names the parent.
+    pub(super) column: &'static str,
+    /// The parents.
+    pub(super) ids: Vec<String>,
+}
+
+/// Whether a database can go from each parent to its rows. One that cannot is asked for the rows of all.
+pub(super) trait Nesting {
+    const FROM_EACH_PARENT: bool;
+}
+
+impl Nesting for Pg {
+    const FROM_EACH_PARENT: bool = true;
+}
+
+impl Nesting for Sqlite {
+    const FROM_EACH_PARENT: bool = false;
+}
+
 /// The rows of a query whose last column, `place`, numbers the rows of each parent: those of one page.
+///
+/// `SQLite` numbers all rows of the parents. PostgreSQL stops at the end of each parent's page, and where an index has the order,
+/// reads no more than that.
 #[derive(Debug)]
 pub(super) struct Ranked<Q> {
-    /// The query.
+    /// The query. It has conditions, and neither an order nor a limit.
     pub(super) query: Q,
+    /// Whose rows.
+    pub(super) parents: Parents,
+    /// In which order.
+    pub(super) order: String,
     /// How many rows of each parent come before.
     pub(super) offset: i64,
+    /// How many there are at most.
+    pub(super) limit: i64,
     /// The place of the last.
     pub(super) last: i64,
 }
@@ -95,12 +128,8 @@ impl<Q> QueryId for Ranked<Q> {
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl<DB: Backend, Q: QueryFragment<DB>> QueryFragment<DB> for Ranked<Q>
-where
-    i64: diesel::serialize::ToSql<BigInt, DB>,
-    DB: diesel::sql_types::HasSqlType<BigInt>,
-{
-    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
+impl<Q: QueryFragment<Sqlite>> QueryFragment<Sqlite> for Ranked<Q> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
         out.push_sql("SELECT * FROM (");
         self.query.walk_ast(out.reborrow())?;
         out.push_sql(") AS ranked WHERE place > ");
@@ -112,21 +141,50 @@ where
     }
 }
 
-/// One page of the rows of each `$parent`: `$query` without selection, `$row` what to select of it. The rest as for
+impl<Q: QueryFragment<Pg>> QueryFragment<Pg> for Ranked<Q> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.push_sql("SELECT ranked.* FROM unnest(");
+        out.push_bind_param::<Array<Text>, _>(&self.parents.ids)?;
+        out.push_sql(") AS parents (parent) CROSS JOIN LATERAL (");
+        self.query.walk_ast(out.reborrow())?;
+        out.push_sql(&format!(" AND {} = parents.parent ORDER BY {} LIMIT ", self.parents.column, self.order));
+        out.push_bind_param::<BigInt, _>(&self.limit)?;
+        out.push_sql(" OFFSET ");
+        out.push_bind_param::<BigInt, _>(&self.offset)?;
+        out.push_sql(") AS ranked ORDER BY place");
+        Ok(())
+    }
+}
+
+/// The parents among `$ids` that `$column` names, for [`ranked`].
+macro_rules! parents {
+    ($query:ident, $backend:ident, $column:expr, $ids:expr) => {{
+        if !<$backend as $crate::store::page::Nesting>::FROM_EACH_PARENT {
+            $query = $query.filter($column.eq_any($ids));
+        }
+        let ids = $ids.iter().map(ToString::to_string).collect();
+        $crate::store::page::Parents { column: $crate::store::page::name_of($column), ids }
+    }};
+}
+pub(super) use parents;
+
+/// One page of the rows of each of the `$parents`: `$query` without selection, `$row` what to select of it. The rest as for
 /// [`keyset`].
 macro_rules! ranked {
-    ($query:ident, $row:ident, $page:expr, $direction:expr, $parent:expr, $column:expr, $id:expr, $value:ty) => {{
+    ($query:ident, $row:ident, $page:expr, $direction:expr, $parents:ident, $column:expr, $id:expr, $value:ty) => {{
         let page: &$crate::model::Page = $page;
         let mut query = $query;
         $crate::store::page::keyset!(@start query, page, $direction, $column, $id, $value);
         let way = if $crate::store::page::is_ascending(page, $direction) { "ASC" } else { "DESC" };
-        let place = diesel::dsl::sql::<diesel::sql_types::BigInt>(&format!(
-            "row_number() OVER (PARTITION BY {parent} ORDER BY {column} {way}, {id} {way}) AS place",
-            parent = $crate::store::page::name_of($parent),
+        let order = format!(
+            "{column} {way}, {id} {way}",
             column = $crate::store::page::name_of($column),
             id = $crate::store::page::name_of($id),
-        ));
-        Ranked { query: query.select(($row, place)), offset: page.offset(), last: page.offset() + page.limit() }
+        );
+        let place = format!("row_number() OVER (PARTITION BY {} ORDER BY {order}) AS place", $parents.column);
+        let place = diesel::dsl::sql::<diesel::sql_types::BigInt>(&place);
+        let (offset, limit) = (page.offset(), page.limit());
+        Ranked { query: query.select(($row, place)), parents: $parents, order, offset, limit, last: offset + limit }
     }};
 }
 pub(super) use ranked;

@@ -10,7 +10,7 @@ use super::bulk::insert_all;
 use super::error::{Error, Result};
 use super::fields::{distinct, fold};
 use super::locks::first_locked;
-use super::page::{Ranked, keyset, ranked};
+use super::page::{Ranked, keyset, parents, ranked};
 use super::search::searched;
 use super::tables::tasks;
 use super::tx::Tx;
@@ -215,14 +215,15 @@ pub async fn pages(
     use tasks as t;
     let search = searched!(conn, tasks, filter);
     let rows: Vec<(Task, i64)> = on_conn!(conn, |c: Backend| {
-        let query = filtered!(Backend, permit, filter, search).filter(t::client_id.eq_any(clients));
+        let mut query = filtered!(Backend, permit, filter, search);
+        let parents = parents!(query, Backend, t::client_id, clients);
         let row = Task::as_select();
         match order {
-            TaskOrder::CreatedAt => ranked!(query, row, page, direction, t::client_id, t::created_at, t::id, Timestamp),
-            TaskOrder::UpdatedAt => ranked!(query, row, page, direction, t::client_id, t::updated_at, t::id, Timestamp),
-            TaskOrder::DueAt => ranked!(query, row, page, direction, t::client_id, t::due_sort, t::id, Timestamp),
-            TaskOrder::Priority => ranked!(query, row, page, direction, t::client_id, t::priority_rank, t::id, i32),
-            TaskOrder::Title => ranked!(query, row, page, direction, t::client_id, t::title_folded, t::id, String),
+            TaskOrder::CreatedAt => ranked!(query, row, page, direction, parents, t::created_at, t::id, Timestamp),
+            TaskOrder::UpdatedAt => ranked!(query, row, page, direction, parents, t::updated_at, t::id, Timestamp),
+            TaskOrder::DueAt => ranked!(query, row, page, direction, parents, t::due_sort, t::id, Timestamp),
+            TaskOrder::Priority => ranked!(query, row, page, direction, parents, t::priority_rank, t::id, i32),
+            TaskOrder::Title => ranked!(query, row, page, direction, parents, t::title_folded, t::id, String),
         }
         .load(c)
         .await?

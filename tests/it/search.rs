@@ -104,11 +104,20 @@ both_databases! {
                     "AND clients.rowid IN (SELECT rowid FROM clients_search WHERE clients_search MATCH '\"zeb\" AND \"fin\"')"
                 }
             ), if postgres { "clients_by_search" } else { "clients USING INTEGER PRIMARY KEY (rowid=?)" }),
-            (format!(
-                "SELECT * FROM (SELECT id, row_number() OVER (PARTITION BY client_id ORDER BY created_at DESC, id DESC) AS place
-                 FROM tasks WHERE organization_id = '{organization}' AND client_id IN ('client_00000000000000000000000001', 'client_00000000000000000000000002')) AS ranked
-                 WHERE place <= 6 ORDER BY place"
-            ), "tasks_by_client"),
+            (if postgres {
+                format!(
+                    "SELECT ranked.* FROM unnest(ARRAY['client_00000000000000000000000001', 'client_00000000000000000000000002']) AS parents (parent)
+                     CROSS JOIN LATERAL (SELECT id, row_number() OVER (PARTITION BY client_id ORDER BY created_at DESC, id DESC) AS place
+                     FROM tasks WHERE organization_id = '{organization}' AND client_id = parents.parent
+                     ORDER BY created_at DESC, id DESC LIMIT 6 OFFSET 0) AS ranked ORDER BY place"
+                )
+            } else {
+                format!(
+                    "SELECT * FROM (SELECT id, row_number() OVER (PARTITION BY client_id ORDER BY created_at DESC, id DESC) AS place
+                     FROM tasks WHERE organization_id = '{organization}' AND client_id IN ('client_00000000000000000000000001', 'client_00000000000000000000000002')) AS ranked
+                     WHERE place <= 6 ORDER BY place"
+                )
+            }, "tasks_by_client"),
         ] {
             let plan = app.database.plan(&sql).await;
             assert!(plan.contains(index), "{plan}");
