@@ -124,7 +124,8 @@ pub async fn page(
 ) -> Result<PageSlice<ApiKey>> {
     let whose = whose::<Read>(cx)?;
     check_search(filter.search.as_deref())?;
-    let mut conn = if filter.search.is_some() { cx.services.db.scan().await? } else { cx.services.db.read().await? };
+    let is_filtered = whose.owner().is_some() || *filter != ApiKeyFilter::default();
+    let mut conn = cx.services.db.list(page, is_filtered).await?;
     Ok(keys::page(&mut conn, &whose, filter, order, page).await?)
 }
 

@@ -13,9 +13,8 @@ use crate::store::audit_log::{self as logs, AuditLog, AuditLogFilter};
 /// Without permission, or with a cursor of another list.
 pub async fn page(cx: Cx<'_>, filter: &AuditLogFilter, page: &Page) -> Result<PageSlice<AuditLog>> {
     let permit = cx.actor.require()?;
-    let db = &cx.services.db;
     // Any filter but that by thing may pass over most of the log.
-    let mut conn = if filter.is_by_resource() && page.offset() == 0 { db.read().await? } else { db.scan().await? };
+    let mut conn = cx.services.db.list(page, !filter.is_by_resource()).await?;
     Ok(logs::page(&mut conn, &permit, filter, page).await?)
 }
 
@@ -25,7 +24,9 @@ pub async fn page(cx: Cx<'_>, filter: &AuditLogFilter, page: &Page) -> Result<Pa
 /// Without permission.
 pub async fn next(cx: Cx<'_>, filter: &AuditLogFilter, span: (i64, i64)) -> Result<Option<AuditLog>> {
     let permit = cx.actor.require()?;
-    Ok(logs::next(&mut cx.services.db.read().await?, &permit, filter, span).await?)
+    let db = &cx.services.db;
+    let mut conn = if *filter == AuditLogFilter::default() { db.read().await? } else { db.scan().await? };
+    Ok(logs::next(&mut conn, &permit, filter, span).await?)
 }
 
 /// The place of the last entry: how many there are, which tells nothing of them.

@@ -90,7 +90,7 @@ pub async fn page(
 ) -> Result<PageSlice<ClaudeAccount>> {
     let permit = cx.actor.require()?;
     check_search(filter.search.as_deref())?;
-    let mut conn = if filter.search.is_some() { cx.services.db.scan().await? } else { cx.services.db.read().await? };
+    let mut conn = cx.services.db.list(page, *filter != ClaudeAccountFilter::default()).await?;
     Ok(accounts::page(&mut conn, &permit, filter, order, page).await?)
 }
 
@@ -134,7 +134,7 @@ async fn find(cx: Cx<'_>, id: ClaudeAccountId) -> Result<Option<ClaudeAccount>> 
 /// Without permission.
 pub async fn next_change(cx: Cx<'_>, (mut after, until): (i64, i64)) -> Result<Option<(i64, ClaudeAccount)>> {
     let permit = cx.actor.require::<ManageClaudeAccounts>()?;
-    let mut conn = cx.services.db.read().await?;
+    let mut conn = cx.services.db.scan().await?;
     while let Some((sequence, account)) = next_account_change(&mut conn, &permit, (after, until)).await? {
         if let Some(id) = account.and_then(|id| id.parse().ok())
             && let Some(account) = accounts::find(&mut conn, &permit, id).await?

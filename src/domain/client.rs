@@ -74,7 +74,8 @@ pub async fn page(
 ) -> Result<PageSlice<Client>> {
     let permit = cx.actor.require()?;
     check_search(filter.search.as_deref())?;
-    let mut conn = if filter.search.is_some() { cx.services.db.scan().await? } else { cx.services.db.read().await? };
+    let all = ClientFilter { include_archived: true, ..ClientFilter::default() };
+    let mut conn = cx.services.db.list(page, *filter != all).await?;
     Ok(clients::page(&mut conn, &permit, filter, order, page).await?)
 }
 

@@ -71,7 +71,7 @@ pub async fn page(
 ) -> Result<PageSlice<Credential>> {
     let permit = cx.actor.require()?;
     check_search(filter.search.as_deref())?;
-    let mut conn = if filter.search.is_some() { cx.services.db.scan().await? } else { cx.services.db.read().await? };
+    let mut conn = cx.services.db.list(page, *filter != CredentialFilter::default()).await?;
     Ok(credentials::page(&mut conn, &permit, filter, order, page).await?)
 }
 

@@ -95,7 +95,8 @@ pub async fn page(
 ) -> Result<PageSlice<User>> {
     let permit = cx.actor.require::<ViewUsers>()?;
     check_search(filter.search.as_deref())?;
-    let mut conn = if filter.search.is_some() { cx.services.db.scan().await? } else { cx.services.db.read().await? };
+    // Whatever is asked for, those who are deleted are left out.
+    let mut conn = cx.services.db.list(page, true).await?;
     Ok(users::page(&mut conn, &permit, filter, order, page).await?)
 }
 

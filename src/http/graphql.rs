@@ -208,6 +208,8 @@ pub(super) async fn execute_once(server: &Arc<Server>, prepared: Prepared, actor
         "operation",
         otel.name = format!("{kind} {field}"),
         graphql.operation.type = %kind,
+        // A socket has many operations within one request.
+        claviger.request_id = request_id,
         claviger.outcome = Empty,
     );
     let mut answer = run(server, operation, variables, kind, caller, deadline).instrument(trace.clone()).await;

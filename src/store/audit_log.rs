@@ -486,6 +486,7 @@ mod tests {
         for (filter, index) in [
             (none(), "audit_logs_by_sequence"),
             (AuditLogFilter { user_id: Some(id()), ..none() }, "audit_logs_by_user"),
+            (AuditLogFilter { api_key_id: Some(id()), ..none() }, "audit_logs_by_api_key"),
             (AuditLogFilter { resource_id: resource.clone(), ..none() }, "audit_logs_by_resource"),
             (AuditLogFilter { credential_id: Some(id()), ..none() }, "audit_logs_by_resource"),
             (AuditLogFilter { request_id: resource, ..none() }, "audit_logs_by_request"),

@@ -7,31 +7,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
-use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel::result::Error as DieselError;
 use diesel::sql_types::{BigInt, Text};
 use diesel::{Connection as _, ConnectionError, ConnectionResult, SqliteConnection};
-use diesel_async::pooled_connection::{
-    AsyncDieselConnectionManager, ManagerConfig, PoolError, PoolableConnection as _, RecyclingMethod,
-};
-use diesel_async::sync_connection_wrapper::{SpawnBlocking, SyncConnectionWrapper};
+use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{
     AnsiTransactionManager, AsyncConnection, AsyncPgConnection, SimpleAsyncConnection, TransactionManager,
 };
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use rustls_platform_verifier::ConfigVerifierExt;
 use secrecy::ExposeSecret as _;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::{Error, OpenError, Result};
+use super::lease::{Activity, Calls, Lease, Manager};
 use super::postgres_url::{place, postgres_config};
 use super::statements::Statements;
+use crate::model::Page;
 use crate::settings::DatabaseUrl;
 
-pub(super) type SqliteConn = SyncConnectionWrapper<SqliteConnection, InPlace>;
+pub(super) type SqliteConn = SyncConnectionWrapper<SqliteConnection, Calls>;
 pub(super) type PgConn = AsyncPgConnection;
-type Pool<C> = bb8::Pool<AsyncDieselConnectionManager<C>>;
-type Pooled<C> = bb8::PooledConnection<'static, AsyncDieselConnectionManager<C>>;
+type Pool<C> = bb8::Pool<Manager<C>>;
 
 /// How long a request waits for a connection before it is told that the database is unavailable.
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -64,9 +60,9 @@ enum Kind {
 )]
 pub enum Conn {
     #[doc(hidden)]
-    Sqlite(Pooled<SqliteConn>),
+    Sqlite(Lease<SqliteConn>),
     #[doc(hidden)]
-    Postgres(Pooled<PgConn>),
+    Postgres(Lease<PgConn>),
 }
 
 /// How full the pools are.
@@ -157,27 +153,37 @@ impl Db {
     /// [`Error::Unavailable`] where none is to be had in time.
     pub async fn read(&self) -> Result<Conn> {
         Ok(match &self.kind {
-            Kind::Sqlite { readers, .. } => Conn::Sqlite(readers.get_owned().await?),
-            Kind::Postgres(pool) => Conn::Postgres(pool.get_owned().await?),
+            Kind::Sqlite { readers, .. } => Conn::Sqlite(Lease::from(readers).await?),
+            Kind::Postgres(pool) => Conn::Postgres(Lease::from(pool).await?),
         })
     }
 
-    /// A connection for a read that takes the longer the more there is: a count, a search.
+    /// A connection for a read that takes the longer the more there is: a count, a search. It can be given up at any time;
+    /// SQLite, which has no way to be told so, then goes on to the end of the statement and has the connection until then.
     ///
     /// # Errors
     /// [`Error::Unavailable`] where none is to be had in time.
     pub async fn scan(&self) -> Result<Conn> {
         Ok(match &self.kind {
-            Kind::Sqlite { scanners, .. } => Conn::Sqlite(scanners.get_owned().await?),
-            Kind::Postgres(pool) => Conn::Postgres(pool.get_owned().await?),
+            Kind::Sqlite { scanners, .. } => Conn::Sqlite(Lease::from(scanners).await?),
+            Kind::Postgres(pool) => Conn::Postgres(Lease::from(pool).await?),
         })
+    }
+
+    /// A connection to read a page of a list with: one that begins at a cursor is the next rows of the index of its order, unless
+    /// rows are left out. Any filter may leave out most of them, and an offset is walked.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where none is to be had in time.
+    pub async fn list(&self, page: &Page, is_filtered: bool) -> Result<Conn> {
+        if is_filtered || page.offset() > 0 { self.scan().await } else { self.read().await }
     }
 
     /// A connection on which a transaction for writing has begun.
     pub(super) async fn begin(&self) -> Result<Conn> {
         let mut conn = match &self.kind {
-            Kind::Sqlite { writer, .. } => Conn::Sqlite(writer.get_owned().await?),
-            Kind::Postgres(pool) => Conn::Postgres(pool.get_owned().await?),
+            Kind::Sqlite { writer, .. } => Conn::Sqlite(Lease::from(writer).await?),
+            Kind::Postgres(pool) => Conn::Postgres(Lease::from(pool).await?),
         };
         conn.begin().await?;
         Ok(conn)
@@ -188,9 +194,10 @@ impl Db {
         let mut conn = match &self.kind {
             // One of its own: it goes with the setting that only migrations may have.
             Kind::Sqlite { path, .. } => {
-                Conn::Sqlite(sqlite_pool(path, 1, Mode::Migrate, &self.statements).await?.get_owned().await?)
+                let pool = sqlite_pool(path, 1, Mode::Migrate, &self.statements).await?;
+                Conn::Sqlite(Lease::from(&pool).await?)
             }
-            Kind::Postgres(pool) => Conn::Postgres(pool.get_owned().await?),
+            Kind::Postgres(pool) => Conn::Postgres(Lease::from(pool).await?),
         };
         conn.begin().await?;
         if let Conn::Postgres(conn) = &mut conn {
@@ -294,39 +301,6 @@ impl Conn {
     }
 }
 
-/// Runs `SQLite`'s calls where they are awaited: most take microseconds, a hop to another thread and back takes longer
-/// (docs/decisions/sqlite-in-place.md).
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum InPlace {
-    /// Calls that are short.
-    Short,
-    /// Calls that may be long or wait for the disk: the runtime is told, so that other tasks move on.
-    Long,
-}
-
-impl SpawnBlocking for InPlace {
-    fn spawn_blocking<'a, R>(
-        &mut self,
-        task: impl FnOnce() -> R + Send + 'static,
-    ) -> BoxFuture<'a, Result<R, Box<dyn StdError + Send + Sync>>>
-    where
-        R: Send + 'static,
-    {
-        let length = *self;
-        async move {
-            Ok(match length {
-                Self::Short => task(),
-                Self::Long => tokio::task::block_in_place(task),
-            })
-        }
-        .boxed()
-    }
-
-    fn get_runtime() -> Self {
-        Self::Long
-    }
-}
-
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Read,
@@ -341,8 +315,8 @@ struct ToLog {
     place: Arc<str>,
 }
 
-impl bb8::ErrorSink<PoolError> for ToLog {
-    fn sink(&self, error: PoolError) {
+impl bb8::ErrorSink<ConnectionError> for ToLog {
+    fn sink(&self, error: ConnectionError) {
         let database = &*self.place;
         tracing::warn!(
             error = &error as &dyn StdError,
@@ -351,7 +325,7 @@ impl bb8::ErrorSink<PoolError> for ToLog {
         );
     }
 
-    fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<PoolError>> {
+    fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<ConnectionError>> {
         Box::new(self.clone())
     }
 }
@@ -359,11 +333,8 @@ impl bb8::ErrorSink<PoolError> for ToLog {
 async fn sqlite_pool(path: &Path, size: u32, mode: Mode, statements: &Statements) -> Result<Pool<SqliteConn>> {
     let path =
         path.to_str().ok_or_else(|| Error::Unavailable(format!("the path {} is not UTF-8", path.display()).into()))?;
-    let mut config = ManagerConfig::<SqliteConn>::default();
-    config.recycling_method = RecyclingMethod::Fast;
-    let statements = statements.clone();
-    config.custom_setup = Box::new(move |path| open_sqlite(path.to_owned(), mode, statements.clone()).boxed());
-    let manager = AsyncDieselConnectionManager::new_with_config(path, config);
+    let (file, statements) = (path.to_owned(), statements.clone());
+    let manager = Manager::new(move |activity| open_sqlite(file.clone(), mode, statements.clone(), activity));
     let pool = bb8::Pool::builder()
         .max_size(size)
         .min_idle((mode != Mode::Scan).then_some(1))
@@ -373,14 +344,23 @@ async fn sqlite_pool(path: &Path, size: u32, mode: Mode, statements: &Statements
         .error_sink(Box::new(ToLog { place: path.into() }))
         .build(manager)
         .await
-        .map_err(|error: PoolError| Error::Unavailable(error.into()))?;
+        .map_err(|error: ConnectionError| Error::Unavailable(error.into()))?;
     Ok(pool)
 }
 
-async fn open_sqlite(path: String, mode: Mode, statements: Statements) -> ConnectionResult<SqliteConn> {
-    let length = if mode == Mode::Read { InPlace::Short } else { InPlace::Long };
+async fn open_sqlite(
+    path: String,
+    mode: Mode,
+    statements: Statements,
+    activity: Activity,
+) -> ConnectionResult<SqliteConn> {
+    let calls = match mode {
+        Mode::Read => Calls::InPlace,
+        Mode::Scan => activity.apart(),
+        Mode::Write | Mode::Migrate => Calls::Blocking,
+    };
     let conn = tokio::task::block_in_place(|| SqliteConnection::establish(&path))?;
-    let mut conn = SqliteConn::with_runtime(conn, length);
+    let mut conn = SqliteConn::with_runtime(conn, calls);
     conn.spawn_blocking(move |conn| {
         conn.batch_execute(
             "PRAGMA busy_timeout = 5000;
@@ -397,7 +377,7 @@ async fn open_sqlite(path: String, mode: Mode, statements: Statements) -> Connec
     })
     .await
     .map_err(ConnectionError::CouldntSetupConfiguration)?;
-    conn.set_instrumentation(statements.observe());
+    conn.set_instrumentation(statements.observe(activity));
     Ok(conn)
 }
 
@@ -439,29 +419,20 @@ async fn postgres_pool(
          SET idle_in_transaction_session_timeout = 60000;",
         timeout = statement_timeout.as_millis()
     );
-    let mut manager = ManagerConfig::<PgConn>::default();
-    // Whether the server has closed the connection is known without asking it.
-    manager.recycling_method = RecyclingMethod::CustomFunction(Box::new(|conn| {
-        let is_broken = conn.is_broken();
-        let closed = || DieselError::DatabaseError(DatabaseErrorKind::ClosedConnection, Box::new("closed".to_owned()));
-        std::future::ready(if is_broken { Err(closed()) } else { Ok(()) }).boxed()
-    }));
     let statements = statements.clone();
-    let connect = move || open_postgres(config.clone(), tls.clone(), session.clone(), statements.clone());
+    let connect =
+        move |activity| open_postgres(config.clone(), tls.clone(), session.clone(), statements.clone(), activity);
     // The pool would try again and again, and then say only that it took too long.
-    match tokio::time::timeout(CHECKOUT_TIMEOUT, connect()).await {
+    match tokio::time::timeout(CHECKOUT_TIMEOUT, connect(Activity::default())).await {
         Ok(connected) => drop(connected?),
         Err(_) => return Err(format!("no answer within {} seconds", CHECKOUT_TIMEOUT.as_secs()).into()),
     }
-    manager.custom_setup = Box::new(move |_| connect().boxed());
-    // The URL is in the configuration; the manager's own copy would be one more place that holds the password.
-    let manager = AsyncDieselConnectionManager::new_with_config("postgres", manager);
     Ok(bb8::Pool::builder()
         .max_size(size)
         .test_on_check_out(true)
         .connection_timeout(CHECKOUT_TIMEOUT)
         .error_sink(Box::new(sink))
-        .build_unchecked(manager))
+        .build_unchecked(Manager::new(connect)))
 }
 
 async fn open_postgres(
@@ -469,12 +440,13 @@ async fn open_postgres(
     tls: MakeRustlsConnect,
     session: String,
     statements: Statements,
+    activity: Activity,
 ) -> ConnectionResult<PgConn> {
     let (client, connection) =
         config.connect(tls).await.map_err(|error| ConnectionError::BadConnection(describe(&error)))?;
     let mut conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
     conn.batch_execute(&session).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
-    conn.set_instrumentation(statements.observe());
+    conn.set_instrumentation(statements.observe(activity));
     Ok(conn)
 }
 
@@ -493,6 +465,7 @@ fn describe(error: &dyn StdError) -> String {
 #[allow(clippy::unwrap_used, reason = "a test's failure is its answer")]
 mod tests {
     use super::*;
+    use crate::model::Window;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn sqlite_looks_after_references_but_for_migrations() {
@@ -518,6 +491,57 @@ mod tests {
         conn.commit().await.unwrap();
         let mut conn = db.begin().await.unwrap();
         on_conn!(&mut conn, |c| assert!(c.batch_execute("INSERT INTO b VALUES (2)").await.is_err()));
+    }
+
+    /// A connection that waits in a call until the sender is gone.
+    async fn occupied(db: &Db) -> (Conn, std::sync::mpsc::Sender<()>) {
+        let mut conn = db.scan().await.unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let Conn::Sqlite(sqlite) = &mut conn else { unreachable!("the database is SQLite") };
+        let call = sqlite.spawn_blocking(move |_| {
+            // Far longer than the test takes: what would wait for it, fails instead of never ending.
+            let _ = receiver.recv_timeout(CHECKOUT_TIMEOUT * 2);
+            Ok(())
+        });
+        assert!(tokio::time::timeout(Duration::ZERO, call).await.is_err(), "the call is waited for");
+        (conn, sender)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_scan_that_is_given_up_holds_up_nobody_but_has_its_connection() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::Sqlite(folder.path().join("test.db"));
+        let db = Db::open(&url, 1, CHECKOUT_TIMEOUT).await.unwrap();
+        db.migrate_up().await.unwrap();
+        // On the one worker that there is.
+        let given_up = db.clone();
+        let sender = tokio::spawn(async move { occupied(&given_up).await.1 }).await.unwrap();
+        let pinging = db.clone();
+        tokio::spawn(async move { pinging.ping().await.unwrap() }).await.unwrap();
+        let mut next = Box::pin(db.scan());
+        assert!(futures_util::poll!(&mut next).is_pending(), "one at a time is as many as the pool has");
+        drop(sender);
+        let mut conn = next.await.unwrap();
+        on_conn!(&mut conn, |c| c.batch_execute("SELECT 1 FROM audit_heads").await.unwrap());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_may_pass_over_any_number_of_rows_is_no_short_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::Sqlite(folder.path().join("test.db"));
+        let page = |window| Page { size: 20, window };
+        for (window, is_filtered, is_scan) in [
+            (Window::After(None), false, false),
+            (Window::Before(None), false, false),
+            (Window::Offset(0), false, false),
+            (Window::Offset(1), false, true),
+            (Window::After(None), true, true),
+        ] {
+            let db = Db::open(&url, 1, CHECKOUT_TIMEOUT).await.unwrap();
+            let _conn = db.list(&page(window.clone()), is_filtered).await.unwrap();
+            // The first connection to scan with is made when it is asked for.
+            assert_eq!(db.pool_state().open == 3, is_scan, "{window:?} {is_filtered}");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -87,7 +87,7 @@ impl ClaudeAccount {
 }
 
 /// Which accounts.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClaudeAccountFilter {
     /// In these states.
     pub status: Option<Vec<ClaudeAccountStatus>>,

@@ -70,7 +70,7 @@ impl Client {
 }
 
 /// Which clients.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClientFilter {
     /// In these states.
     pub status: Option<Vec<ClientStatus>>,

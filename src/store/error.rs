@@ -88,8 +88,8 @@ fn is_passing(message: &str) -> bool {
     PASSING.iter().any(|text| message.contains(text))
 }
 
-impl From<bb8::RunError<diesel_async::pooled_connection::PoolError>> for Error {
-    fn from(error: bb8::RunError<diesel_async::pooled_connection::PoolError>) -> Self {
+impl From<bb8::RunError<diesel::ConnectionError>> for Error {
+    fn from(error: bb8::RunError<diesel::ConnectionError>) -> Self {
         Self::Unavailable(error.into())
     }
 }

@@ -1,14 +1,38 @@
 //! The embedded migrations, applied by one server at a time.
 
+use diesel::QueryDsl as _;
 use diesel::migration::MigrationSource;
-use diesel_async::AsyncMigrationHarness;
+use diesel_async::{AsyncMigrationHarness, RunQueryDsl as _, SimpleAsyncConnection as _};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
-use super::backend::{Conn, Db};
+use super::backend::{Conn, Db, on_conn};
 use super::error::Error;
+use super::statistics;
+use super::tables::audit_seals;
 
 const SQLITE: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
+
+/// The migration whose tables hold the seals of audit logs.
+const SEALS: &str = "2026-11-21-000006_audit_retention";
+
+/// Lets PostgreSQL find pg_trgm where it was put into another schema than the tables: only while indexes are made of it, since
+/// a search names nothing of it.
+const FIND_TRIGRAMS: &str = "DO $$
+DECLARE place text;
+BEGIN
+  SELECT n.nspname INTO place FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+    WHERE e.extname = 'pg_trgm' AND n.nspname <> ALL (current_schemas(true));
+  IF place IS NULL OR to_regclass('clients_by_search') IS NOT NULL THEN
+    RETURN;
+  END IF;
+  IF NOT has_schema_privilege(place, 'USAGE') THEN
+    RAISE EXCEPTION 'the extension pg_trgm is in the schema %, which the role % may not use: have an administrator run GRANT USAGE ON SCHEMA % TO %, then start again',
+      place, current_user, quote_ident(place), quote_ident(current_user);
+  END IF;
+  PERFORM set_config('search_path', concat_ws(', ', nullif(current_setting('search_path'), ''), quote_ident(place)), true);
+END
+$$";
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -27,6 +51,12 @@ pub enum MigrationError {
     /// The database was changed by a newer program than this.
     #[error("the database has the migration {0}, which this version of claviger does not know: run a newer one")]
     FromTheFuture(String),
+    /// What cannot be made again would be lost.
+    #[error(
+        "the audit log of {0} organizations begins at a seal, which {SEALS} holds: without it the log cannot be verified any \
+         more. Nothing was reverted"
+    )]
+    Sealed(i64),
     /// There is nothing to revert.
     #[error("no migration is applied")]
     NothingApplied,
@@ -81,23 +111,36 @@ impl Db {
 
     /// One transaction around all of it: both databases can undo changes of tables.
     async fn migrate(&self, step: Step) -> Result<Vec<Migration>, MigrationError> {
-        let (mut conn, mut done) = match self.begin_migrating().await? {
-            Conn::Sqlite(conn) => {
-                let mut harness = AsyncMigrationHarness::new(conn);
-                let done = run(&mut harness, &SQLITE, step);
-                (Conn::Sqlite(harness.into_inner()), done)
-            }
-            Conn::Postgres(conn) => {
-                let mut harness = AsyncMigrationHarness::new(conn);
-                let done = run(&mut harness, &POSTGRES, step);
-                (Conn::Postgres(harness.into_inner()), done)
-            }
+        // Where something fails, the connection is closed, and its transaction with it.
+        let mut conn = self.begin_migrating().await?;
+        if let Conn::Postgres(conn) = &mut conn {
+            conn.batch_execute(FIND_TRIGRAMS).await.map_err(|error| MigrationError::Failed(error.into()))?;
+        }
+        let reverted = match step {
+            Step::Down(steps) => steps,
+            Step::Redo => 1,
+            Step::Up | Step::Status => 0,
         };
+        if reverted > 0 {
+            let (back, known) = apply(conn, Step::Status);
+            conn = back;
+            let known = known?;
+            if known.iter().rev().filter(|m| m.applied).take(reverted).any(|m| m.name == SEALS) {
+                refuse_to_lose_seals(&mut conn).await?;
+            }
+        }
+        let (mut conn, mut done) = apply(conn, step);
         if done.is_ok() {
             let broken = conn.broken_references().await?;
             if broken > 0 {
                 done = Err(MigrationError::Failed(format!("{broken} rows would refer to none").into()));
             }
+        }
+        if done.is_ok()
+            && matches!(step, Step::Up | Step::Redo)
+            && let Conn::Sqlite(conn) = &mut conn
+        {
+            conn.spawn_blocking(statistics::write).await.map_err(Error::from)?;
         }
         match done {
             Ok(_) => conn.commit().await?,
@@ -105,6 +148,26 @@ impl Db {
         }
         done
     }
+}
+
+fn apply(conn: Conn, step: Step) -> (Conn, Result<Vec<Migration>, MigrationError>) {
+    match conn {
+        Conn::Sqlite(conn) => {
+            let mut harness = AsyncMigrationHarness::new(conn);
+            let done = run(&mut harness, &SQLITE, step);
+            (Conn::Sqlite(harness.into_inner()), done)
+        }
+        Conn::Postgres(conn) => {
+            let mut harness = AsyncMigrationHarness::new(conn);
+            let done = run(&mut harness, &POSTGRES, step);
+            (Conn::Postgres(harness.into_inner()), done)
+        }
+    }
+}
+
+async fn refuse_to_lose_seals(conn: &mut Conn) -> Result<(), MigrationError> {
+    let seals: i64 = on_conn!(conn, |c| audit_seals::table.count().get_result(c).await.map_err(Error::from)?);
+    if seals > 0 { Err(MigrationError::Sealed(seals)) } else { Ok(()) }
 }
 
 fn run<DB, H>(harness: &mut H, source: &impl MigrationSource<DB>, step: Step) -> Result<Vec<Migration>, MigrationError>

@@ -10,6 +10,7 @@ mod backend;
 mod bulk;
 mod error;
 mod fields;
+mod lease;
 mod locks;
 mod migrations;
 mod page;
@@ -17,6 +18,7 @@ mod postgres_url;
 mod ranked;
 mod search;
 mod statements;
+mod statistics;
 mod tables;
 mod tx;
 

@@ -1,4 +1,5 @@
-//! Keyset pages: a page costs the same at any depth, and rows that come and go meanwhile are neither skipped nor repeated.
+//! Keyset pages: a page that begins at a cursor costs the same at any depth, but for the rows that a filter leaves out, and rows
+//! that come and go meanwhile are neither skipped nor repeated. An offset is walked.
 
 use diesel::backend::Backend;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};

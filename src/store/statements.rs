@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use diesel::connection::{Instrumentation, InstrumentationEvent};
-use tracing::Span;
 
+use super::lease::Activity;
 use crate::logs::TRACES;
 
 /// How many statements were sent, over all connections.
@@ -17,7 +17,7 @@ pub(super) struct Statements(Arc<AtomicU64>);
 #[derive(Debug)]
 struct Observed {
     statements: Statements,
-    running: Option<Span>,
+    activity: Activity,
 }
 
 impl Statements {
@@ -26,8 +26,8 @@ impl Statements {
     }
 
     /// What a connection is to be observed by.
-    pub(super) fn observe(self) -> impl Instrumentation {
-        Observed { statements: self, running: None }
+    pub(super) fn observe(self, activity: Activity) -> impl Instrumentation {
+        Observed { statements: self, activity }
     }
 }
 
@@ -36,9 +36,9 @@ impl Instrumentation for Observed {
         match event {
             InstrumentationEvent::StartQuery { .. } => {
                 self.statements.0.fetch_add(1, Ordering::Relaxed);
-                self.running = Some(tracing::info_span!(target: TRACES, "statement", otel.kind = "client"));
+                self.activity.begin_statement(tracing::info_span!(target: TRACES, "statement", otel.kind = "client"));
             }
-            InstrumentationEvent::FinishQuery { .. } => self.running = None,
+            InstrumentationEvent::FinishQuery { .. } => self.activity.end_statement(),
             _ => {}
         }
     }

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, both_databases};
+use crate::command_line::Place;
+use crate::support::{Client, TestApp, TestDatabase, both_databases};
 
 async fn found(client: &Client, search: &str) -> Vec<String> {
     let query = "query($s: String!) { clients(search: $s, orderBy: { field: NAME, direction: ASC }) {
@@ -88,6 +89,7 @@ both_databases! {
     }
 
     async fn a_search_and_the_tasks_of_clients_go_by_an_index(app: TestApp) {
+        let mut app = app;
         let postgres = app.database.url.starts_with("postgres");
         app.database.execute(&fill(postgres, 12_000)).await.unwrap();
         let admin = app.admin().await;
@@ -102,14 +104,39 @@ both_databases! {
                     "AND clients.rowid IN (SELECT rowid FROM clients_search WHERE clients_search MATCH '\"zeb\" AND \"fin\"')"
                 }
             ), if postgres { "clients_by_search" } else { "clients USING INTEGER PRIMARY KEY (rowid=?)" }),
-            (format!(
-                "SELECT * FROM (SELECT id, row_number() OVER (PARTITION BY client_id ORDER BY created_at DESC, id DESC) AS place
-                 FROM tasks WHERE organization_id = '{organization}' AND client_id IN ('client_00000000000000000000000001', 'client_00000000000000000000000002')) AS ranked
-                 WHERE place <= 6 ORDER BY place"
-            ), "tasks_by_client"),
+            (if postgres {
+                format!(
+                    "SELECT ranked.* FROM unnest(ARRAY['client_00000000000000000000000001', 'client_00000000000000000000000002']) AS parents (parent)
+                     CROSS JOIN LATERAL (SELECT id, row_number() OVER (PARTITION BY client_id ORDER BY created_at DESC, id DESC) AS place
+                     FROM tasks WHERE organization_id = '{organization}' AND client_id = parents.parent
+                     ORDER BY created_at DESC, id DESC LIMIT 6 OFFSET 0) AS ranked ORDER BY place"
+                )
+            } else {
+                format!(
+                    "SELECT * FROM (SELECT id, row_number() OVER (PARTITION BY client_id ORDER BY created_at DESC, id DESC) AS place
+                     FROM tasks WHERE organization_id = '{organization}' AND client_id IN ('client_00000000000000000000000001', 'client_00000000000000000000000002')) AS ranked
+                     WHERE place <= 6 ORDER BY place"
+                )
+            }, "tasks_by_client"),
         ] {
             let plan = app.database.plan(&sql).await;
             assert!(plan.contains(index), "{plan}");
+        }
+        if !postgres {
+            let statistics = "SELECT tbl || ' ' || coalesce(idx, '') || ' ' || stat AS text FROM sqlite_stat1 ORDER BY 1";
+            let before = app.database.texts(statistics).await;
+            assert!(before.contains(&"tasks tasks_by_organization 1000000 100000".to_owned()), "{before:?}");
+            assert!(before.contains(&"clients clients_by_name 1000000 100000 10 1".to_owned()), "{before:?}");
+            assert!(before.contains(&"clients clients_by_owner 1000000 100000 100 10 1".to_owned()), "{before:?}");
+            assert!(before.iter().all(|line| !line.starts_with("audit_logs")), "{before:?}");
+            // What somebody else makes of them holds until the next start at most.
+            for deed in ["ANALYZE", "DELETE FROM sqlite_stat1", "DROP TABLE sqlite_stat1"] {
+                app.database.execute(deed).await.unwrap();
+                app.restart().await;
+                assert_eq!(app.database.texts(statistics).await, before, "{deed}");
+            }
+            let admin = app.admin().await;
+            assert_eq!(found(&admin, "zebrafink").await.len(), 1);
         }
         if postgres {
             // The server's own statement went by it as well.
@@ -125,4 +152,27 @@ both_databases! {
             assert_ne!(counted, ["0"]);
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pg_trgm_may_be_in_a_schema_of_its_own() {
+    let database = TestDatabase::postgres().await;
+    database.execute("CREATE SCHEMA \"Their own\"; CREATE EXTENSION pg_trgm SCHEMA \"Their own\"").await.unwrap();
+    let app = TestApp::start(database, []).await;
+    let admin = app.admin().await;
+    create(&admin, "Zebrafink", None).await;
+    assert_eq!(found(&admin, "brafin").await, ["Zebrafink"]);
+    let tables = "SELECT schemaname AS text FROM pg_indexes WHERE indexname = 'clients_by_search'";
+    assert_eq!(app.database.texts(tables).await, ["public"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pg_trgm_in_a_schema_that_is_closed_is_told_of() {
+    let database = TestDatabase::postgres().await;
+    let of_owner = TestDatabase::at(database.url.replace("claviger@", "postgres@"));
+    of_owner.execute("CREATE SCHEMA closed; CREATE EXTENSION pg_trgm SCHEMA closed").await.unwrap();
+    let output = Place::new(database).run(&["migrate", "up"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("GRANT USAGE ON SCHEMA closed TO claviger"), "{error}");
 }

@@ -13,9 +13,12 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value as AnyValue;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
 use serde_json::json;
+use tokio_tungstenite::connect_async;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 use crate::command_line::Place;
-use crate::support::{Client, PASSWORD, TestDatabase};
+use crate::support::{Client, PASSWORD, Socket, TestDatabase};
 
 /// What the caller of this trace chose for it.
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -110,6 +113,7 @@ async fn tells_what_a_request_did(database: TestDatabase) {
     let operation = one("mutation createClaudeAccount");
     assert_eq!(operation.parent_span_id, request.span_id);
     assert_eq!(attributes(&operation.attributes)["claviger.outcome"], "OK");
+    assert_eq!(attributes(&operation.attributes)["claviger.request_id"], "request-of-the-proxy");
     let parents: BTreeSet<_> =
         of_request.iter().filter(|span| span.name == "statement").map(|span| &span.parent_span_id).collect();
     assert_eq!(parents, BTreeSet::from([&request.span_id, &operation.span_id]), "the sign-in's, and the operation's");
@@ -147,4 +151,61 @@ async fn a_stranger_cannot_name_the_trace() {
     assert!(spans.iter().all(|(service, _)| service == "keys-of-the-house"));
     assert!(spans.iter().any(|(_, span)| span.name == "GET /health/alive"));
     assert!(spans.iter().all(|(_, span)| hex::encode(&span.trace_id) != TRACE));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_operation_of_a_socket_has_its_own_id() {
+    let collector = Collector::default();
+    let endpoint = collector.start().await;
+    let place = Place::new(TestDatabase::sqlite());
+    let mut serve = place.command(&["serve"]);
+    serve.env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint);
+    let server = Place::started(serve);
+    let admin = Client::new(&server.url).signed_in("admin@localhost", PASSWORD).await;
+    let mut request = format!("{}/graphql", server.url.replacen("http", "ws", 1)).into_client_request().unwrap();
+    request.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static("graphql-transport-ws"));
+    let mut socket = Socket(connect_async(request).await.unwrap().0);
+    socket.init(&admin).await;
+    for id in ["1", "2"] {
+        socket.subscribe(id, "{ viewer { role } }").await;
+        socket.event(id).await;
+        assert_eq!(socket.next().await["type"], "complete");
+    }
+    assert!(server.stop().success());
+    let spans = collector.spans();
+    let operations = spans.iter().filter(|(_, span)| span.name == "query viewer");
+    let ids: BTreeSet<_> =
+        operations.map(|(_, span)| attributes(&span.attributes).remove("claviger.request_id").unwrap()).collect();
+    assert_eq!(ids.len(), 2, "{ids:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_given_up_is_told_of_at_once() {
+    let collector = Collector::default();
+    let endpoint = collector.start().await;
+    let place = Place::new(TestDatabase::postgres().await);
+    let mut serve = place.command(&["serve"]);
+    serve.env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint).env("OTEL_BSP_SCHEDULE_DELAY", "50");
+    let server = Place::started(serve);
+    let admin = Client::new(&server.url).signed_in("admin@localhost", PASSWORD).await;
+    let (blocker, connection) = tokio_postgres::connect(&place.database.url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    blocker.batch_execute("BEGIN; LOCK TABLE clients IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let reading = tokio::spawn(async move { admin.run("{ clients { nodes { id } } }").await.status });
+    let waiting = "SELECT 'it waits' AS text FROM pg_locks WHERE NOT granted";
+    let soon = std::time::Duration::from_millis(20);
+    while place.database.texts(waiting).await.is_empty() {
+        tokio::time::sleep(soon).await;
+    }
+    // The caller leaves. The statement still waits, and its connection for whoever comes next; nobody does.
+    reading.abort();
+    let is_told = || collector.spans().iter().any(|(_, span)| span.name == "query clients");
+    let told = async {
+        while !is_told() {
+            tokio::time::sleep(soon).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), told).await.expect("the span ends with the read");
+    drop(blocker);
+    assert!(server.stop().success());
 }

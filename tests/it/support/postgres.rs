@@ -116,6 +116,11 @@ impl TestDatabase {
         Self { url: format!("sqlite://{}", folder.path().join("test.db").display()), _folder: Some(folder) }
     }
 
+    /// One that is there already.
+    pub(crate) fn at(url: String) -> Self {
+        Self { url, _folder: None }
+    }
+
     pub(crate) async fn postgres() -> Self {
         let port = tokio::task::spawn_blocking(|| cluster().port).await.unwrap();
         let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));

@@ -1,0 +1,1 @@
+-- SQLite's triggers name tables of their own database alone.
