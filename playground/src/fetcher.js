@@ -1,9 +1,9 @@
 // Sends GraphiQL's requests as whoever is signed in.
 import { getOperationAST } from 'graphql';
 import { post } from './graphql_http.js';
-import { subscribe } from './subscriptions.js';
+import { namesCaller, subscribe } from './subscriptions.js';
 
-/** A GraphiQL fetcher. A header typed in the Headers editor wins over the session's. */
+/** A GraphiQL fetcher. A token or an API key typed in the Headers editor goes in the place of the session's token. */
 export function createFetcher(session) {
   return async function fetcher({ query, variables, operationName }, { headers, documentAST } = {}) {
     const request = { query, variables, operationName: operationName ?? undefined };
@@ -20,7 +20,7 @@ export function createFetcher(session) {
 }
 
 async function send(session, request, typed) {
-  if (Object.keys(typed).some((name) => name.toLowerCase() === 'authorization')) {
+  if (namesCaller(typed)) {
     return (await post(request, typed)).body;
   }
   const authorization = await session.authorization();

@@ -69,6 +69,7 @@ impl Recorded for ClaudeAccount {
             ("apiKey", Field::Secret(self.api_key_fingerprint.clone())),
             ("usageLimit", Field::plain(self.usage_limit)),
             ("currentUsage", Field::plain(self.current_usage)),
+            ("usageResetsAt", Field::plain(self.usage_resets_at.to_utc().to_rfc3339())),
             ("baseUrl", Field::plain(self.base_url.as_deref())),
             ("priority", Field::plain(self.priority)),
             ("health", Field::plain(self.health_state.as_str())),
@@ -357,7 +358,7 @@ async fn change(
         let mut account = before.clone();
         apply(&mut account).await?;
         let changes = Changes::between(&before, &account);
-        if !changes.is_empty() || before.usage_resets_at != account.usage_resets_at {
+        if !changes.is_empty() {
             bump(cx, &mut account);
             accounts::update(tx, &permit, &account).await?;
         }

@@ -9,7 +9,7 @@ use super::connection::{Connection, DateTimeRange, Listed, PageArguments};
 use super::context::ContextExt;
 use super::declarations::{AuditAction, Declared, Permission, ResourceType, requires};
 use super::error::Result;
-use super::feed::Feed;
+use super::feed::{Delivered, Feed};
 use super::inputs::filter_id;
 use super::loaders::Loaders;
 use super::node::Node;
@@ -381,7 +381,7 @@ impl AuditLogSubscription {
         let span = feed.span(ctx.cx(), None).await?;
         match domain::audit_log::next(ctx.cx(), &filter, span).await? {
             Some(row) => {
-                feed.deliver(row.sequence);
+                feed.deliver(Delivered { sequence: row.sequence, account: None });
                 Ok(AuditLog(row.into()))
             }
             None => Err(feed.nothing_until(span)),

@@ -9,7 +9,7 @@ use super::connection::{Connection, Listed, OrderDirection, PageArguments, order
 use super::context::{Caller, ContextExt};
 use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, open_to_api_keys, requires};
 use super::error::Result;
-use super::feed::Feed;
+use super::feed::{Delivered, Feed};
 use super::inputs::{id_inputs, patch, payloads, searched, target};
 use super::scalars::{BigInt, DateTime, Json};
 use crate::crypto::SecretText;
@@ -552,7 +552,7 @@ impl ClaudeAccountSubscription {
         while let Some((sequence, row)) = deeds::next_change(ctx.cx(), (after, until)).await? {
             after = sequence;
             if feed.is_new(row.id, row.version) {
-                feed.deliver(sequence);
+                feed.deliver(Delivered { sequence, account: Some((row.id, row.version)) });
                 return Ok(ClaudeAccount(row.into()));
             }
         }

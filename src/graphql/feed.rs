@@ -32,10 +32,20 @@ struct State {
 /// What an execution came to.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) enum Outcome {
-    Event,
+    /// Not read yet: where the answer is not sent, the next execution finds the same event again.
+    Event(Delivered),
     Nothing,
     #[default]
     Failed,
+}
+
+/// What an event is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Delivered {
+    /// The place of its entry.
+    pub(super) sequence: i64,
+    /// The account that it sends, with its version.
+    pub(super) account: Option<(ClaudeAccountId, i32)>,
 }
 
 impl Feed {
@@ -61,6 +71,15 @@ impl Feed {
     pub fn is_behind(&self) -> bool {
         let state = self.state();
         state.until.is_none_or(|until| state.read.is_none_or(|read| read < until))
+    }
+
+    /// The event that the last execution found is sent.
+    pub fn accept(&self) {
+        let mut state = self.state();
+        if let Outcome::Event(Delivered { sequence, account }) = state.outcome {
+            state.read = Some(sequence);
+            state.versions.extend(account);
+        }
     }
 
     pub(super) fn begin_step(&self) {
@@ -95,14 +114,12 @@ impl Feed {
 
     /// Whether an account was not sent yet as it is now.
     pub(super) fn is_new(&self, id: ClaudeAccountId, version: i32) -> bool {
-        self.state().versions.insert(id, version) != Some(version)
+        self.state().versions.get(&id) != Some(&version)
     }
 
-    /// The entry at this place is the event.
-    pub(super) fn deliver(&self, sequence: i64) {
-        let mut state = self.state();
-        state.read = Some(sequence);
-        state.outcome = Outcome::Event;
+    /// This is the event.
+    pub(super) fn deliver(&self, event: Delivered) {
+        self.state().outcome = Outcome::Event(event);
     }
 
     /// There is no event in the span. The error is nobody's: it only ends the execution.
@@ -117,5 +134,32 @@ impl Feed {
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic cannot leave an assignment half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+
+    #[test]
+    fn an_event_that_is_not_sent_is_found_again() {
+        let feed = Feed::default();
+        let id = ClaudeAccountId::new(Timestamp::from_micros(0).unwrap(), &[1; 10]);
+        let event = Delivered { sequence: 4, account: Some((id, 2)) };
+        feed.nothing_until((3, 3));
+        feed.grown(Some(4));
+        for _ in 0..2 {
+            // The execution that failed before has left nothing.
+            feed.begin_step();
+            assert!(feed.is_behind() && feed.is_new(id, 2));
+            feed.deliver(event);
+        }
+        feed.accept();
+        assert!(!feed.is_behind() && !feed.is_new(id, 2) && feed.is_new(id, 3));
+        feed.grown(Some(5));
+        feed.begin_step();
+        feed.accept();
+        assert!(feed.is_behind());
     }
 }

@@ -107,7 +107,7 @@ pub fn sdl() -> String {
 
 /// What a step of a subscription came to.
 pub enum Step {
-    /// There was an event: the answer for it.
+    /// There was an event: the answer for it. Until [`Feed::accept`], the next step finds it again.
     Event(Response),
     /// There is none yet.
     Nothing,
@@ -199,7 +199,7 @@ impl Api {
         let mut answer = self.events.execute(request).await;
         complete(&self.types, operation, &mut answer);
         match feed.outcome() {
-            Outcome::Event => Step::Event(answer),
+            Outcome::Event(_) => Step::Event(answer),
             Outcome::Nothing => Step::Nothing,
             Outcome::Failed => Step::Failed(answer),
         }

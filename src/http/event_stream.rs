@@ -14,6 +14,7 @@ use super::live::Asker;
 use super::media_type::AnswerType;
 use super::metrics::Counted;
 use super::observe::RequestContext;
+use super::panics::caught;
 use super::router::Server;
 use super::subscription::{End, Sink, errors, follow};
 
@@ -44,7 +45,11 @@ pub(super) fn subscribe(
     let work = {
         let server = server.clone();
         async move {
-            stream(&server, asker, prepared, Events(sender)).await;
+            let request_id = asker.context.request_id.clone();
+            let mut events = Events(sender);
+            if let Err(failed) = caught(stream(&server, asker, prepared, &mut events)).await {
+                events.refuse(errors(failed, &request_id)).await;
+            }
             drop(counted);
         }
     };
@@ -67,7 +72,7 @@ pub(super) fn subscribe(
     response
 }
 
-async fn stream(server: &Arc<Server>, asker: Asker, prepared: Prepared, mut events: Events) {
+async fn stream(server: &Arc<Server>, asker: Asker, prepared: Prepared, events: &mut Events) {
     let request_id = asker.context.request_id.clone();
     let changes = server.services.authenticator.forgotten();
     let actor = match authenticate(server, &asker.headers, asker.context.client_address).await {
@@ -85,11 +90,12 @@ async fn stream(server: &Arc<Server>, asker: Asker, prepared: Prepared, mut even
         return;
     }
     let end = tokio::select! {
-        end = follow(server, &asker, prepared, &mut events) => end,
-        () = asker.clone().ended(server.clone(), changes) => End::Revoked,
+        end = follow(server, &asker, prepared, events) => end,
+        end = asker.clone().ended(server.clone(), changes) => end,
         () = server.stop.cancelled() => End::Told,
         () = sender.closed() => End::Told,
     };
+    // A stream whose token has expired ends without a word, as one that broke off: graphql-sse opens it again with a fresh token.
     if end == End::Revoked {
         let refused = Unexecuted::new(StatusCode::UNAUTHORIZED, "UNAUTHENTICATED", "You need to sign in to do this.");
         events.refuse(errors(refused, &request_id)).await;

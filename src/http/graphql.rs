@@ -41,7 +41,7 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// An answer to a request that was not executed.
 pub(super) struct Unexecuted {
-    status: StatusCode,
+    pub(super) status: StatusCode,
     pub(super) code: &'static str,
     pub(super) errors: Vec<ServerError>,
 }
@@ -138,7 +138,7 @@ async fn execute(
         OperationType::Query | OperationType::Mutation => {}
     }
     let (actor, token_refused) = authenticate(server, headers, context.client_address).await?;
-    let answer = execute_once(server, prepared, actor, origin(context, headers)).await;
+    let answer = execute_once(server, prepared, actor, origin(context, headers), ()).await;
     let status = match answer_type {
         AnswerType::GraphqlResponse if answer.is_request_error => StatusCode::BAD_REQUEST,
         _ => StatusCode::OK,
@@ -159,6 +159,16 @@ pub(super) struct Prepared {
     /// Its first field, for the metrics.
     pub(super) field: String,
     started: Instant,
+}
+
+impl Prepared {
+    pub(super) fn is_mutation(&self) -> bool {
+        self.kind == OperationType::Mutation
+    }
+
+    pub(super) fn is_subscription(&self) -> bool {
+        self.kind == OperationType::Subscription
+    }
 }
 
 /// Finds the operation of a request, and holds it to all limits.
@@ -197,12 +207,39 @@ impl Executed {
     }
 }
 
-/// Executes a query or a mutation.
-pub(super) async fn execute_once(server: &Arc<Server>, prepared: Prepared, actor: Actor, origin: Origin) -> Executed {
+/// Executes a query or a mutation. A mutation is finished, measured and traced though the caller leaves; `kept` is dropped when
+/// it is done.
+pub(super) async fn execute_once(
+    server: &Arc<Server>,
+    prepared: Prepared,
+    actor: Actor,
+    origin: Origin,
+    kept: impl Send + 'static,
+) -> Executed {
+    let request_id = origin.request_id.clone();
+    let is_mutation = prepared.is_mutation();
+    let work = measured(server.clone(), prepared, actor, origin, kept);
+    if !is_mutation {
+        return work.await;
+    }
+    server.tasks.spawn(work.in_current_span()).await.unwrap_or_else(|error| {
+        let mut answer = failed(&crate::domain::Error::internal(error));
+        finish_errors(&mut answer.errors, &request_id);
+        Executed { answer, is_request_error: false }
+    })
+}
+
+async fn measured(
+    server: Arc<Server>,
+    prepared: Prepared,
+    actor: Actor,
+    origin: Origin,
+    kept: impl Send + 'static,
+) -> Executed {
     let Prepared { operation, variables, kind, field, started } = prepared;
     let deadline = started + server.request_timeout;
     let request_id = origin.request_id.clone();
-    let caller = caller(server, actor, origin, deadline);
+    let caller = caller(&server, actor, origin, deadline);
     let trace = tracing::info_span!(
         target: TRACES,
         "operation",
@@ -212,7 +249,15 @@ pub(super) async fn execute_once(server: &Arc<Server>, prepared: Prepared, actor
         claviger.request_id = request_id,
         claviger.outcome = Empty,
     );
-    let mut answer = run(server, operation, variables, kind, caller, deadline).instrument(trace.clone()).await;
+    let work = {
+        let server = server.clone();
+        async move {
+            let answer = server.api.execute(&operation, variables, caller).await;
+            drop(kept);
+            answer
+        }
+    };
+    let mut answer = run(&server, work, kind, deadline).instrument(trace.clone()).await;
     let is_request_error = answer.data == Value::Null
         && !answer.errors.is_empty()
         && answer.errors.iter().all(|error| error.path.is_empty() && error.source.is_none());
@@ -322,19 +367,13 @@ pub(super) fn origin(context: &RequestContext, headers: &HeaderMap) -> Origin {
     }
 }
 
-/// Runs the operation. A mutation is finished though the caller leaves: what it did is on record.
+/// Runs the operation. A mutation is finished though nobody waits for it: what it did is on record.
 async fn run(
-    server: &Arc<Server>,
-    operation: Arc<Collected>,
-    variables: Variables,
+    server: &Server,
+    work: impl Future<Output = Answer> + Send + 'static,
     kind: OperationType,
-    caller: Arc<Caller>,
     deadline: Instant,
 ) -> Answer {
-    let work = {
-        let server = server.clone();
-        async move { server.api.execute(&operation, variables, caller).await }
-    };
     let timed = match kind {
         OperationType::Mutation => {
             let task = server.tasks.spawn(work.in_current_span());

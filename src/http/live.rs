@@ -1,28 +1,31 @@
 //! What open sockets and streams may take of the server, and how many there are.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::http::HeaderMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::graphql::authenticate;
+use super::graphql::{Unexecuted, authenticate};
 use super::observe::RequestContext;
 use super::router::Server;
+use super::subscription::End;
 use crate::identity::Actor;
-use crate::model::UserId;
+use crate::model::{Timestamp, UserId};
+
+/// How many callers may be looked at again at once: requests are to find a connection to the database beside them.
+const LOOKS: usize = 4;
 
 /// The limits of sockets and streams.
 #[derive(Debug, Clone, Copy)]
 pub struct LiveLimits {
     /// How long a socket may take to begin.
     pub init: Duration,
-    /// How often a socket is asked whether it is there, and who it belongs to is looked at again. One that says nothing from one
-    /// time to the next is closed.
+    /// How often a socket is asked whether it is there, and who it belongs to is looked at again.
     pub ping: Duration,
-    /// How long a socket may take to read what it is sent.
+    /// How long a socket may take to read a message.
     pub write: Duration,
     /// How often a stream of events says that it is there.
     pub keep_alive: Duration,
@@ -32,8 +35,12 @@ pub struct LiveLimits {
     pub queue: usize,
     /// How many sockets there may be.
     pub sockets: usize,
-    /// How many sockets and streams a user may have; of those that are nobody's, an address.
+    /// How many sockets and streams a user may have.
     pub per_holder: usize,
+    /// How many an address may have that are nobody's, or not yet anybody's.
+    pub per_address: usize,
+    /// For how long a subscription tries again where the database cannot be asked.
+    pub retry: Duration,
 }
 
 impl Default for LiveLimits {
@@ -48,6 +55,8 @@ impl Default for LiveLimits {
             queue: 16,
             sockets: 5_000,
             per_holder: 100,
+            per_address: 50,
+            retry: Duration::from_secs(30),
         }
     }
 }
@@ -57,13 +66,27 @@ pub(super) struct Live {
     pub(super) limits: LiveLimits,
     sockets: Arc<Semaphore>,
     holders: Arc<Mutex<HashMap<Holder, usize>>>,
+    /// Turns to look at callers again: all want to at once, where access has changed.
+    looks: Semaphore,
 }
 
 /// Whose a socket or stream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Holder {
     User(UserId),
-    Nobody(IpAddr),
+    /// Nobody's yet, or for good.
+    Address(IpAddr),
+}
+
+impl Holder {
+    /// Whoever has an address of IPv6 has all of its network of 64 bits, as a rule.
+    fn at(address: IpAddr) -> Self {
+        const HOST: u128 = u64::MAX as u128;
+        Self::Address(match address.to_canonical() {
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !HOST).into(),
+            address @ IpAddr::V4(_) => address,
+        })
+    }
 }
 
 /// One place among those that a holder may have, for as long as it lives.
@@ -74,7 +97,12 @@ pub(super) struct Held {
 
 impl Live {
     pub(super) fn new(limits: LiveLimits) -> Self {
-        Self { limits, sockets: Arc::new(Semaphore::new(limits.sockets)), holders: Arc::default() }
+        Self {
+            limits,
+            sockets: Arc::new(Semaphore::new(limits.sockets)),
+            holders: Arc::default(),
+            looks: Semaphore::new(LOOKS),
+        }
     }
 
     /// A place for one more socket, unless there is none.
@@ -84,10 +112,21 @@ impl Live {
 
     /// A place for one more socket or stream of this caller, unless they have too many.
     pub(super) fn hold(&self, actor: &Actor, address: IpAddr) -> Option<Held> {
-        let holder = actor.signed_in().map_or(Holder::Nobody(address), |user| Holder::User(user.user));
+        match actor.signed_in() {
+            Some(user) => self.hold_for(Holder::User(user.user), self.limits.per_holder),
+            None => self.hold_at(address),
+        }
+    }
+
+    /// A place for one more socket from this address, of which nobody knows yet whose it is.
+    pub(super) fn hold_at(&self, address: IpAddr) -> Option<Held> {
+        self.hold_for(Holder::at(address), self.limits.per_address)
+    }
+
+    fn hold_for(&self, holder: Holder, limit: usize) -> Option<Held> {
         let mut holders = locked(&self.holders);
         let count = holders.entry(holder).or_default();
-        if *count >= self.limits.per_holder {
+        if *count >= limit {
             return None;
         }
         *count += 1;
@@ -121,16 +160,28 @@ pub(super) struct Asker {
 }
 
 impl Asker {
-    /// Waits until what it was opened with opens nothing any more: at once after any change of a session or a user on this
-    /// server, when an access token expires, and within a ping where another server made the change. Never, where it was opened
-    /// as nobody.
+    /// Who it is now, as [`authenticate`] says; a few at once.
+    pub(super) async fn look(&self, server: &Server) -> Result<(Actor, bool), Unexecuted> {
+        // Nobody closes it.
+        let _turn = server.live.looks.acquire().await;
+        authenticate(server, &self.headers, self.context.client_address).await
+    }
+
+    /// When the access token that it was opened with expires, if there is one that is good.
+    pub(super) fn expires_at(&self, server: &Server) -> Option<Timestamp> {
+        let now = server.services.clock.now();
+        bearer(&self.headers).and_then(|token| server.services.authenticator.tokens().expires_at(token, now).ok())
+    }
+
+    /// Waits until what it was opened with opens nothing any more, and says why: at once after any change of a session or a
+    /// user on this server, when an access token expires, and within a ping where another server made the change. Never,
+    /// where it was opened as nobody.
     ///
     /// `changes` is from before the caller was looked at first, so that no change falls between.
-    pub(super) async fn ended(self, server: Arc<Server>, mut changes: watch::Receiver<()>) {
-        let authenticator = &server.services.authenticator;
-        let now = server.services.clock.now();
-        let expiry = bearer(&self.headers).and_then(|token| authenticator.tokens().expires_at(token, now).ok());
-        let left = expiry.map(|expiry| (expiry - now).to_std().unwrap_or_default());
+    pub(super) async fn ended(self, server: Arc<Server>, mut changes: watch::Receiver<()>) -> End {
+        let clock = &server.services.clock;
+        let expires_at = self.expires_at(&server);
+        let left = expires_at.map(|at| (at - clock.now()).to_std().unwrap_or_default());
         let mut expired = std::pin::pin!(async {
             match left {
                 Some(left) => tokio::time::sleep(left).await,
@@ -138,17 +189,15 @@ impl Asker {
             }
         });
         loop {
-            let has_expired = tokio::select! {
-                () = &mut expired => true,
+            tokio::select! {
+                () = &mut expired => return End::Expired,
                 // The authenticator lives as long as the server.
-                _ = changes.changed() => false,
-                () = tokio::time::sleep(server.live.limits.ping) => false,
-            };
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(server.live.limits.ping) => {}
+            }
             // Where the database cannot be asked, nothing is sent either.
-            if has_expired
-                || matches!(authenticate(&server, &self.headers, self.context.client_address).await, Ok((_, true)))
-            {
-                return;
+            if matches!(self.look(&server).await, Ok((_, true))) {
+                return End::of(expires_at, clock.now());
             }
         }
     }
@@ -157,4 +206,25 @@ impl Asker {
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(axum::http::header::AUTHORIZATION)?.to_str().ok()?;
     value.split_once(' ').map(|(_, token)| token.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_of_ipv6_counts_as_one_address() {
+        let live = Live::new(LiveLimits { per_address: 1, ..LiveLimits::default() });
+        let hold = |address: &str| live.hold_at(address.parse().unwrap());
+        let held = hold("2001:db8::1");
+        assert!(held.is_some());
+        assert!(hold("2001:db8::ffff:0:0:1").is_none());
+        let other = hold("2001:db8:0:1::1");
+        assert!(other.is_some());
+        drop(held);
+        let held = hold("2001:db8::2");
+        assert!(held.is_some());
+        let v4 = hold("192.0.2.1");
+        assert!(v4.is_some() && hold("::ffff:192.0.2.1").is_none() && hold("192.0.2.2").is_some());
+    }
 }

@@ -9,6 +9,7 @@ mod live;
 mod media_type;
 mod metrics;
 mod observe;
+mod operations;
 mod panics;
 mod playground;
 mod request;

@@ -9,6 +9,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt as _;
 
+use super::graphql::Unexecuted;
 use super::observe::RequestContext;
 use crate::domain::{Code, Error};
 
@@ -18,9 +19,22 @@ pub(super) async fn catch(Extension(context): Extension<RequestContext>, request
     AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|panic| answer(&*panic, &context))
 }
 
-fn answer(panic: &(dyn Any + Send), context: &RequestContext) -> Response {
+/// The same for what goes on after its request was answered, which the middleware sees nothing of.
+pub(super) async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Unexecuted> {
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|panic| {
+        log(&*panic);
+        let error = Error::internal("an operation panicked");
+        Unexecuted::new(StatusCode::INTERNAL_SERVER_ERROR, error.code().as_str(), error.message())
+    })
+}
+
+fn log(panic: &(dyn Any + Send)) {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     tracing::error!(panic = text.unwrap_or("not a text"), "a request panicked");
+}
+
+fn answer(panic: &(dyn Any + Send), context: &RequestContext) -> Response {
+    log(panic);
     let error = Error::internal("a request panicked");
     let extensions = serde_json::json!({ "code": Code::Internal.as_str(), "requestId": context.request_id });
     let body = serde_json::json!({ "errors": [{ "message": error.message(), "extensions": extensions }] });
@@ -65,5 +79,17 @@ mod tests {
             assert_eq!(body["errors"][0]["extensions"], extensions);
             assert!(!body.to_string().contains("secret"));
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_after_the_answer_began_is_a_fault_too() {
+        let work = async {
+            tokio::task::yield_now().await;
+            panic!("secret")
+        };
+        let failed = caught::<()>(work).await.err().unwrap();
+        let body = crate::http::subscription::errors(failed, "r-1").to_string();
+        assert!(body.contains("INTERNAL_SERVER_ERROR") && body.contains("r-1") && !body.contains("secret"), "{body}");
+        assert!(caught(async {}).await.is_ok());
     }
 }

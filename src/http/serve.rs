@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
@@ -26,16 +26,19 @@ pub struct Limits {
     pub head: Duration,
     /// How many connections there may be. Further callers wait until one ends.
     pub connections: usize,
+    /// How long callers may take to read what they were answered, once the server is told to stop.
+    pub farewell: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         // Proxies keep idle connections for a minute, as a rule: a server that closed them sooner would do so under a request.
-        Self { head: Duration::from_secs(75), connections: 10_000 }
+        Self { head: Duration::from_secs(75), connections: 10_000, farewell: Duration::from_secs(5) }
     }
 }
 
-/// Serves until it is told to stop. Then no connection is taken any more, and what runs is finished.
+/// Serves until it is told to stop. Then no connection is taken any more, and what runs is finished; but nobody is waited for who
+/// does not read their answer.
 pub async fn serve(listener: TcpListener, routes: Router, limits: Limits, stop: CancellationToken) {
     let mut listener = listener.tap_io(|stream| {
         // Without it an answer's last packet may wait for the caller to acknowledge those before. The answer comes all the same.
@@ -87,13 +90,28 @@ async fn connection(
 ) {
     let has_asked = Arc::new(AtomicBool::new(false));
     let asked = has_asked.clone();
+    let (handled, mut handling) = watch::channel(0_usize);
+    let handled = Arc::new(handled);
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(ConnectInfo(peer));
-        routes.clone().oneshot(request)
+        let answer = routes.clone().oneshot(request);
+        let one = Handled::one_of(&handled);
+        async move {
+            let answer = answer.await;
+            drop(one);
+            answer
+        }
     });
     let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let mut stopped = pin!(stop.cancelled().fuse());
+    let mut left_alone = pin!(async {
+        stop.cancelled().await;
+        // The service holds the sender as long as there is a connection.
+        while handling.wait_for(|count| *count == 0).await.is_ok()
+            && tokio::time::timeout(limits.farewell, handling.wait_for(|count| *count > 0)).await.is_ok()
+        {}
+    });
     // hyper's own limit begins where it knows the version of HTTP, which a caller that says nothing never tells.
     let mut first_head = pin!(tokio::time::sleep(limits.head).fuse());
     loop {
@@ -105,8 +123,25 @@ async fn connection(
                 return;
             }
             () = &mut stopped => connection.as_mut().graceful_shutdown(),
+            () = &mut left_alone => return,
             () = &mut first_head => if !has_asked.load(Ordering::Relaxed) { return },
         }
+    }
+}
+
+/// Counts a request until it is answered, or given up.
+struct Handled(Arc<watch::Sender<usize>>);
+
+impl Handled {
+    fn one_of(count: &Arc<watch::Sender<usize>>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Handled {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 
@@ -166,7 +201,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_caller_waits_for_a_connection_that_may_be_had() {
-        let (address, ..) = start(Limits { head: SHORT, connections: 1 }).await;
+        let (address, ..) = start(Limits { head: SHORT, connections: 1, ..Limits::default() }).await;
         let silent = sent(address, b"").await;
         let mut asking = sent(address, b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
         let own = asking.local_addr().unwrap().to_string();
@@ -186,5 +221,32 @@ mod tests {
         received(&mut idle).await;
         task.await.unwrap();
         assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn stopping_waits_for_answers_but_not_for_those_who_do_not_read_them() {
+        const LARGE: usize = 64 * 1024 * 1024;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, asked) = (CancellationToken::new(), Arc::new(Semaphore::new(0)));
+        let (stopped, begun) = (stop.clone(), asked.clone());
+        let late = get(async move || {
+            begun.add_permits(1);
+            stopped.cancelled().await;
+            // Longer than anybody may take to read.
+            tokio::time::sleep(4 * SHORT).await;
+            "late"
+        });
+        let routes = Router::new().route("/large", get(async || vec![0; LARGE])).route("/late", late);
+        let limits = Limits { farewell: SHORT, ..Limits::default() };
+        let task = tokio::spawn(serve(listener, routes, limits, stop.clone()));
+        let mut silent = sent(address, b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        silent.readable().await.unwrap();
+        let mut patient = sent(address, b"GET /late HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        asked.acquire().await.unwrap().forget();
+        stop.cancel();
+        assert!(received(&mut patient).await.ends_with(b"late"));
+        task.await.unwrap();
+        assert!(received(&mut silent).await.len() < LARGE);
     }
 }

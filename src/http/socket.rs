@@ -1,39 +1,42 @@
 //! One WebSocket that speaks graphql-transport-ws.
 //!
 //! Three kinds of tasks: this one reads, one writes, and each operation has its own. All that is to be sent goes through one
-//! short queue, so that who does not read stops what makes more; and who does not read for long is cut off.
+//! short queue, so that who does not read stops what makes more; and who does not read for long is cut off. Whatever these wait
+//! for, the end of the server or of the caller's sign-in ends them at once; but a mutation that has begun is finished, and
+//! its answer goes out before the socket is closed.
 
-use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde::Deserialize;
 use serde_json::{Map, Value};
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, sleep_until, timeout};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::graphql::{Unexecuted, authenticate};
 use super::live::{Asker, Held};
 use super::metrics::Counted;
 use super::observe::RequestContext;
+use super::operations::{Operations, Outgoing, Queued, perform};
+use super::panics::caught;
 use super::request::GraphqlRequest;
 use super::router::{API_KEY, Server};
-use super::subscription::{End, Sink, errors, perform};
+use super::subscription::{End, Sink as _, errors};
 
 /// The longest id that an operation may have, in bytes.
 const MAX_ID: usize = 256;
-/// How long the caller may take to answer that the socket is closed.
+/// How long the caller may take to read the last messages, and to answer that the socket is closed.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How many pings may stay unanswered: what was sent before is read before the ping is.
+const UNANSWERED: u32 = 3;
 
 /// Why a socket is closed, by the codes of RFC 6455 and of the protocol.
 enum Closed {
@@ -42,7 +45,7 @@ enum Closed {
     GoingAway,
     TooLarge,
     NotThere,
-    Malformed(&'static str),
+    Malformed(String),
     NotInitialised,
     Forbidden,
     InitTimeout,
@@ -51,18 +54,23 @@ enum Closed {
 }
 
 impl Closed {
+    fn malformed(why: impl Into<String>) -> Self {
+        Self::Malformed(why.into())
+    }
+
     fn frame(self) -> Option<CloseFrame> {
         let (code, reason) = match self {
             Self::Gone => return None,
             Self::GoingAway => (1001, "The server is stopping".to_owned()),
             Self::TooLarge => (1009, "The message is larger than 256 KiB".to_owned()),
-            Self::NotThere => (1011, "No sign of life".to_owned()),
-            Self::Malformed(why) => (4400, why.to_owned()),
+            Self::Malformed(why) => (4400, why),
             Self::NotInitialised => (4401, "Unauthorized".to_owned()),
             Self::Forbidden => (4403, "Forbidden".to_owned()),
             Self::InitTimeout => (4408, "Connection initialisation timeout".to_owned()),
             Self::Duplicate(id) => (4409, format!("Subscriber for {id} already exists")),
             Self::TooMany(what) => (4429, format!("Too many {what}")),
+            // With 1011, as with any code below 2000 but a few, graphql-ws would not come again.
+            Self::NotThere => (4499, "No sign of life".to_owned()),
         };
         // A frame of control has 125 bytes, two of them for the code.
         let end = (0..=reason.len().min(123)).rev().find(|end| reason.is_char_boundary(*end)).unwrap_or_default();
@@ -81,73 +89,96 @@ enum Incoming {
     Complete { id: String },
 }
 
-/// What the server sends.
-#[derive(Serialize)]
-struct Outgoing<'a, P> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a str>,
-    #[serde(rename = "type")]
-    kind: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    payload: Option<P>,
-}
-
-impl<P: Serialize> Outgoing<'_, P> {
-    fn message(&self) -> Message {
-        // Texts and what was JSON before are JSON.
-        Message::Text(serde_json::to_string(self).unwrap_or_default().into())
-    }
-}
-
 /// Serves a socket to its end.
-pub(super) async fn serve(server: Arc<Server>, socket: WebSocket, asker: Asker) {
+pub(super) async fn serve(server: Arc<Server>, socket: WebSocket, asker: Asker, held: Held) {
     let _counted = Counted::on(&server.metrics.sockets);
+    let limits = server.live.limits;
     let (sink, mut incoming) = socket.split();
-    let (queue, outgoing) = mpsc::channel(server.live.limits.queue);
-    let (close, closing) = oneshot::channel();
-    let mut writer = tokio::spawn(write(sink, outgoing, closing, server.live.limits.write));
-    let session = Session {
-        begun: Instant::now(),
-        operations: Operations::default(),
-        ended: std::future::pending().boxed(),
-        held: None,
-        is_there: true,
-        queue,
-        asker,
-        server,
+    let (queue, outgoing) = mpsc::channel(limits.queue);
+    let (close, frame) = oneshot::channel();
+    let (closing, pings) = (CancellationToken::new(), Arc::<AtomicU32>::default());
+    let writer =
+        Writer { sink, queue: outgoing, closing: closing.clone(), frame, pings: pings.clone(), patience: limits.write };
+    let mut writer = tokio::spawn(writer.run());
+    let operations = Operations::new(limits.operations);
+    let pulse = Pulse { sent: pings, asked: 0, unanswered: 0 };
+    let session = Session { server, asker, held: Arc::new(held), operations, queue, closing, pulse };
+    // The writer may have ended already: then nobody is there.
+    let _ = close.send(session.run(&mut incoming).await.frame());
+    // Until the caller has answered. Cut off at once, it might never read why.
+    let farewell = async {
+        let _ = (&mut writer).await;
+        while let Some(Ok(_)) = incoming.next().await {}
     };
-    // What still runs ends with the session: a mutation has a task of its own, and is finished.
-    if let Some(frame) = session.run(&mut incoming).await.frame() {
-        // The writer may have ended already: then nobody is there.
-        let _ = close.send(frame);
-        // Until the caller has answered. Cut off at once, it might never read why.
-        let _ = timeout(FAREWELL, async { while let Some(Ok(_)) = incoming.next().await {} }).await;
-    } else {
-        drop(close);
-    }
-    if timeout(FAREWELL, &mut writer).await.is_err() {
+    if timeout(FAREWELL, farewell).await.is_err() {
         writer.abort();
     }
 }
 
 /// Sends what is in the queue, and at last why the socket is closed.
-async fn write(
-    mut sink: SplitSink<WebSocket, Message>,
-    mut queue: mpsc::Receiver<Message>,
-    mut closing: oneshot::Receiver<CloseFrame>,
+struct Writer {
+    sink: SplitSink<WebSocket, Message>,
+    queue: mpsc::Receiver<Queued>,
+    /// Done once nothing more is to be sent but what is owed.
+    closing: CancellationToken,
+    /// None: the caller has closed it, which is answered.
+    frame: oneshot::Receiver<Option<CloseFrame>>,
+    /// Counts the pings that were sent.
+    pings: Arc<AtomicU32>,
     patience: Duration,
-) {
-    loop {
-        let (message, is_last) = tokio::select! {
-            biased;
-            frame = &mut closing => match frame {
-                Ok(frame) => (Message::Close(Some(frame)), true),
-                Err(_) => return,
-            },
-            Some(message) = queue.recv() => (message, false),
+}
+
+impl Writer {
+    async fn run(mut self) {
+        while let Some(Queued { message, is_owed }) = self.queue.recv().await {
+            if !is_owed && self.closing.is_cancelled() {
+                continue;
+            }
+            let is_ping = matches!(message, Message::Ping(_));
+            let hurried = async {
+                self.closing.cancelled().await;
+                sleep(FAREWELL).await;
+            };
+            tokio::select! {
+                biased;
+                sent = timeout(self.patience, self.sink.send(message)) => if !matches!(sent, Ok(Ok(()))) { return },
+                () = hurried => return,
+            }
+            self.pings.fetch_add(is_ping.into(), Ordering::Relaxed);
+        }
+        // Nobody reads what becomes of it.
+        let _ = match self.frame.await {
+            Ok(Some(frame)) => self.sink.send(Message::Close(Some(frame))).await,
+            _ => self.sink.close().await,
         };
-        if !matches!(timeout(patience, sink.send(message)).await, Ok(Ok(()))) || is_last {
-            return;
+    }
+}
+
+/// Whether anybody is there, as far as pings tell.
+struct Pulse {
+    /// How many pings have left the queue.
+    sent: Arc<AtomicU32>,
+    /// How many were put into it.
+    asked: u32,
+    /// How many since anything came.
+    unanswered: u32,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    Ask,
+    Wait,
+    GiveUp,
+}
+
+impl Pulse {
+    /// What to do at the next time for a ping. A caller that is slow to read is not there the less: while a ping waits
+    /// for what was sent before it, there is no other, and nothing is made of the silence.
+    fn turn(&self) -> Turn {
+        match self.unanswered {
+            _ if self.sent.load(Ordering::Relaxed) != self.asked => Turn::Wait,
+            UNANSWERED.. => Turn::GiveUp,
+            _ => Turn::Ask,
         }
     }
 }
@@ -155,44 +186,88 @@ async fn write(
 struct Session {
     server: Arc<Server>,
     asker: Asker,
-    begun: Instant,
-    /// A place among those that the caller may have; none before the connection was initialised.
-    held: Option<Held>,
-    /// Done once what the caller came with opens nothing any more.
-    ended: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// A place among those that the caller may have; before the connection was initialised, that its address may have.
+    held: Arc<Held>,
     operations: Operations,
-    queue: mpsc::Sender<Message>,
-    /// Whether anything came since the caller was last asked.
-    is_there: bool,
+    queue: mpsc::Sender<Queued>,
+    closing: CancellationToken,
+    pulse: Pulse,
 }
 
 impl Session {
     /// Reads until the socket is to be closed.
     async fn run(mut self, incoming: &mut SplitStream<WebSocket>) -> Closed {
+        let (stop, queue) = (self.server.stop.clone(), self.queue.clone());
+        let closed = tokio::select! {
+            biased;
+            () = stop.cancelled() => Closed::GoingAway,
+            () = queue.closed() => Closed::Gone,
+            closed = self.converse(incoming) => closed,
+        };
+        self.closing.cancel();
+        if matches!(closed, Closed::Gone | Closed::NotThere) {
+            return closed;
+        }
+        tokio::select! {
+            biased;
+            () = self.operations.settle() => {}
+            () = queue.closed() => {}
+            () = gone(incoming) => {}
+        }
+        closed
+    }
+
+    async fn converse(&mut self, incoming: &mut SplitStream<WebSocket>) -> Closed {
+        let deadline = Instant::now() + self.server.live.limits.init;
+        let changes = match timeout_at(deadline, self.begin(incoming)).await {
+            Ok(Ok(changes)) => changes,
+            Ok(Err(closed)) => return closed,
+            Err(_) => return Closed::InitTimeout,
+        };
+        let ended = self.asker.clone().ended(self.server.clone(), changes);
+        tokio::select! {
+            biased;
+            _ = ended => Closed::Forbidden,
+            closed = self.go_on(incoming) => closed,
+        }
+    }
+
+    /// Reads until the connection is initialised. Returns the changes of access from then on.
+    async fn begin(&mut self, incoming: &mut SplitStream<WebSocket>) -> Result<watch::Receiver<()>, Closed> {
+        loop {
+            match read(incoming.next().await)? {
+                Some(Incoming::ConnectionInit { payload }) => {
+                    return self.initialise(&payload.unwrap_or_default()).await;
+                }
+                Some(Incoming::Subscribe { .. }) => return Err(Closed::NotInitialised),
+                Some(Incoming::Ping { payload }) => self.pong(payload).await?,
+                Some(Incoming::Pong {} | Incoming::Complete { .. }) | None => {}
+            }
+        }
+    }
+
+    async fn go_on(&mut self, incoming: &mut SplitStream<WebSocket>) -> Closed {
         let limits = self.server.live.limits;
-        let init_timeout = sleep_until(self.begun + limits.init);
-        tokio::pin!(init_timeout);
-        let mut ping = tokio::time::interval_at(self.begun + limits.ping, limits.ping);
+        let mut ping = tokio::time::interval_at(Instant::now() + limits.ping, limits.ping);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let stop = self.server.stop.clone();
-        let queue = self.queue.clone();
         loop {
             let done = tokio::select! {
                 biased;
-                () = stop.cancelled() => Err(Closed::GoingAway),
-                () = &mut self.ended => Err(Closed::Forbidden),
-                () = queue.closed() => Err(Closed::Gone),
-                () = &mut init_timeout, if self.held.is_none() => Err(Closed::InitTimeout),
                 Some(end) = self.operations.tasks.join_next() => match end {
-                    Ok(End::Revoked) => Err(Closed::Forbidden),
+                    Ok(End::Expired | End::Revoked) => Err(Closed::Forbidden),
                     // One that was ended by the caller is an error here.
                     Ok(End::Told) | Err(_) => Ok(()),
                 },
-                _ = ping.tick() => self.ping().await,
                 // What has ended may still wait to be sent: who does not read what came makes no more of it.
                 message = incoming.next(), if self.operations.tasks.len() < 2 * limits.operations => {
-                    self.receive(message).await
+                    self.pulse.unanswered = 0;
+                    match read(message) {
+                        Ok(Some(message)) => self.obey(message).await,
+                        Ok(None) => Ok(()),
+                        Err(closed) => Err(closed),
+                    }
                 }
+                _ = ping.tick() => self.ping(),
             };
             if let Err(closed) = done {
                 return closed;
@@ -200,38 +275,35 @@ impl Session {
         }
     }
 
-    async fn ping(&mut self) -> Result<(), Closed> {
-        if !std::mem::replace(&mut self.is_there, false) {
-            return Err(Closed::NotThere);
+    fn ping(&mut self) -> Result<(), Closed> {
+        match self.pulse.turn() {
+            Turn::GiveUp => return Err(Closed::NotThere),
+            Turn::Wait => {}
+            Turn::Ask => {
+                let ping = Queued { message: Message::Ping(Bytes::new()), is_owed: false };
+                // Where the queue is full there is something else to read.
+                if self.queue.try_send(ping).is_ok() {
+                    self.pulse.asked = self.pulse.asked.wrapping_add(1);
+                    self.pulse.unanswered += 1;
+                }
+            }
         }
-        self.send(Message::Ping(Bytes::new())).await
+        Ok(())
+    }
+
+    async fn pong(&mut self, payload: Option<Map<String, Value>>) -> Result<(), Closed> {
+        self.send(Outgoing { id: None, kind: "pong", payload }.message()).await
     }
 
     async fn send(&mut self, message: Message) -> Result<(), Closed> {
-        self.queue.send(message).await.map_err(|_| Closed::Gone)
-    }
-
-    async fn receive(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<(), Closed> {
-        self.is_there = true;
-        match message {
-            Some(Ok(Message::Text(text))) => {
-                let message = serde_json::from_str(&text).map_err(|_| Closed::Malformed("Invalid message"))?;
-                self.obey(message).await
-            }
-            Some(Ok(Message::Binary(_))) => Err(Closed::Malformed("Only text messages are accepted")),
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(()),
-            Some(Err(error)) if is_too_large(&error) => Err(Closed::TooLarge),
-            Some(Ok(Message::Close(_)) | Err(_)) | None => Err(Closed::Gone),
-        }
+        self.queue.send(Queued { message, is_owed: false }).await.map_err(|_| Closed::Gone)
     }
 
     async fn obey(&mut self, message: Incoming) -> Result<(), Closed> {
         match message {
-            Incoming::ConnectionInit { .. } if self.held.is_some() => Err(Closed::TooMany("initialisation requests")),
-            Incoming::ConnectionInit { payload } => self.initialise(&payload.unwrap_or_default()).await,
-            Incoming::Ping { payload } => self.send(Outgoing { id: None, kind: "pong", payload }.message()).await,
+            Incoming::ConnectionInit { .. } => Err(Closed::TooMany("initialisation requests")),
+            Incoming::Ping { payload } => self.pong(payload).await,
             Incoming::Pong {} => Ok(()),
-            Incoming::Subscribe { .. } if self.held.is_none() => Err(Closed::NotInitialised),
             Incoming::Subscribe { id, payload } => self.subscribe(id, payload).await,
             Incoming::Complete { id } => {
                 self.operations.end(&id);
@@ -240,140 +312,88 @@ impl Session {
         }
     }
 
-    async fn initialise(&mut self, payload: &Map<String, Value>) -> Result<(), Closed> {
+    async fn initialise(&mut self, payload: &Map<String, Value>) -> Result<watch::Receiver<()>, Closed> {
         add_credentials(&mut self.asker.headers, payload);
         let changes = self.server.services.authenticator.forgotten();
-        let actor = match authenticate(&self.server, &self.asker.headers, self.asker.context.client_address).await {
+        let address = self.asker.context.client_address;
+        let actor = match authenticate(&self.server, &self.asker.headers, address).await {
             Ok((actor, false)) => actor,
             Ok((_, true)) => return Err(Closed::Forbidden),
+            Err(refused) if refused.status == StatusCode::BAD_REQUEST => {
+                let why = refused.errors.into_iter().map(|error| error.message).next();
+                return Err(Closed::malformed(why.unwrap_or_default()));
+            }
             // The caller comes again by itself.
             Err(_) => return Err(Closed::GoingAway),
         };
-        let held = self.server.live.hold(&actor, self.asker.context.client_address);
-        self.held = Some(held.ok_or(Closed::TooMany("open sockets and streams"))?);
-        self.ended = self.asker.clone().ended(self.server.clone(), changes).boxed();
-        self.send(Outgoing::<()> { id: None, kind: "connection_ack", payload: None }.message()).await
+        if actor.signed_in().is_some() {
+            let held = self.server.live.hold(&actor, address);
+            self.held = Arc::new(held.ok_or(Closed::TooMany("open sockets and streams"))?);
+        }
+        self.send(Outgoing::<()> { id: None, kind: "connection_ack", payload: None }.message()).await?;
+        Ok(changes)
     }
 
     async fn subscribe(&mut self, id: String, payload: Map<String, Value>) -> Result<(), Closed> {
         if id.is_empty() || id.len() > MAX_ID {
-            return Err(Closed::Malformed("The id must have 1 to 256 bytes"));
+            return Err(Closed::malformed("The id must have 1 to 256 bytes"));
         }
-        let request = GraphqlRequest::from_object(payload).map_err(Closed::Malformed)?;
+        let request = GraphqlRequest::from_object(payload).map_err(Closed::malformed)?;
         if request.query.is_none() && request.persisted_hash.is_none() {
-            return Err(Closed::Malformed("The parameter query is missing."));
+            return Err(Closed::malformed("The parameter query is missing."));
+        }
+        if self.operations.has(&id) {
+            return Err(Closed::Duplicate(id));
         }
         // Each operation has an id of its own, by which the log, errors and the audit log name it.
         let request_id = hex::encode(self.server.services.random.bytes::<16>());
         let context = RequestContext { request_id, ..self.asker.context.clone() };
         let asker = Asker { context, headers: self.asker.headers.clone() };
-        let (number, running) = (self.operations.next_number(), self.operations.running.clone());
-        let mut sink = Messages { id: id.clone(), number, running, queue: self.queue.clone() };
-        if locked(&self.operations.running).contains_key(&id) {
-            return Err(Closed::Duplicate(id));
-        }
-        if self.operations.count() >= self.server.live.limits.operations {
+        let place = self.operations.place(self.held.clone());
+        let is_refused = place.is_none();
+        let mut answers = self.operations.answers(id.clone(), self.queue.clone(), place);
+        if is_refused {
             let message = "The socket has as many operations as it may have at once.";
             let refused = Unexecuted::new(StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED", message);
-            sink.refuse(errors(refused, &asker.context.request_id)).await;
+            answers.refuse(errors(refused, &asker.context.request_id)).await;
             return Ok(());
         }
         // At the level of errors, as a request's.
         let span = tracing::error_span!("operation", request_id = asker.context.request_id);
         let server = self.server.clone();
         let work = async move {
-            let performed = AssertUnwindSafe(perform(&server, &asker, request, &mut sink)).catch_unwind().await;
-            if let Ok(end) = performed {
-                return end;
+            match caught(perform(&server, &asker, request, &mut answers)).await {
+                Ok(end) => end,
+                Err(failed) => {
+                    answers.refuse(errors(failed, &asker.context.request_id)).await;
+                    End::Told
+                }
             }
-            tracing::error!("an operation panicked");
-            let message = "Something went wrong on the server.";
-            let failed = Unexecuted::new(StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL_SERVER_ERROR", message);
-            sink.refuse(errors(failed, &asker.context.request_id)).await;
-            End::Told
         };
-        self.operations.begin(id, number, work.instrument(span));
+        self.operations.begin(id, work.instrument(span));
         Ok(())
     }
 }
 
-/// The operations of a socket.
-#[derive(Default)]
-struct Operations {
-    running: Running,
-    tasks: JoinSet<End>,
-    last_number: u64,
-}
-
-/// The operations that run by their ids, each with its number: an id may be used again, a number is not.
-type Running = Arc<Mutex<HashMap<String, (u64, AbortHandle)>>>;
-
-impl Operations {
-    fn next_number(&mut self) -> u64 {
-        self.last_number += 1;
-        self.last_number
-    }
-
-    fn count(&self) -> usize {
-        locked(&self.running).len()
-    }
-
-    fn begin(&mut self, id: String, number: u64, work: impl Future<Output = End> + Send + 'static) {
-        // Locked until it stands there: it may be done before.
-        let mut running = locked(&self.running);
-        let task = self.tasks.spawn(work);
-        running.insert(id, (number, task));
-    }
-
-    /// The caller wants no more of it.
-    fn end(&self, id: &str) {
-        if let Some((_, task)) = locked(&self.running).remove(id) {
-            task.abort();
+/// Waits until the caller has closed the socket or is gone. What else it sends is too late.
+async fn gone(incoming: &mut SplitStream<WebSocket>) {
+    while let Some(Ok(message)) = incoming.next().await {
+        if matches!(message, Message::Close(_)) {
+            return;
         }
     }
 }
 
-fn locked(running: &Running) -> MutexGuard<'_, HashMap<String, (u64, AbortHandle)>> {
-    // A panic cannot leave an insertion half done.
-    running.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Sends the answers of one operation.
-struct Messages {
-    id: String,
-    number: u64,
-    running: Running,
-    queue: mpsc::Sender<Message>,
-}
-
-impl Messages {
-    async fn send(&self, kind: &'static str, payload: Option<Box<RawValue>>) -> bool {
-        let message = Outgoing { id: Some(&self.id), kind, payload }.message();
-        self.queue.send(message).await.is_ok()
-    }
-
-    /// Frees the id, before the caller is told that it may use it again.
-    fn finish(&self) {
-        let mut running = locked(&self.running);
-        if running.get(&self.id).is_some_and(|(number, _)| *number == self.number) {
-            running.remove(&self.id);
+/// What came: none where it is the transport's.
+fn read(message: Option<Result<Message, axum::Error>>) -> Result<Option<Incoming>, Closed> {
+    match message {
+        Some(Ok(Message::Text(text))) => {
+            serde_json::from_str(&text).map(Some).map_err(|_| Closed::malformed("Invalid message"))
         }
-    }
-}
-
-impl Sink for Messages {
-    async fn next(&mut self, answer: Box<RawValue>) -> bool {
-        self.send("next", Some(answer)).await
-    }
-
-    async fn complete(&mut self) {
-        self.finish();
-        self.send("complete", None).await;
-    }
-
-    async fn refuse(&mut self, errors: Box<RawValue>) {
-        self.finish();
-        self.send("error", Some(errors)).await;
+        Some(Ok(Message::Binary(_))) => Err(Closed::malformed("Only text messages are accepted")),
+        Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(None),
+        Some(Err(error)) if is_too_large(&error) => Err(Closed::TooLarge),
+        Some(Ok(Message::Close(_)) | Err(_)) | None => Err(Closed::Gone),
     }
 }
 
@@ -402,4 +422,27 @@ fn is_too_large(error: &axum::Error) -> bool {
         cause = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_slow_to_read_is_not_given_up() {
+        let mut pulse = Pulse { sent: Arc::default(), asked: 0, unanswered: 0 };
+        for _ in 0..UNANSWERED {
+            assert_eq!(pulse.turn(), Turn::Ask);
+            pulse.asked += 1;
+            pulse.unanswered += 1;
+            // The ping waits behind what the caller has not read yet, for as long as that takes.
+            for _ in 0..100 {
+                assert_eq!(pulse.turn(), Turn::Wait);
+            }
+            pulse.sent.fetch_add(1, Ordering::Relaxed);
+        }
+        assert_eq!(pulse.turn(), Turn::GiveUp);
+        pulse.unanswered = 0;
+        assert_eq!(pulse.turn(), Turn::Ask);
+    }
 }

@@ -1,19 +1,19 @@
-//! Operations of sockets and streams: executed as any other, and subscriptions event by event.
+//! Subscriptions of sockets and streams: executed event by event.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use async_graphql::parser::types::OperationType;
 use async_graphql::{Response as Answer, ServerError};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::time::Instant;
 
-use super::graphql::{Prepared, Unexecuted, authenticate, caller, code_of, execute_once, failed, origin, prepare};
+use super::graphql::{Prepared, Unexecuted, caller, code_of, failed, origin};
 use super::live::Asker;
 use super::metrics::Counted;
-use super::request::GraphqlRequest;
 use super::router::Server;
-use crate::domain::Error;
+use crate::domain::{Code, Error};
 use crate::graphql::{Feed, Step, finish_errors};
+use crate::model::Timestamp;
 
 /// Where the answers of an operation go.
 pub(super) trait Sink: Send {
@@ -30,73 +30,70 @@ pub(super) trait Sink: Send {
 pub(super) enum End {
     /// Its sink knows.
     Told,
+    /// The access token has expired: with a fresh one it goes on. The sink was not told.
+    Expired,
     /// What the caller came with opens nothing any more. The sink was not told.
     Revoked,
 }
 
-/// Executes an operation of whatever kind.
-pub(super) async fn perform(server: &Arc<Server>, asker: &Asker, request: GraphqlRequest, sink: &mut impl Sink) -> End {
-    let prepared = match prepare(server, request, Instant::now()).await {
-        Ok(prepared) => prepared,
-        Err(refused) => {
-            server.metrics.graphql_request("none", refused.code);
-            return refuse(asker, refused.errors, sink).await;
-        }
-    };
-    if prepared.kind == OperationType::Subscription {
-        return follow(server, asker, prepared, sink).await;
+impl End {
+    /// Why nothing is opened any more by what expires then.
+    pub(super) fn of(expires_at: Option<Timestamp>, now: Timestamp) -> Self {
+        if expires_at.is_some_and(|at| at <= now) { Self::Expired } else { Self::Revoked }
     }
-    let actor = match authenticate(server, &asker.headers, asker.context.client_address).await {
-        Ok((_, true)) => return End::Revoked,
-        Ok((actor, false)) => actor,
-        Err(refused) => return refuse(asker, refused.errors, sink).await,
-    };
-    let executed = execute_once(server, prepared, actor, origin(&asker.context, &asker.headers)).await;
-    if executed.is_request_error {
-        sink.refuse(json(&executed.answer.errors)).await;
-    } else if sink.next(json(&executed.answer)).await {
-        sink.complete().await;
-    }
-    End::Told
 }
 
 /// Sends the events of a subscription until somebody ends it: each is an execution of its own, for the caller as they are then.
 pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepared, sink: &mut impl Sink) -> End {
     let mut counted = None;
     let field = prepared.field.clone();
+    let expires_at = asker.expires_at(server);
     let feed = Arc::new(Feed::default());
     let mut changes = server.services.authenticator.forgotten();
     let mut commits = None;
+    let mut backoff = Backoff::default();
     loop {
-        let actor = match authenticate(server, &asker.headers, asker.context.client_address).await {
-            Ok((_, true)) => return End::Revoked,
-            Ok((actor, false)) => actor,
-            Err(refused) => return refuse(asker, refused.errors, sink).await,
-        };
-        // Before the log is read first, so that no entry falls between.
-        if commits.is_none() {
-            commits = actor.access().map(|access| server.services.commits.listen(access.organization()));
-        }
-        let deadline = Instant::now() + server.request_timeout;
-        let caller = caller(server, actor, origin(&asker.context, &asker.headers), deadline);
-        let step = server.api.step(&prepared.operation, prepared.variables.clone(), caller, &feed);
-        let step = tokio::time::timeout_at(deadline, step).await;
-        match step.unwrap_or_else(|_| Step::Failed(failed(&Error::timeout()))) {
-            Step::Nothing => {}
-            Step::Event(mut answer) => {
-                finish_errors(&mut answer.errors, &asker.context.request_id);
-                server.metrics.graphql_request(&field, answer.errors.first().map_or("OK", code_of));
-                if !sink.next(json(&answer)).await {
-                    return End::Told;
+        let step = match asker.look(server).await {
+            Ok((_, true)) => return End::of(expires_at, server.services.clock.now()),
+            Ok((actor, false)) => {
+                // Before the log is read first, so that no entry falls between.
+                if commits.is_none() {
+                    commits = actor.access().map(|access| server.services.commits.listen(access.organization()));
                 }
+                let deadline = Instant::now() + server.request_timeout;
+                let caller = caller(server, actor, origin(&asker.context, &asker.headers), deadline);
+                let step = server.api.step(&prepared.operation, prepared.variables.clone(), caller, &feed);
+                let step = tokio::time::timeout_at(deadline, step).await;
+                step.unwrap_or_else(|_| Step::Failed(failed(&Error::timeout())))
             }
-            Step::Failed(Answer { errors, .. }) => {
-                let mut errors = errors;
-                finish_errors(&mut errors, &asker.context.request_id);
-                server.metrics.graphql_request(&field, errors.first().map_or("OK", code_of));
-                sink.refuse(json(&errors)).await;
+            Err(refused) => Step::Failed(Answer::from_errors(refused.errors)),
+        };
+        let (is_event, mut answer) = match step {
+            Step::Nothing => (false, Answer::default()),
+            Step::Event(answer) => (true, answer),
+            Step::Failed(answer) => (false, answer),
+        };
+        finish_errors(&mut answer.errors, &asker.context.request_id);
+        // A fault that may pass ends no subscription, and takes no part of an event.
+        if answer.errors.iter().any(is_passing) {
+            if let Some(pause) = backoff.pause(server) {
+                tokio::time::sleep(pause).await;
+                continue;
+            }
+        } else {
+            backoff = Backoff::default();
+        }
+        if is_event || !answer.errors.is_empty() {
+            server.metrics.graphql_request(&field, answer.errors.first().map_or("OK", code_of));
+        }
+        if is_event {
+            feed.accept();
+            if !sink.next(json(&answer)).await {
                 return End::Told;
             }
+        } else if !answer.errors.is_empty() {
+            sink.refuse(json(&answer.errors)).await;
+            return End::Told;
         }
         // From now on nothing is missed.
         counted.get_or_insert_with(|| Counted::on(&server.metrics.subscriptions));
@@ -112,10 +109,30 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
     }
 }
 
-async fn refuse(asker: &Asker, mut errors: Vec<ServerError>, sink: &mut impl Sink) -> End {
-    finish_errors(&mut errors, &asker.context.request_id);
-    sink.refuse(json(&errors)).await;
-    End::Told
+/// Whether it may succeed if it is tried again.
+fn is_passing(error: &ServerError) -> bool {
+    [Code::ServiceUnavailable, Code::Timeout].iter().any(|code| code.as_str() == code_of(error))
+}
+
+/// How long a subscription waits before it tries again.
+#[derive(Default)]
+struct Backoff {
+    /// When it has failed first; none: it has not.
+    since: Option<Instant>,
+    tries: u32,
+}
+
+impl Backoff {
+    /// None: it has tried for long enough.
+    fn pause(&mut self, server: &Server) -> Option<Duration> {
+        const LONGEST: Duration = Duration::from_secs(5);
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let pause = (Duration::from_millis(100) * 2_u32.pow(self.tries.min(8))).min(LONGEST);
+        self.tries += 1;
+        // Not all at the same moment: from half of it to all of it.
+        let [part] = server.services.random.bytes::<1>();
+        (since.elapsed() < server.live.limits.retry).then(|| pause / 2 + pause * u32::from(part) / 512)
+    }
 }
 
 /// The errors of an operation that the server refuses by itself.
@@ -126,6 +143,6 @@ pub(super) fn errors(refused: Unexecuted, request_id: &str) -> Box<RawValue> {
 }
 
 /// As text at once: the fields keep their order.
-fn json(value: &impl serde::Serialize) -> Box<RawValue> {
+pub(super) fn json(value: &impl serde::Serialize) -> Box<RawValue> {
     to_raw_value(value).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }

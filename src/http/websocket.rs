@@ -52,13 +52,17 @@ pub(super) fn accept(
         let message = "The server has as many open sockets as it takes. Try again later.";
         return Err(Unexecuted::new(StatusCode::SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", message));
     };
+    let Some(held) = server.live.hold_at(context.client_address) else {
+        let message = "Your address has too many open sockets that nobody has signed in on.";
+        return Err(Unexecuted::new(StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED", message));
+    };
     let asker = Asker { headers: headers.clone(), context: context.clone() };
     let server = server.clone();
     Ok(upgrade.on_upgrade(move |socket| {
         // The server waits for it when it stops.
         let tasks = server.tasks.clone();
         let serve = async move {
-            socket::serve(server, socket, asker).await;
+            socket::serve(server, socket, asker, held).await;
             drop(place);
         };
         tasks.track_future(serve.in_current_span())

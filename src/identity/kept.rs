@@ -2,9 +2,10 @@
 
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use chrono::TimeDelta;
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, GuardResult};
 
 use crate::model::Timestamp;
 
@@ -27,12 +28,13 @@ struct Entry<V> {
     epoch: u64,
 }
 
-impl<K: Eq + Hash, V: Clone> Kept<K, V> {
+impl<K: Clone + Eq + Hash, V: Clone> Kept<K, V> {
     pub(super) fn new() -> Self {
         Self { values: Cache::new(CAPACITY), epoch: AtomicU64::new(0) }
     }
 
-    /// The value, as it is kept or as `read` finds it. That there is none is not kept.
+    /// The value, as it is kept or as `read` finds it. Of several who ask for one value at once, one reads it for all. That there
+    /// is none is not kept.
     pub(super) async fn get<E>(
         &self,
         key: K,
@@ -40,17 +42,34 @@ impl<K: Eq + Hash, V: Clone> Kept<K, V> {
         read: impl Future<Output = Result<Option<V>, E>>,
     ) -> Result<Option<V>, E> {
         let epoch = self.epoch.load(Ordering::Acquire);
-        if let Some(kept) = self.values.get(&key)
-            && kept.epoch == epoch
+        let is_fresh = |kept: &Entry<V>| {
             // A clock that was set back must not make it live longer.
-            && now >= kept.read_at
-            && now - kept.read_at < LIFETIME
-        {
-            return Ok(Some(kept.value));
+            kept.epoch == epoch && now >= kept.read_at && now - kept.read_at < LIFETIME
+        };
+        if let Some(kept) = self.values.get(&key) {
+            if is_fresh(&kept) {
+                return Ok(Some(kept.value));
+            }
+            self.values.remove_if(&key, |kept| !is_fresh(kept));
         }
+        let turn = match self.values.get_value_or_guard(&key, Some(Duration::ZERO)) {
+            GuardResult::Value(kept) if is_fresh(&kept) => return Ok(Some(kept.value)),
+            GuardResult::Value(_) => None,
+            GuardResult::Guard(turn) => Some(turn),
+            GuardResult::Timeout => match self.values.get_value_or_guard_async(&key).await {
+                Ok(kept) if kept.epoch == epoch => return Ok(Some(kept.value)),
+                // Whoever read it found none or failed. Those who waited must not fail one after the other: each reads it.
+                Ok(_) | Err(_) => None,
+            },
+        };
         let found = read.await?;
         if let Some(value) = found.clone() {
-            self.values.insert(key, Entry { value, read_at: now, epoch });
+            let entry = Entry { value, read_at: now, epoch };
+            match turn {
+                // Refused where all was forgotten meanwhile: those who wait have it all the same.
+                Some(turn) => drop(turn.insert(entry)),
+                None => self.values.insert(key, entry),
+            }
         }
         Ok(found)
     }
@@ -59,5 +78,71 @@ impl<K: Eq + Hash, V: Clone> Kept<K, V> {
     pub(super) fn forget(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
         self.values.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::atomic::AtomicUsize;
+
+    use futures_util::future::{join, join_all};
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000).unwrap()
+    }
+
+    #[tokio::test]
+    async fn one_reads_for_all_who_ask_at_once() {
+        let (kept, reads, gate) = (Kept::new(), AtomicUsize::new(0), Semaphore::new(0));
+        let read = async || {
+            reads.fetch_add(1, Ordering::Relaxed);
+            gate.acquire().await.unwrap().forget();
+            Ok::<_, Infallible>(Some("found"))
+        };
+        let ask = || join_all((0..50).map(|_| kept.get(1, at(0), read())));
+        let open = async { gate.add_permits(1) };
+        let (found, ()) = join(ask(), open).await;
+        assert!(found.iter().all(|found| *found == Ok(Some("found"))));
+        assert_eq!(reads.load(Ordering::Relaxed), 1);
+        // So after everything was forgotten, and after it has become old.
+        kept.forget();
+        join(ask(), async { gate.add_permits(1) }).await;
+        assert_eq!(reads.load(Ordering::Relaxed), 2);
+        join(join_all((0..50).map(|_| kept.get(1, at(5), read()))), async { gate.add_permits(1) }).await;
+        assert_eq!(reads.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test]
+    async fn who_waits_does_not_share_a_failure() {
+        let (kept, reads) = (Kept::<_, ()>::new(), AtomicUsize::new(0));
+        let fails = async || {
+            reads.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            Err::<Option<()>, _>("away")
+        };
+        let (failed, found) =
+            join(kept.get(1, at(0), fails()), kept.get(1, at(0), async { Ok::<_, &str>(Some(())) })).await;
+        assert_eq!((failed, found), (Err("away"), Ok(Some(()))));
+        // Nor one that found none: it may be made meanwhile.
+        let none = async { Ok::<_, Infallible>(None) };
+        let (none, found) =
+            join(kept.get(2, at(0), none), kept.get(2, at(0), async { Ok::<_, Infallible>(Some(())) })).await;
+        assert_eq!((none, found, reads.into_inner()), (Ok(None), Ok(Some(())), 1));
+    }
+
+    #[tokio::test]
+    async fn what_was_read_before_a_change_is_not_believed_after_it() {
+        let kept = Kept::<_, &str>::new();
+        let old = kept.get(1, at(0), async {
+            kept.forget();
+            Ok::<_, Infallible>(Some("old"))
+        });
+        assert_eq!(old.await, Ok(Some("old")));
+        assert_eq!(kept.get(1, at(0), async { Ok::<_, Infallible>(Some("new")) }).await, Ok(Some("new")));
+        assert_eq!(kept.get(1, at(4), async { Ok::<_, Infallible>(None) }).await, Ok(Some("new")));
     }
 }

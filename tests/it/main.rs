@@ -36,6 +36,7 @@ mod schema;
 mod search;
 mod session;
 mod settings;
+mod socket;
 mod statements;
 mod subscription;
 mod support;

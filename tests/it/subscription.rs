@@ -1,20 +1,18 @@
-//! Subscriptions: over graphql-transport-ws with all of its close codes, and as server-sent events.
+//! Subscriptions: over graphql-transport-ws, and as server-sent events.
 
 use std::time::Duration;
 
 use claviger::http::LiveLimits;
-use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
-use tokio_tungstenite::tungstenite::Message;
 
 use crate::claude_account::create;
 use crate::http::node;
+use crate::socket::slow_test;
 use crate::support::{Client, EventStream, Socket, TestApp, both_databases, gauge, until_gauge};
 
-const PROTOCOL: (&str, &str) = ("sec-websocket-protocol", "graphql-transport-ws");
-const ADDED: &str = "subscription { auditLogAdded { id operation outcome } }";
-const CHANGED: &str = "subscription { claudeAccountChanged { id priority version } }";
-const SHORT: Duration = Duration::from_millis(50);
+pub(crate) const ADDED: &str = "subscription { auditLogAdded { id operation outcome } }";
+pub(crate) const CHANGED: &str = "subscription { claudeAccountChanged { id priority version } }";
+pub(crate) const SHORT: Duration = Duration::from_millis(50);
 
 async fn account(client: &Client, api_key: &str) -> Value {
     create(client, json!({ "apiKey": api_key, "accountName": "An account" })).await
@@ -153,21 +151,50 @@ both_databases! {
         assert_ne!(entries[1]["requestId"], entries[0]["requestId"]);
     }
 
-    async fn a_mutation_is_finished_though_the_socket_closes(app: TestApp) {
+    async fn a_reset_that_changes_only_when_the_count_starts_again_is_a_change(app: TestApp) {
+        let id = account(&app.admin().await, "sk-ant-one").await["id"].clone();
+        app.advance(40 * 24 * 60 * 60);
         let admin = app.admin().await;
-        let upstream = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", upstream.local_addr().unwrap());
-        let input = json!({ "apiKey": "sk-ant-one", "accountName": "An account", "baseUrl": url });
-        let id = create(&admin, input).await["id"].clone();
-        let mut events = Socket::connected(&app, &admin).await;
-        events.follow(&app, "1", "subscription { auditLogAdded { operation } }").await;
         let mut socket = Socket::connected(&app, &admin).await;
-        socket.subscribe("1", &format!("mutation {{ testClaudeAccount(input: {{ id: {id} }}) {{ ok }} }}")).await;
+        socket.follow(&app, "1", CHANGED).await;
+        let reset = "mutation($id: ID!) { resetClaudeAccountUsage(input: { id: $id }) { claudeAccount { version } } }";
+        admin.with(reset, json!({ "id": id })).await.data();
+        assert_eq!(socket.event("1").await["claudeAccountChanged"], json!({ "id": id, "priority": 0, "version": 2 }));
+        let logs = admin.run("{ auditLogs(first: 1) { nodes { changes } } }").await;
+        let changes = logs.data()["auditLogs"]["nodes"][0]["changes"].as_object().unwrap().clone();
+        assert_eq!(changes.keys().collect::<Vec<_>>(), ["usageResetsAt"]);
+    }
+
+    async fn a_fault_of_the_database_that_passes_ends_no_subscription(app: TestApp) {
+        let admin = app.admin().await;
+        let (upstream, test) = slow_test(&admin).await;
+        let mut socket = Socket::connected(&app, &admin).await;
+        socket.follow(&app, "1", "subscription { auditLogAdded { operation } }").await;
+        let mut stream = EventStream::open(&admin, CHANGED).await.begun(&app, 2).await;
+        let tested = tokio::spawn({
+            let admin = admin.clone();
+            async move { admin.run(&test).await }
+        });
         let asked = upstream.accept().await.unwrap();
-        socket.0.close(None).await.unwrap();
-        until_gauge(&app, "claviger_sockets_open", 1).await;
+        // From now on nobody can be looked up.
+        app.advance(6);
+        app.database.execute("ALTER TABLE sessions RENAME TO elsewhere").await.unwrap();
         drop((asked, upstream));
-        assert_eq!(events.event("1").await["auditLogAdded"]["operation"], "testClaudeAccount");
+        tested.await.unwrap().data();
+        let statements = "claviger_database_statements_total";
+        let before = gauge(&app, statements).await;
+        while gauge(&app, statements).await < before + 4 {}
+        app.database.execute("ALTER TABLE elsewhere RENAME TO sessions").await.unwrap();
+        assert_eq!(socket.event("1").await["auditLogAdded"]["operation"], "testClaudeAccount");
+        assert_eq!(stream.event().await.unwrap().1["data"]["claudeAccountChanged"]["version"], 2);
+    }
+
+    async fn a_stream_whose_token_expires_ends_as_one_that_broke_off(app: TestApp) {
+        let limits = LiveLimits { ping: SHORT, ..LiveLimits::default() };
+        let app = app.limited(limits).await;
+        let mut stream = EventStream::open(&app.admin().await, CHANGED).await.begun(&app, 1).await;
+        app.advance(15 * 60);
+        assert_eq!(stream.event().await, None);
     }
 
     async fn who_signs_out_or_is_suspended_is_cut_off_at_once(app: TestApp) {
@@ -236,164 +263,6 @@ both_databases! {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_misuse_has_its_close_code() {
-    let app = TestApp::sqlite().await;
-    let init = json!({ "type": "connection_init" });
-    let subscribe = json!({ "id": "1", "type": "subscribe", "payload": { "query": ADDED } });
-    let bad_token = json!({ "type": "connection_init", "payload": { "Authorization": "Bearer wrong" } });
-    let no_text = json!({ "type": "connection_init", "payload": { "AUTHORIZATION": 1 } });
-    let cases = [
-        (vec![subscribe.clone()], 4401, "Unauthorized"),
-        (vec![init.clone(), init.clone()], 4429, "Too many initialisation requests"),
-        (vec![bad_token], 4403, "Forbidden"),
-        (vec![no_text], 4403, "Forbidden"),
-        (vec![json!({ "type": "start" })], 4400, "Invalid message"),
-        (vec![json!([])], 4400, "Invalid message"),
-        (vec![json!({ "type": "connection_init", "payload": 1 })], 4400, "Invalid message"),
-        (vec![init.clone(), json!({ "type": "subscribe", "payload": { "query": ADDED } })], 4400, "Invalid message"),
-        (vec![init.clone(), json!({ "id": "1", "type": "subscribe" })], 4400, "Invalid message"),
-        (
-            vec![init.clone(), json!({ "id": "1", "type": "subscribe", "payload": {} })],
-            4400,
-            "The parameter query is missing.",
-        ),
-        (
-            vec![init.clone(), json!({ "id": "1", "type": "subscribe", "payload": { "query": 1 } })],
-            4400,
-            "The parameter query is not a text.",
-        ),
-        (
-            vec![init.clone(), json!({ "id": "", "type": "subscribe", "payload": { "query": ADDED } })],
-            4400,
-            "The id must have 1 to 256 bytes",
-        ),
-        (vec![init.clone(), json!({ "type": "complete" })], 4400, "Invalid message"),
-    ];
-    for (messages, code, reason) in cases {
-        let mut socket = Socket::open(&app).await;
-        for message in &messages {
-            socket.send(message.clone()).await;
-        }
-        assert_eq!(socket.closed().await, (code, reason.to_owned()), "{messages:?}");
-    }
-    let mut socket = Socket::open(&app).await;
-    socket.0.send(Message::text("{")).await.unwrap();
-    assert_eq!(socket.closed().await.0, 4400);
-    let mut socket = Socket::open(&app).await;
-    socket.0.send(Message::binary(init.to_string())).await.unwrap();
-    assert_eq!(socket.closed().await.0, 4400);
-    let mut socket = Socket::open(&app).await;
-    // The server may close before all of it was sent.
-    let _ = socket.0.send(Message::text(" ".repeat(300 * 1024))).await;
-    assert_eq!(socket.closed().await.0, 1009);
-
-    let admin = app.admin().await;
-    for id in ["1", &"ä".repeat(100)] {
-        let mut socket = Socket::connected(&app, &admin).await;
-        socket.subscribe(id, ADDED).await;
-        socket.subscribe(id, ADDED).await;
-        let (code, reason) = socket.closed().await;
-        assert_eq!((code, reason.starts_with("Subscriber for ")), (4409, true), "{reason}");
-    }
-    until_gauge(&app, "claviger_sockets_open", 0).await;
-    until_gauge(&app, "claviger_subscriptions_active", 0).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_says_nothing_is_cut_off() {
-    let limits = LiveLimits { init: SHORT, ..LiveLimits::default() };
-    let app = TestApp::sqlite().await.limited(limits).await;
-    let mut socket = Socket::open(&app).await;
-    assert_eq!(socket.closed().await, (4408, "Connection initialisation timeout".to_owned()));
-    // One that has begun in time may be silent, as long as it answers pings.
-    let limits = LiveLimits { init: NEVER, ping: Duration::from_millis(500), ..LiveLimits::default() };
-    let app = app.limited(limits).await;
-    let mut silent = Socket::connected(&app, &app.anonymous()).await;
-    let mut socket = Socket::connected(&app, &app.anonymous()).await;
-    // Reading is what answers pings.
-    let reader = tokio::spawn(async move { while let Some(Ok(_)) = socket.0.next().await {} });
-    until_gauge(&app, "claviger_sockets_open", 1).await;
-    assert_eq!(silent.closed().await, (1011, "No sign of life".to_owned()));
-    assert!(!reader.is_finished());
-}
-
-const NEVER: Duration = Duration::from_secs(3600);
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_does_not_read_is_cut_off() {
-    let limits = LiveLimits { write: SHORT, queue: 1, ..LiveLimits::default() };
-    let app = TestApp::sqlite().await.limited(limits).await;
-    let admin = app.admin().await;
-    let mut socket = Socket::connected(&app, &admin).await;
-    let large = "{ __schema { types { name fields { name description } } } }";
-    // More than the system keeps for a connection.
-    for number in 0.. {
-        let message = json!({ "id": number.to_string(), "type": "subscribe", "payload": { "query": large } });
-        if number % 50 == 0 && gauge(&app, "claviger_sockets_open").await == 0 {
-            break;
-        }
-        if socket.0.send(Message::text(message.to_string())).await.is_err() {
-            break;
-        }
-    }
-    until_gauge(&app, "claviger_sockets_open", 0).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn there_are_only_so_many() {
-    let limits = LiveLimits { operations: 2, per_holder: 2, sockets: 3, ..LiveLimits::default() };
-    let app = TestApp::sqlite().await.limited(limits).await;
-    let admin = app.admin().await;
-    let mut socket = Socket::connected(&app, &admin).await;
-    socket.follow(&app, "1", ADDED).await;
-    socket.follow(&app, "2", CHANGED).await;
-    socket.subscribe("3", "{ viewer { role } }").await;
-    assert_eq!(socket.error("3").await, "RATE_LIMITED");
-    socket.send(json!({ "id": "1", "type": "complete" })).await;
-    until_gauge(&app, "claviger_subscriptions_active", 1).await;
-    socket.subscribe("3", "{ viewer { role } }").await;
-    socket.event("3").await;
-
-    let _second = Socket::connected(&app, &admin).await;
-    let mut third = Socket::open(&app).await;
-    let payload = json!({ "Authorization": format!("Bearer {}", admin.access_token.as_ref().unwrap()) });
-    third.send(json!({ "type": "connection_init", "payload": payload })).await;
-    assert_eq!(third.closed().await, (4429, "Too many open sockets and streams".to_owned()));
-    assert_eq!(EventStream::open(&admin, ADDED).await.answer().await.code(), "RATE_LIMITED");
-    drop(third);
-    until_gauge(&app, "claviger_sockets_open", 2).await;
-    // Those of others are counted by themselves.
-    let _other = Socket::connected(&app, &app.anonymous()).await;
-    let (status, body) = Socket::refused(&app, &[PROTOCOL]).await;
-    assert_eq!((status, body.contains("SERVICE_UNAVAILABLE")), (503, true), "{body}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_socket_is_for_one_protocol_and_the_pages_of_ours() {
-    let app = TestApp::sqlite().await;
-    for protocol in ["graphql-ws", "mqtt"] {
-        let (status, body) = Socket::refused(&app, &[("sec-websocket-protocol", protocol)]).await;
-        assert_eq!((status, body.contains("graphql-transport-ws")), (400, true), "{body}");
-    }
-    assert_eq!(Socket::refused(&app, &[]).await.0, 400);
-    Socket::with(&app, &[("sec-websocket-protocol", "graphql-ws, graphql-transport-ws")]).await;
-    for origin in ["https://evil.example.com", "null", "https://app.example.com.evil.example", "http://127.0.0.1:1"] {
-        let (status, body) = Socket::refused(&app, &[PROTOCOL, ("origin", origin)]).await;
-        assert_eq!((status, body.contains("FRONTEND_URL")), (403, true), "{origin}: {body}");
-    }
-    for origin in ["https://app.example.com", app.url.as_str()] {
-        Socket::with(&app, &[PROTOCOL, ("origin", origin)]).await;
-    }
-    // A token may come with the headers as well.
-    let admin = app.admin().await;
-    let token = format!("Bearer {}", admin.access_token.as_ref().unwrap());
-    let mut socket = Socket::with(&app, &[PROTOCOL, ("authorization", &token)]).await;
-    socket.init(&app.anonymous()).await;
-    socket.subscribe("1", "{ viewer { role } }").await;
-    assert_eq!(socket.event("1").await["viewer"]["role"], "ADMIN");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_walls_and_guards_hold_for_sockets_and_streams() {
     let app = TestApp::sqlite().await;
     let admin = app.admin().await;
@@ -439,23 +308,12 @@ async fn the_walls_and_guards_hold_for_sockets_and_streams() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ping_is_answered_with_what_it_carries() {
-    let app = TestApp::sqlite().await;
-    let mut socket = Socket::open(&app).await;
-    socket.send(json!({ "type": "ping" })).await;
-    assert_eq!(socket.next().await, json!({ "type": "pong" }));
-    socket.send(json!({ "type": "pong", "payload": {} })).await;
-    socket.send(json!({ "type": "ping", "payload": { "at": 1 } })).await;
-    assert_eq!(socket.next().await, json!({ "type": "pong", "payload": { "at": 1 } }));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_of_events_are_answers_that_go_on() {
     let limits = LiveLimits { keep_alive: SHORT, ..LiveLimits::default() };
     let app = TestApp::sqlite().await.limited(limits).await;
     let admin = app.admin().await;
     let stream = EventStream::get(&admin, CHANGED).await;
-    let mut stream = stream.begun(&app).await;
+    let mut stream = stream.begun(&app, 1).await;
     let headers = stream.response.headers();
     assert_eq!(headers["content-type"], "text/event-stream");
     assert_eq!(headers["cache-control"], "no-store");

@@ -184,6 +184,22 @@ try {
     await execute.waitFor();
   });
 
+  await test('a typed API key goes in the place of the session\'s token', async () => {
+    await page.getByRole('button', { name: 'Headers', exact: true }).click();
+    await page.evaluate(() => {
+      const headers = window.__MONACO.editor.getModels().find((model) => model.uri.path.endsWith('headers.json'));
+      headers.setValue('{ "X-API-Key": "clv_typed" }');
+    });
+    const sent = page.waitForRequest((request) => request.postDataJSON()?.query?.includes('query Keyed'));
+    assert.equal((await run('query Keyed { viewer { role } }')).viewer, null);
+    const headers = (await sent).headers();
+    assert.deepEqual([headers['x-api-key'], headers.authorization], ['clv_typed', undefined]);
+    await page.evaluate(() => {
+      window.__MONACO.editor.getModels().find((model) => model.uri.path.endsWith('headers.json')).setValue('');
+    });
+    assert.equal((await run('query Unkeyed { viewer { role } }')).viewer.role, 'ADMIN');
+  });
+
   await test('no storage of the browser holds a token', async () => {
     const stored = await page.evaluate(() => JSON.stringify([{ ...localStorage }, { ...sessionStorage }, document.cookie]));
     assert.doesNotMatch(stored, /Bearer|accessToken|refreshToken|refresh-token|eyJ/);
