@@ -33,83 +33,55 @@ use crate::store::user::User;
 type Found<V> = Result<Option<V>>;
 type Cached<R> = Loader<<R as Read>::Key, Found<<R as Read>::Value>, Batch<R>>;
 
-/// The loaders of one request.
-pub(super) struct Loaders {
-    now: Timestamp,
-    organizations: Cached<Organizations>,
-    users: Cached<Users>,
-    users_ever: Cached<UsersEver>,
-    sessions: Cached<Sessions>,
-    claude_accounts: Cached<ClaudeAccounts>,
-    clients: Cached<Clients>,
-    tasks: Cached<Tasks>,
-    task_pages: Cached<TaskPages>,
-    task_counts: Cached<TaskCounts>,
-    audit_logs: Cached<AuditLogs>,
-    audit_log_pages: Cached<AuditLogPages>,
-    audit_log_counts: Cached<AuditLogCounts>,
-    credentials: Cached<Credentials>,
-    credential_pages: Cached<CredentialPages>,
-    credential_counts: Cached<CredentialCounts>,
-    api_keys: Cached<ApiKeys>,
-    api_key_client_pages: Cached<ApiKeyClientPages>,
-    api_key_owner_pages: Cached<ApiKeyOwnerPages>,
-    api_key_counts: Cached<ApiKeyCounts>,
+/// The loaders of one request, made and cleared together.
+macro_rules! loaders {
+    ($($field:ident: $read:ident),+ $(,)?) => {
+        /// The loaders of one request.
+        pub(super) struct Loaders {
+            now: Timestamp,
+            $($field: Cached<$read>,)+
+        }
+
+        impl Loaders {
+            /// Loaders that read as this caller.
+            pub(super) fn new(caller: &Arc<Caller>) -> Self {
+                Self { now: caller.services.clock.now(), $($field: Loader::new(Batch::new(caller)),)+ }
+            }
+
+            /// Forgets what was read.
+            pub(super) async fn clear(&self) {
+                $(self.$field.clear_all().await;)+
+            }
+        }
+    };
+}
+
+loaders! {
+    organizations: Organizations,
+    users: Users,
+    users_ever: UsersEver,
+    sessions: Sessions,
+    claude_accounts: ClaudeAccounts,
+    clients: Clients,
+    tasks: Tasks,
+    task_pages: TaskPages,
+    task_counts: TaskCounts,
+    audit_logs: AuditLogs,
+    audit_log_pages: AuditLogPages,
+    audit_log_counts: AuditLogCounts,
+    credentials: Credentials,
+    credential_pages: CredentialPages,
+    credential_counts: CredentialCounts,
+    api_keys: ApiKeys,
+    api_key_client_pages: ApiKeyClientPages,
+    api_key_owner_pages: ApiKeyOwnerPages,
+    api_key_counts: ApiKeyCounts,
 }
 
 impl Loaders {
-    /// Loaders that read as this caller.
-    pub(super) fn new(caller: &Arc<Caller>) -> Self {
-        Self {
-            now: caller.services.clock.now(),
-            organizations: Loader::new(Batch::new(caller)),
-            users: Loader::new(Batch::new(caller)),
-            users_ever: Loader::new(Batch::new(caller)),
-            sessions: Loader::new(Batch::new(caller)),
-            claude_accounts: Loader::new(Batch::new(caller)),
-            clients: Loader::new(Batch::new(caller)),
-            tasks: Loader::new(Batch::new(caller)),
-            task_pages: Loader::new(Batch::new(caller)),
-            task_counts: Loader::new(Batch::new(caller)),
-            audit_logs: Loader::new(Batch::new(caller)),
-            audit_log_pages: Loader::new(Batch::new(caller)),
-            audit_log_counts: Loader::new(Batch::new(caller)),
-            credentials: Loader::new(Batch::new(caller)),
-            credential_pages: Loader::new(Batch::new(caller)),
-            credential_counts: Loader::new(Batch::new(caller)),
-            api_keys: Loader::new(Batch::new(caller)),
-            api_key_client_pages: Loader::new(Batch::new(caller)),
-            api_key_owner_pages: Loader::new(Batch::new(caller)),
-            api_key_counts: Loader::new(Batch::new(caller)),
-        }
-    }
-
     /// The request's loaders.
     pub(super) fn of<'a>(ctx: &Context<'a>) -> &'a Self {
         ctx.data_unchecked()
-    }
-
-    /// Forgets what was read.
-    pub(super) async fn clear(&self) {
-        self.organizations.clear_all().await;
-        self.users.clear_all().await;
-        self.sessions.clear_all().await;
-        self.users_ever.clear_all().await;
-        self.claude_accounts.clear_all().await;
-        self.clients.clear_all().await;
-        self.tasks.clear_all().await;
-        self.task_pages.clear_all().await;
-        self.task_counts.clear_all().await;
-        self.audit_logs.clear_all().await;
-        self.audit_log_pages.clear_all().await;
-        self.audit_log_counts.clear_all().await;
-        self.credentials.clear_all().await;
-        self.credential_pages.clear_all().await;
-        self.credential_counts.clear_all().await;
-        self.api_keys.clear_all().await;
-        self.api_key_client_pages.clear_all().await;
-        self.api_key_owner_pages.clear_all().await;
-        self.api_key_counts.clear_all().await;
     }
 
     /// The time that a whole request is answered for: lists that are asked for together are of one moment.
