@@ -95,6 +95,21 @@ both_databases! {
         refresh(&app.anonymous(), &second).await.data();
     }
 
+    async fn a_clock_that_was_set_back_keeps_no_retry_open(app: TestApp) {
+        for (seconds, is_served) in [(-9, true), (-11, false), (-3600, false)] {
+            let first = app.admin().await.refresh_token.unwrap();
+            let second = refreshed(&refresh(&app.anonymous(), &first).await);
+            app.advance(seconds);
+            let again = refresh(&app.anonymous(), &first).await;
+            if is_served {
+                assert_eq!(refreshed(&again), second);
+            } else {
+                assert_eq!(again.code(), "UNAUTHENTICATED", "{seconds}");
+                assert_eq!(refresh(&app.anonymous(), &second).await.code(), "UNAUTHENTICATED", "{seconds}");
+            }
+        }
+    }
+
     async fn a_token_used_twice_ends_its_session(app: TestApp) {
         let client = app.admin().await;
         let first = client.refresh_token.clone().unwrap();
