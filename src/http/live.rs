@@ -145,9 +145,8 @@ impl Asker {
                 () = tokio::time::sleep(server.live.limits.ping) => false,
             };
             // Where the database cannot be asked, nothing is sent either.
-            if has_expired
-                || matches!(authenticate(&server, &self.headers, self.context.client_address).await, Ok((_, true)))
-            {
+            let asking = authenticate(&server, &self.headers, self.context.client_address).await;
+            if has_expired || asking.is_ok_and(|asking| asking.is_refused) {
                 return;
             }
         }

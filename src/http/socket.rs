@@ -244,8 +244,8 @@ impl Session {
         add_credentials(&mut self.asker.headers, payload);
         let changes = self.server.services.authenticator.forgotten();
         let actor = match authenticate(&self.server, &self.asker.headers, self.asker.context.client_address).await {
-            Ok((actor, false)) => actor,
-            Ok((_, true)) => return Err(Closed::Forbidden),
+            Ok(asking) if asking.is_refused => return Err(Closed::Forbidden),
+            Ok(asking) => asking.actor,
             // The caller comes again by itself.
             Err(_) => return Err(Closed::GoingAway),
         };

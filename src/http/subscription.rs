@@ -46,12 +46,13 @@ pub(super) async fn perform(server: &Arc<Server>, asker: &Asker, request: Graphq
     if prepared.kind == OperationType::Subscription {
         return follow(server, asker, prepared, sink).await;
     }
-    let actor = match authenticate(server, &asker.headers, asker.context.client_address).await {
-        Ok((_, true)) => return End::Revoked,
-        Ok((actor, false)) => actor,
+    let asking = match authenticate(server, &asker.headers, asker.context.client_address).await {
+        Ok(asking) if asking.is_refused => return End::Revoked,
+        Ok(asking) => asking,
         Err(refused) => return refuse(asker, refused.errors, sink).await,
     };
-    let executed = execute_once(server, prepared, actor, origin(&asker.context, &asker.headers)).await;
+    asking.note_use(server);
+    let executed = execute_once(server, prepared, asking.actor, origin(&asker.context, &asker.headers)).await;
     if executed.is_request_error {
         sink.refuse(json(&executed.answer.errors)).await;
     } else if sink.next(json(&executed.answer)).await {
@@ -68,20 +69,25 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
     let mut changes = server.services.authenticator.forgotten();
     let mut commits = None;
     loop {
-        let actor = match authenticate(server, &asker.headers, asker.context.client_address).await {
-            Ok((_, true)) => return End::Revoked,
-            Ok((actor, false)) => actor,
+        let asking = match authenticate(server, &asker.headers, asker.context.client_address).await {
+            Ok(asking) if asking.is_refused => return End::Revoked,
+            Ok(asking) => asking,
             Err(refused) => return refuse(asker, refused.errors, sink).await,
         };
         // Before the log is read first, so that no entry falls between.
         if commits.is_none() {
-            commits = actor.access().map(|access| server.services.commits.listen(access.organization()));
+            commits = asking.actor.access().map(|access| server.services.commits.listen(access.organization()));
         }
         let deadline = Instant::now() + server.request_timeout;
-        let caller = caller(server, actor, origin(&asker.context, &asker.headers), deadline);
+        let caller = caller(server, asking.actor, origin(&asker.context, &asker.headers), deadline);
         let step = server.api.step(&prepared.operation, prepared.variables.clone(), caller, &feed);
         let step = tokio::time::timeout_at(deadline, step).await;
-        match step.unwrap_or_else(|_| Step::Failed(failed(&Error::timeout()))) {
+        let step = step.unwrap_or_else(|_| Step::Failed(failed(&Error::timeout())));
+        // That it began is a use of an API key, and each event is; to wait for one is none.
+        if counted.is_none() || matches!(step, Step::Event(_)) {
+            asking.note_use(server);
+        }
+        match step {
             Step::Nothing => {}
             Step::Event(mut answer) => {
                 finish_errors(&mut answer.errors, &asker.context.request_id);
