@@ -25,7 +25,7 @@ use crate::http::{Limits, LiveLimits, Server, router, serve};
 use crate::identity::password::Hasher;
 use crate::identity::{AccessTokens, Actor, Authenticator};
 use crate::model::Clock;
-use crate::settings::{DataDir, DataDirError, DatabaseUrl, Listen, Settings};
+use crate::settings::{DataDir, DataDirError, DatabaseUrl, Listen, Settings, check_jwt_secret};
 use crate::store::{self, Db, MigrationError, OpenError};
 use crate::upstream::{ClientError, Upstream};
 
@@ -35,6 +35,9 @@ pub enum StartError {
     /// The data folder cannot be used.
     #[error("the data folder cannot be used")]
     DataDir(#[from] DataDirError),
+    /// What would sign access tokens is too easy to guess.
+    #[error("the file jwt-secret in DATA_DIR {0}")]
+    JwtSecret(String),
     /// The keys are not keys.
     #[error("{0} {1}")]
     Keys(&'static str, #[source] KeyRingError),
@@ -84,7 +87,7 @@ impl StartError {
     #[must_use]
     pub fn is_wrong_setting(&self) -> bool {
         match self {
-            Self::Keys(..) | Self::MissingKeys(_) | Self::Database(OpenError::Url(_)) => true,
+            Self::JwtSecret(_) | Self::Keys(..) | Self::MissingKeys(_) | Self::Database(OpenError::Url(_)) => true,
             Self::FirstStart(error) => error.code() == Code::BadUserInput,
             Self::WrongKeys(error) => error.code() == Code::Conflict,
             Self::DataDir(_)
@@ -124,9 +127,12 @@ impl App {
 
     async fn on(db: Db, data_dir: &DataDir, settings: &Settings, clock: Clock) -> Result<Self, StartError> {
         let random = Random::system();
-        let jwt_secret = match &settings.jwt_secret {
-            Some(secret) => secret.clone(),
-            None => data_dir.secret("jwt-secret", || random.token().expose().into())?.0,
+        let jwt_secret = if let Some(secret) = &settings.jwt_secret {
+            secret.clone()
+        } else {
+            let secret = data_dir.secret("jwt-secret", || random.token().expose().into())?.0;
+            check_jwt_secret(secret.expose_secret()).map_err(StartError::JwtSecret)?;
+            secret
         };
         let keys: SecretString = match &settings.encryption_keys {
             Some(keys) => keys.clone(),

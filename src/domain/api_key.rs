@@ -280,7 +280,7 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<(ApiKey, SecretText)> {
         if let Some(client) = client_id {
             client::lock_open(tx, &cx.actor.require::<Read>()?, client).await?;
         }
-        check_owner(cx, tx, &caller, owner_id).await?;
+        lock_owner(cx, tx, &caller, owner_id).await?;
         check_bounds(tx, &whose, &caller, &key, now).await?;
         keys::insert(tx, &whose, &key, &digest(cx, key.id, &raw)).await?;
         let changes = Changes::created(&key);
@@ -293,19 +293,24 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<(ApiKey, SecretText)> {
 /// Changes a key that is not revoked; what the input leaves out stays.
 ///
 /// # Errors
-/// Without permission, with wrong input, where there is no such key, where it is not at the expected version, or where it would
-/// get more than the caller has.
+/// Without permission, with wrong input, where there is no such key, where it is not at the expected version, where it would
+/// get more than the caller has, or where it would live again though it cannot be found any more.
 pub async fn update(cx: Cx<'_>, id: ApiKeyId, input: Update) -> Result<ApiKey> {
     let caller = caller(cx)?;
     let key = change(cx, id, AuditAction::Update, async |tx, whose, key| {
         if input.expected_version.is_some_and(|version| version != key.version) {
             return Err(Error::conflict("The API key is not at the expected version. Read it again."));
         }
-        let before = key.clone();
-        apply(key, input, cx.services.clock.now())?;
-        check_owner(cx, tx, &caller, key.owner_id).await?;
+        let (before, now) = (key.clone(), cx.services.clock.now());
+        apply(key, input, now)?;
+        let lives_again = before.status(now) == ApiKeyStatus::Expired && key.status(now) == ApiKeyStatus::Active;
+        if lives_again && !is_findable(cx, tx, id).await? {
+            return Err(Error::conflict(
+                "The encryption key that the API key was kept under is gone: regenerate it first.",
+            ));
+        }
         if is_other_reach(&before, key) {
-            check_bounds(tx, whose, &caller, key, cx.services.clock.now()).await?;
+            check_bounds(tx, whose, &caller, key, now).await?;
         }
         Ok(None)
     })
@@ -351,7 +356,8 @@ fn apply(key: &mut ApiKey, input: Update, now: Timestamp) -> Result<()> {
 /// beyond the key's own end.
 ///
 /// # Errors
-/// Without permission, with wrong input, where there is no such key, where it has expired, or where it has more than the caller.
+/// Without permission, with wrong input, where there is no such key, where it has more than the caller, or where it has expired;
+/// but one that cannot be found any more needs another raw key before it can live again.
 pub async fn regenerate(cx: Cx<'_>, id: ApiKeyId, grace: i32) -> Result<(ApiKey, SecretText)> {
     let caller = caller(cx)?;
     let mut checks = Checks::new();
@@ -360,10 +366,9 @@ pub async fn regenerate(cx: Cx<'_>, id: ApiKeyId, grace: i32) -> Result<(ApiKey,
     let raw = RawApiKey::generate(&cx.services.random);
     let key = change(cx, id, AuditAction::Regenerate, async |tx, whose, key| {
         let now = cx.services.clock.now();
-        if key.status(now) == ApiKeyStatus::Expired {
+        if key.status(now) == ApiKeyStatus::Expired && is_findable(cx, tx, id).await? {
             return Err(Error::conflict("The API key has expired. Set another expiresAt first."));
         }
-        check_owner(cx, tx, &caller, key.owner_id).await?;
         check_bounds(tx, whose, &caller, key, now).await?;
         let end = now + TimeDelta::hours(grace.into());
         let until = (grace > 0).then(|| key.expires_at.map_or(end, |expires| expires.min(end)));
@@ -390,6 +395,13 @@ pub async fn revoke(cx: Cx<'_>, id: ApiKeyId) -> Result<ApiKey> {
     .await
 }
 
+/// Whether the ring has each key that a raw key of this API key is found by. Without it the raw key opens nothing; and were the
+/// API key alive, no server would start.
+async fn is_findable(cx: Cx<'_>, tx: &mut Tx, id: ApiKeyId) -> Result<bool> {
+    let versions = keys::key_versions(tx, id, cx.services.clock.now()).await?;
+    Ok(versions.iter().all(|version| cx.services.keys.has(version)))
+}
+
 /// Changes a locked key that is not revoked, and writes it, unless nothing has changed.
 async fn change(
     cx: Cx<'_>,
@@ -399,8 +411,16 @@ async fn change(
 ) -> Result<ApiKey> {
     let whose = whose::<ManageOwnApiKeys>(cx)?;
     audited(cx, async |tx| {
-        let before = keys::lock(tx, &whose, id).await?.filter(|key| key.revoked_at.is_none());
-        let before = before.ok_or_else(|| Error::not_found("API key that is not revoked"))?;
+        let found = |key: Option<ApiKey>| {
+            let key = key.filter(|key| key.revoked_at.is_none());
+            key.ok_or_else(|| Error::not_found("API key that is not revoked"))
+        };
+        // To end a key needs nobody's role. The owner, who never changes, is locked before the key, as where a user is deleted.
+        if action != AuditAction::Revoke {
+            let key = found(keys::find_many(tx.conn().await?, &whose, &[id]).await?.pop())?;
+            lock_owner(cx, tx, &caller(cx)?, key.owner_id).await?;
+        }
+        let before = found(keys::lock(tx, &whose, id).await?)?;
         let mut key = before.clone();
         let metadata = apply(tx, &whose, &mut key).await?;
         let changes = Changes::between(&before, &key);
@@ -432,10 +452,11 @@ fn issued_with(caller: &SignedIn, owner: UserId) -> Option<Role> {
 }
 
 /// A key acts with its owner's role: that must not be more than the caller's, as both are now. What the request was judged by
-/// may be some seconds old, and a key lasts.
-async fn check_owner(cx: Cx<'_>, tx: &mut Tx, caller: &SignedIn, owner: UserId) -> Result<()> {
+/// may be some seconds old, and a key lasts. Both stay as they are to the end of the transaction: the keys of an owner who is
+/// deleted meanwhile would not be revoked.
+async fn lock_owner(cx: Cx<'_>, tx: &mut Tx, caller: &SignedIn, owner: UserId) -> Result<()> {
     let permit = cx.actor.require::<Read>()?;
-    let both = users::find_many(tx.conn().await?, &permit, &[caller.user, owner]).await?;
+    let both = users::lock_many(tx, &permit, &[caller.user, owner]).await?;
     let find = |id: UserId| both.iter().find(|user| user.id == id);
     let is_as_judged = find(caller.user)
         .is_some_and(|now| now.status == UserStatus::Active && now.role.includes(caller.access.role()));
@@ -470,7 +491,8 @@ fn limits(key: &ApiKey) -> [Option<i64>; 5] {
     ]
 }
 
-/// A key that a key makes, widens or regenerates has no more than that one.
+/// A key that a key makes, widens or regenerates has no more than that one. Limits count for each key by itself: with another
+/// key for the relay, a key that has limits would have them twice.
 async fn check_bounds(
     tx: &mut Tx,
     whose: &Whose<ManageOwnApiKeys>,
@@ -487,6 +509,11 @@ async fn check_bounds(
         .iter()
         .zip(limits(key))
         .all(|(most, limit)| most.is_none_or(|most| limit.is_some_and(|limit| limit <= most)));
+    let is_limited_alone =
+        own.id != key.id && key.scopes.has(ApiKeyScope::Relay) && limits(&own).iter().any(Option::is_some);
+    if is_limited_alone {
+        return Err(Error::forbidden("The key that you use has limits: it can give no other key the scope RELAY."));
+    }
     let exceeded = [
         ("scopes", own.scopes.include(key.scopes)),
         ("expiry", ends_in_time),

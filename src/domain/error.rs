@@ -205,7 +205,7 @@ impl From<store::Error> for Error {
                 message: "is not a cursor of this list in this order".into(),
             }]),
             store::Error::Unavailable(_) => Self::unavailable(error),
-            store::Error::Duplicate | store::Error::Query(_) => Self::internal(error),
+            store::Error::Duplicate | store::Error::NotPermitted | store::Error::Query(_) => Self::internal(error),
         }
     }
 }

@@ -7,7 +7,7 @@ use super::context::Cx;
 use super::deed::audited;
 use super::error::{Error, Result};
 use super::session::{self, Tokens};
-use super::user::{NAME_LENGTH, TAKEN};
+use super::user::{NAME_LENGTH, TAKEN, lock_organization};
 use super::validation::Checks;
 use crate::audit::{Changes, Entry};
 use crate::crypto::{Purpose, SecretText};
@@ -59,6 +59,7 @@ pub async fn invite(cx: Cx<'_>, input: Invite) -> Result<(User, SecretText)> {
     let now = cx.services.clock.now();
     let role = input.role;
     audited(cx, async |tx| {
+        lock_organization(cx, tx, &permit).await?;
         let (user, changes) = match users::lock_by_email(tx, &email).await? {
             None => {
                 let user = User {
@@ -97,7 +98,8 @@ pub async fn invite(cx: Cx<'_>, input: Invite) -> Result<(User, SecretText)> {
     .await
 }
 
-/// Accepts an invitation: the user gets a password, is active from then on, and signed in.
+/// Accepts an invitation: the user gets a password, is active from then on, and signed in. That does not show whose the address
+/// is: the link was told to whoever invited, and no mail was sent to the address.
 ///
 /// # Errors
 /// `UNAUTHENTICATED`, with one text and after the same work, for every reason that lies in the token; wrong input otherwise.
@@ -130,7 +132,6 @@ pub async fn accept(cx: Cx<'_>, input: Accept) -> Result<Tokens> {
         let user = User {
             full_name: full_name.unwrap_or_else(|| before.full_name.clone()),
             status: UserStatus::Active,
-            email_verified_at: Some(now),
             updated_at: now,
             version: before.version + 1,
             ..before.clone()

@@ -31,7 +31,8 @@ pub struct MissingKey {
 /// Where the database fails.
 pub async fn missing(services: &Services) -> store::Result<Vec<MissingKey>> {
     let mut found = in_use(services, |ring, version| !ring.has(version)).await?;
-    for (version, records) in api_keys_by_version(services).await? {
+    let api_keys = keys::api_key_versions(&mut services.db.scan().await?, services.clock.now()).await?;
+    for (version, records) in api_keys {
         if services.keys.has(&version) {
             continue;
         }
@@ -43,19 +44,14 @@ pub async fn missing(services: &Services) -> store::Result<Vec<MissingKey>> {
     Ok(found)
 }
 
-async fn api_keys_by_version(services: &Services) -> store::Result<Vec<(String, i64)>> {
-    keys::api_key_versions(&mut services.db.scan().await?, services.clock.now()).await
-}
-
 /// How many API keys can still be used that are found by an older key than the newest alone: until each is used, regenerated
 /// or revoked, that key must stay in the ring.
 ///
 /// # Errors
 /// Where the database fails.
 pub async fn count_older_api_keys(cx: Cx<'_>) -> Result<i64> {
-    let found = api_keys_by_version(cx.services).await?;
     let newest = cx.services.keys.newest_version();
-    Ok(found.iter().filter(|(version, _)| version != newest).map(|(_, count)| count).sum())
+    Ok(keys::count_api_keys_but_by(&mut cx.services.db.scan().await?, newest, cx.services.clock.now()).await?)
 }
 
 /// The keys that have sealed records, among those that `is_meant` names.
@@ -125,7 +121,7 @@ pub async fn rotate(cx: Cx<'_>, most: i64, mut progress: impl FnMut(&Rotated)) -
             }
             let mut after = None;
             loop {
-                let batch = upstream_keys(cx, version, after, most).await?;
+                let batch = tried_again(async || upstream_keys(cx, version, after, most).await).await?;
                 after = batch.last;
                 if !note(&mut rotated, batch, &mut progress) {
                     break;
@@ -135,6 +131,19 @@ pub async fn rotate(cx: Cx<'_>, most: i64, mut progress: impl FnMut(&Rotated)) -
         }
     }
     Ok(rotated)
+}
+
+/// Does what another change may get in the way of. That one is there the next time, and is seen.
+async fn tried_again<T>(work: impl AsyncFn() -> Result<T>) -> Result<T> {
+    /// How often another can come first: each time it has to be a new one.
+    const MOST: usize = 5;
+    for _ in 1..MOST {
+        match work().await {
+            Err(error) if error.code() == Code::Conflict => {}
+            done => return done,
+        }
+    }
+    work().await
 }
 
 /// Adds up; whether there may be more.
@@ -202,7 +211,11 @@ async fn upstream_keys(
                 failed.push(format!("{name}: the account {other} has it too"));
                 continue;
             }
-            keys::update_account(tx, &permit, &account).await?;
+            keys::update_account(tx, &permit, &account).await.map_err(|error| match error {
+                // Since it was looked for.
+                store::Error::Duplicate => Error::conflict("Another account has been given the same API key."),
+                error => error.into(),
+            })?;
             records += 1;
         }
         Ok((Batch { records, failed, last: Some(last) }, entry(cx, "upstreamKeys", records)))

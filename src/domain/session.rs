@@ -142,7 +142,8 @@ pub async fn refresh(cx: Cx<'_>, presented: &SecretText) -> Result<Tokens> {
         }
         if token.generation == session.generation - 1 {
             let issued_at = sessions::issued_at(tx, session.id, session.generation).await?;
-            if issued_at.is_some_and(|issued_at| now - issued_at <= RETRY_WINDOW) {
+            // Before it was issued is as long ago as after it: a clock that was set back must not keep the window open.
+            if issued_at.is_some_and(|issued_at| (now - issued_at).abs() <= RETRY_WINDOW) {
                 return Ok((Ok(tokens(cx, &session, &user, successor)), entry.noting(json!({ "retry": true }))));
             }
         }

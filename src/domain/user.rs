@@ -10,8 +10,8 @@ use crate::audit::{Changes, Entry, Field, Recorded};
 use crate::crypto::SecretText;
 use crate::identity::password;
 use crate::model::{
-    AuditAction, Direction, Email, ManageUsers, OrganizationId, Page, PageSlice, Permit, Read, ResourceType, Role,
-    UserId, UserStatus, ViewUsers,
+    Access, AuditAction, Direction, Email, Grant, ManageUsers, OrganizationId, Page, PageSlice, Permit, Read,
+    ResourceType, Role, UserId, UserStatus, ViewUsers,
 };
 use crate::store::user::{self as users, User, UserFilter, UserOrder};
 use crate::store::{self, Tx, invitation as invitations, organization as organizations, session as sessions};
@@ -117,7 +117,7 @@ pub async fn count(cx: Cx<'_>, filter: &UserFilter) -> Result<i64> {
 pub async fn update(cx: Cx<'_>, id: UserId, input: Update) -> Result<User> {
     let permit = cx.actor.require::<ManageUsers>()?;
     audited(cx, async |tx| {
-        let before = lock(tx, &permit, id).await?;
+        let before = lock(cx, tx, &permit, id).await?;
         if input.expected_version.is_some_and(|version| version != before.version) {
             return Err(Error::conflict("The user is not at the expected version. Read it again."));
         }
@@ -168,7 +168,7 @@ pub async fn update(cx: Cx<'_>, id: UserId, input: Update) -> Result<User> {
 pub async fn delete(cx: Cx<'_>, id: UserId) -> Result<()> {
     let permit = cx.actor.require::<ManageUsers>()?;
     audited(cx, async |tx| {
-        let user = lock(tx, &permit, id).await?;
+        let user = lock(cx, tx, &permit, id).await?;
         if cx.actor.signed_in().is_some_and(|caller| caller.user == id) {
             return Err(Error::conflict("You cannot delete yourself."));
         }
@@ -178,17 +178,30 @@ pub async fn delete(cx: Cx<'_>, id: UserId) -> Result<()> {
         let now = cx.services.clock.now();
         let ended = sessions::revoke_all(tx, id, now).await?;
         invitations::end(tx, id).await?;
-        users::delete(tx, &permit, id, now).await?;
+        let revoked = users::delete(tx, &permit, id, now).await?;
+        let revoked: Vec<_> = revoked.iter().map(ToString::to_string).collect();
         let entry = Entry::new(AuditAction::Delete, ResourceType::User).on(&id).changing_access();
-        Ok(((), entry.with(Changes::deleted(&user)).noting(json!({ "sessionsEnded": ended }))))
+        let noted = json!({ "sessionsEnded": ended, "apiKeysRevoked": revoked });
+        Ok(((), entry.with(Changes::deleted(&user)).noting(noted)))
     })
     .await
 }
 
 /// Locks the organization and then the user: of two changes that each leave one ADMIN, the second waits for the first.
-async fn lock(tx: &mut Tx, permit: &Permit<ManageUsers>, id: UserId) -> Result<User> {
-    organizations::lock(tx, permit).await?;
+async fn lock(cx: Cx<'_>, tx: &mut Tx, permit: &Permit<ManageUsers>, id: UserId) -> Result<User> {
+    lock_organization(cx, tx, permit).await?;
     users::lock_member(tx, permit, id).await?.ok_or_else(no_such_user)
+}
+
+/// Locks the organization, so that nobody's role or status changes meanwhile, and judges the caller as they are now: what the
+/// request was judged by may be some seconds old, and whoever was demoted or suspended in them must not undo that.
+pub(super) async fn lock_organization(cx: Cx<'_>, tx: &mut Tx, permit: &Permit<ManageUsers>) -> Result<()> {
+    organizations::lock(tx, permit).await?;
+    // The operator is no user.
+    let Some(caller) = cx.actor.signed_in() else { return Ok(()) };
+    let now = users::find(tx.conn().await?, &cx.actor.require::<Read>()?, caller.user).await?;
+    let now = now.filter(|user| user.status == UserStatus::Active).ok_or_else(Error::unauthenticated)?;
+    Ok(Access::new(now.organization_id, now.role).check(ManageUsers::NEEDS)?)
 }
 
 fn no_such_user() -> Error {
@@ -263,7 +276,7 @@ pub async fn reset_password(cx: Cx<'_>, email: &Email, password: &SecretText) ->
 }
 
 fn system_organization(cx: Cx<'_>) -> Result<OrganizationId> {
-    cx.actor.access().map(crate::model::Access::organization).ok_or_else(Error::unauthenticated)
+    cx.actor.access().map(Access::organization).ok_or_else(Error::unauthenticated)
 }
 
 async fn accepted_hash(cx: Cx<'_>, password: &SecretText, email: &Email) -> Result<password::PasswordHash> {

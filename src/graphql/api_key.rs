@@ -8,7 +8,7 @@ use super::client::Client;
 use super::connection::{Connection, Listed, OrderDirection, PageArguments, ordering};
 use super::context::ContextExt;
 use super::declarations::{
-    AuditAction, Declared, Permission, ResourceType, audits, open_to_api_keys, public, requires,
+    AuditAction, Declared, Permission, ResourceType, audits, open_to_api_keys, post_only, public, requires,
 };
 use super::error::Result;
 use super::inputs::{filter_id, id_inputs, patch, payloads, searched, target};
@@ -95,9 +95,9 @@ impl ApiKey {
         }
     }
 
-    /// Who made it.
+    /// Who made it, though the user be deleted since; where an API key made it, that one's owner. It lives on without its maker.
     async fn created_by(&self, ctx: &Context<'_>) -> Result<Option<User>> {
-        user::by(ctx, self.0.created_by).await
+        user::by_ever(ctx, self.0.created_by).await
     }
 
     /// CIDR blocks that it may be used from; empty: any address.
@@ -459,7 +459,7 @@ impl ApiKeyQuery {
     }
 
     /// What a raw key is good for when it is used from the address that asks. Asking is no use of it.
-    #[graphql(directive = public::apply())]
+    #[graphql(directive = public::apply(), directive = post_only::apply())]
     async fn verify_api_key(
         &self,
         ctx: &Context<'_>,

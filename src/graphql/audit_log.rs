@@ -14,7 +14,7 @@ use super::inputs::filter_id;
 use super::loaders::Loaders;
 use super::node::Node;
 use super::scalars::{BigInt, DateTime, Json};
-use super::user::User;
+use super::user::{self, User};
 use crate::domain::{self, audit_integrity};
 use crate::model::{self, PageSlice, Position, SortKey};
 use crate::store::audit_log::{AuditLog as Row, AuditLogFilter as Filter};
@@ -199,10 +199,7 @@ impl AuditLog {
 
     /// Who did it, though the user be deleted since; null: nobody was signed in, or it was the system.
     async fn user(&self, ctx: &Context<'_>) -> Result<Option<User>> {
-        match self.0.user_id {
-            Some(id) => Ok(Loaders::of(ctx).user_ever(id).await?.map(User)),
-            None => Ok(None),
-        }
+        user::by_ever(ctx, self.0.user_id).await
     }
 
     /// With which API key of that user's; null: the user had signed in, or there was none.

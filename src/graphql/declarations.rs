@@ -2,8 +2,8 @@
 //!
 //! A root field says with a directive what it needs: `@requires(permission)` or `@public`. A field that says neither needs a
 //! sign-in. A mutation says with `@audits` what its audit entry is about, and with `@openToApiKeys` that an API key may do it;
-//! where it does not say so, somebody has to sign in. The guard and the middleware read the directives
-//! from the schema itself, so what clients see there is what holds.
+//! where it does not say so, somebody has to sign in. A query says with `@postOnly` that it is not taken by GET. The guard, the
+//! middleware and the HTTP layer read the directives from the schema itself, so what clients see there is what holds.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,6 +29,10 @@ pub(super) fn public() {}
 /// A mutation that an API key with the scope ADMIN_WRITE may do, too, within the role of its owner.
 #[TypeDirective(name = "openToApiKeys", location = "FieldDefinition")]
 pub(super) fn open_to_api_keys() {}
+
+/// A query that takes a secret. By GET it is refused: the secret would stand in an address, which proxies log and browsers keep.
+#[TypeDirective(name = "postOnly", location = "FieldDefinition")]
+pub(super) fn post_only() {}
 
 /// What the audit entry says that every call of a mutation leaves, whatever its outcome.
 #[TypeDirective(location = "FieldDefinition")]
@@ -148,6 +152,7 @@ pub(super) struct Declaration {
     needs: Needs,
     is_mutation: bool,
     is_open_to_api_keys: bool,
+    is_post_only: bool,
     pub(super) audits: Option<(model::AuditAction, model::ResourceType)>,
 }
 
@@ -196,6 +201,11 @@ impl Declarations {
         Arc::new(Self { queries: self.subscriptions.clone(), ..Self::default() })
     }
 
+    /// Whether a query is refused by GET.
+    pub(super) fn is_post_only(&self, query: &str) -> bool {
+        self.queries.get(query).is_some_and(|declaration| declaration.is_post_only)
+    }
+
     /// Whether somebody may do a mutation.
     ///
     /// # Errors
@@ -211,7 +221,13 @@ impl Declarations {
 }
 
 fn declared(field: &FieldDefinition, is_mutation: bool) -> Declaration {
-    let mut declaration = Declaration { needs: Needs::SignIn, is_mutation, is_open_to_api_keys: false, audits: None };
+    let mut declaration = Declaration {
+        needs: Needs::SignIn,
+        is_mutation,
+        is_open_to_api_keys: false,
+        is_post_only: false,
+        audits: None,
+    };
     for directive in &field.directives {
         let name_of = |argument: &str| match directive.node.get_argument(argument).map(|value| &value.node) {
             Some(Value::Enum(name)) => name.to_string(),
@@ -220,6 +236,7 @@ fn declared(field: &FieldDefinition, is_mutation: bool) -> Declaration {
         match directive.node.name.node.as_str() {
             "public" => declaration.needs = Needs::Nothing,
             "openToApiKeys" => declaration.is_open_to_api_keys = true,
+            "postOnly" => declaration.is_post_only = true,
             "requires" => {
                 let permission = name_of("permission").parse().expect("the directive's argument is a permission");
                 declaration.needs = Needs::Permission(permission);

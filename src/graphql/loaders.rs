@@ -37,6 +37,7 @@ use crate::store::task::{Task, TaskFilter, TaskOrder};
 use crate::store::user::User;
 
 type Found<V> = Result<Option<V>>;
+
 /// The most keys of one statement: fewer than SQLite binds.
 const MAX_BATCH: usize = 10_000;
 
@@ -44,84 +45,56 @@ const MAX_BATCH: usize = 10_000;
 /// looks at a few of many rows at a time.
 const QUIET_PASSES: usize = 3;
 
-/// The loaders of one request.
-pub(super) struct Loaders {
-    now: Timestamp,
-    organizations: Gathering<Organizations>,
-    users: Gathering<Users>,
-    users_ever: Gathering<UsersEver>,
-    sessions: Gathering<Sessions>,
-    claude_accounts: Gathering<ClaudeAccounts>,
-    clients: Gathering<Clients>,
-    tasks: Gathering<Tasks>,
-    task_pages: Gathering<TaskPages>,
-    task_counts: Gathering<TaskCounts>,
-    audit_logs: Gathering<AuditLogs>,
-    audit_log_pages: Gathering<AuditLogPages>,
-    audit_log_counts: Gathering<AuditLogCounts>,
-    credentials: Gathering<Credentials>,
-    credential_pages: Gathering<CredentialPages>,
-    credential_counts: Gathering<CredentialCounts>,
-    api_keys: Gathering<ApiKeys>,
-    api_key_client_pages: Gathering<ApiKeyClientPages>,
-    api_key_owner_pages: Gathering<ApiKeyOwnerPages>,
-    api_key_counts: Gathering<ApiKeyCounts>,
+/// The loaders of one request, made and cleared together.
+macro_rules! loaders {
+    ($($field:ident: $read:ident),+ $(,)?) => {
+        /// The loaders of one request.
+        pub(super) struct Loaders {
+            now: Timestamp,
+            $($field: Gathering<$read>,)+
+        }
+
+        impl Loaders {
+            /// Loaders that read as this caller.
+            pub(super) fn new(caller: &Arc<Caller>) -> Self {
+                let asked = Arc::default();
+                Self { now: caller.services.clock.now(), $($field: Gathering::new(caller, &asked),)+ }
+            }
+
+            /// Forgets what was read.
+            pub(super) async fn clear(&self) {
+                $(self.$field.loader.clear_all().await;)+
+            }
+        }
+    };
+}
+
+loaders! {
+    organizations: Organizations,
+    users: Users,
+    users_ever: UsersEver,
+    sessions: Sessions,
+    claude_accounts: ClaudeAccounts,
+    clients: Clients,
+    tasks: Tasks,
+    task_pages: TaskPages,
+    task_counts: TaskCounts,
+    audit_logs: AuditLogs,
+    audit_log_pages: AuditLogPages,
+    audit_log_counts: AuditLogCounts,
+    credentials: Credentials,
+    credential_pages: CredentialPages,
+    credential_counts: CredentialCounts,
+    api_keys: ApiKeys,
+    api_key_client_pages: ApiKeyClientPages,
+    api_key_owner_pages: ApiKeyOwnerPages,
+    api_key_counts: ApiKeyCounts,
 }
 
 impl Loaders {
-    /// Loaders that read as this caller.
-    pub(super) fn new(caller: &Arc<Caller>) -> Self {
-        let asked = Arc::default();
-        Self {
-            now: caller.services.clock.now(),
-            organizations: Gathering::new(caller, &asked),
-            users: Gathering::new(caller, &asked),
-            users_ever: Gathering::new(caller, &asked),
-            sessions: Gathering::new(caller, &asked),
-            claude_accounts: Gathering::new(caller, &asked),
-            clients: Gathering::new(caller, &asked),
-            tasks: Gathering::new(caller, &asked),
-            task_pages: Gathering::new(caller, &asked),
-            task_counts: Gathering::new(caller, &asked),
-            audit_logs: Gathering::new(caller, &asked),
-            audit_log_pages: Gathering::new(caller, &asked),
-            audit_log_counts: Gathering::new(caller, &asked),
-            credentials: Gathering::new(caller, &asked),
-            credential_pages: Gathering::new(caller, &asked),
-            credential_counts: Gathering::new(caller, &asked),
-            api_keys: Gathering::new(caller, &asked),
-            api_key_client_pages: Gathering::new(caller, &asked),
-            api_key_owner_pages: Gathering::new(caller, &asked),
-            api_key_counts: Gathering::new(caller, &asked),
-        }
-    }
-
     /// The request's loaders.
     pub(super) fn of<'a>(ctx: &Context<'a>) -> &'a Self {
         ctx.data_unchecked()
-    }
-
-    /// Forgets what was read.
-    pub(super) async fn clear(&self) {
-        self.organizations.loader.clear_all().await;
-        self.users.loader.clear_all().await;
-        self.sessions.loader.clear_all().await;
-        self.users_ever.loader.clear_all().await;
-        self.claude_accounts.loader.clear_all().await;
-        self.clients.loader.clear_all().await;
-        self.tasks.loader.clear_all().await;
-        self.task_pages.loader.clear_all().await;
-        self.task_counts.loader.clear_all().await;
-        self.audit_logs.loader.clear_all().await;
-        self.audit_log_pages.loader.clear_all().await;
-        self.audit_log_counts.loader.clear_all().await;
-        self.credentials.loader.clear_all().await;
-        self.credential_pages.loader.clear_all().await;
-        self.credential_counts.loader.clear_all().await;
-        self.api_keys.loader.clear_all().await;
-        self.api_key_client_pages.loader.clear_all().await;
-        self.api_key_owner_pages.loader.clear_all().await;
-        self.api_key_counts.loader.clear_all().await;
     }
 
     /// The time that a whole request is answered for: lists that are asked for together are of one moment.

@@ -121,6 +121,7 @@ pub struct Api {
     queries: Roots,
     mutations: Roots,
     events: Schema<Subscription, EmptyMutation, EmptySubscription>,
+    declarations: Arc<Declarations>,
     sdl: String,
     types: SchemaTypes,
 }
@@ -144,8 +145,8 @@ impl Api {
             .data(declarations.of_events())
             .finish();
         let queries = roots().data(declarations.clone()).finish();
-        let mutations = roots().data(declarations).extension(AuditMutations).finish();
-        Self { validator, queries, mutations, events, sdl, types }
+        let mutations = roots().data(declarations.clone()).extension(AuditMutations).finish();
+        Self { validator, queries, mutations, events, declarations, sdl, types }
     }
 
     /// The schema as text.
@@ -158,6 +159,12 @@ impl Api {
     #[must_use]
     pub fn types(&self) -> &SchemaTypes {
         &self.types
+    }
+
+    /// The field of a query by which it is refused by GET, if there is one.
+    #[must_use]
+    pub fn post_only<'a>(&self, operation: &'a Collected) -> Option<&'a str> {
+        operation.root_fields().find(|field| self.declarations.is_post_only(field))
     }
 
     /// What is wrong with a document, as far as it does not depend on variables.

@@ -8,7 +8,7 @@ use super::context::ContextExt;
 use super::declarations::{AuditAction, Declared, ResourceType, audits, public};
 use super::error::Result;
 use super::scalars::DateTime;
-use super::viewer::Viewer;
+use super::viewer::NewViewer;
 use crate::crypto::SecretText;
 use crate::domain::session::{self as deeds, Tokens};
 use crate::model::SessionId;
@@ -71,7 +71,7 @@ pub(super) struct AuthPayload {
     /// When the refresh token expires.
     refresh_token_expires_at: DateTime,
     /// Who is signed in now.
-    viewer: Viewer,
+    viewer: NewViewer,
 }
 
 impl From<Tokens> for AuthPayload {
@@ -81,7 +81,7 @@ impl From<Tokens> for AuthPayload {
             access_token_expires_at: tokens.access_expires_at.into(),
             refresh_token: tokens.refresh.expose().to_owned(),
             refresh_token_expires_at: tokens.refresh_expires_at.into(),
-            viewer: Viewer(tokens.actor),
+            viewer: NewViewer(tokens.actor),
         }
     }
 }

@@ -73,7 +73,8 @@ impl User {
         self.0.status.into()
     }
 
-    /// When the address was shown to be the user's; null: it was not.
+    /// When the address was shown to be the user's; null: it was not. An invitation whose link was not mailed to the address
+    /// does not show it, and the server sends no mail yet.
     async fn email_verified_at(&self) -> Option<DateTime> {
         self.0.email_verified_at.map(DateTime)
     }
@@ -203,6 +204,14 @@ pub(super) struct DeleteUserPayload {
 pub(super) async fn by(ctx: &Context<'_>, id: Option<UserId>) -> Result<Option<User>> {
     match id {
         Some(id) => Ok(Loaders::of(ctx).user(id).await?.map(User)),
+        None => Ok(None),
+    }
+}
+
+/// A user that a record remembers, deleted since or not.
+pub(super) async fn by_ever(ctx: &Context<'_>, id: Option<UserId>) -> Result<Option<User>> {
+    match id {
+        Some(id) => Ok(Loaders::of(ctx).user_ever(id).await?.map(User)),
         None => Ok(None),
     }
 }

@@ -76,7 +76,7 @@ async fn stream(server: &Arc<Server>, asker: Asker, prepared: Prepared, events: 
     let request_id = asker.context.request_id.clone();
     let changes = server.services.authenticator.forgotten();
     let actor = match authenticate(server, &asker.headers, asker.context.client_address).await {
-        Ok((actor, _)) => actor,
+        Ok(asking) => asking.actor,
         Err(refused) => return events.refuse(errors(refused, &request_id)).await,
     };
     let Some(_held) = server.live.hold(&actor, asker.context.client_address) else {

@@ -31,7 +31,7 @@ use crate::graphql::collected::Collected;
 use crate::graphql::variables::complete_variables;
 use crate::graphql::walls::Refusal;
 use crate::graphql::{Caller, finish_errors};
-use crate::identity::{Actor, Refused};
+use crate::identity::{Actor, Refused, SentApiKey};
 use crate::logs::TRACES;
 
 /// The largest body that is read.
@@ -125,10 +125,10 @@ async fn execute(
     let started = Instant::now();
     let request = read(method, uri, headers, body, started + server.request_timeout).await?;
     let prepared = prepare(server, request, started).await?;
+    let wrong_method = |message: String| Unexecuted::new(StatusCode::METHOD_NOT_ALLOWED, "BAD_USER_INPUT", message);
     match prepared.kind {
         OperationType::Mutation if method != Method::POST => {
-            let message = "A mutation can only be sent by POST.";
-            return Err(Unexecuted::new(StatusCode::METHOD_NOT_ALLOWED, "BAD_USER_INPUT", message));
+            return Err(wrong_method("A mutation can only be sent by POST.".to_owned()));
         }
         OperationType::Subscription if !wants_event_stream(headers) => {
             let message = "A subscription is answered over a WebSocket, or where Accept has text/event-stream.";
@@ -137,14 +137,21 @@ async fn execute(
         OperationType::Subscription => return Ok(event_stream::subscribe(server, context, headers, prepared)),
         OperationType::Query | OperationType::Mutation => {}
     }
-    let (actor, token_refused) = authenticate(server, headers, context.client_address).await?;
-    let answer = execute_once(server, prepared, actor, origin(context, headers), ()).await;
+    if method != Method::POST
+        && let Some(field) = server.api.post_only(&prepared.operation)
+    {
+        let message = format!("{field} takes a secret, which must stand in no address: it can only be sent by POST.");
+        return Err(wrong_method(message));
+    }
+    let asking = authenticate(server, headers, context.client_address).await?;
+    asking.note_use(server);
+    let answer = execute_once(server, prepared, asking.actor, origin(context, headers), ()).await;
     let status = match answer_type {
         AnswerType::GraphqlResponse if answer.is_request_error => StatusCode::BAD_REQUEST,
         _ => StatusCode::OK,
     };
     let mut response = respond(status, answer_type, answer.body());
-    if token_refused {
+    if asking.is_refused {
         let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
         response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     }
@@ -317,20 +324,39 @@ async fn document(server: &Server, request: &GraphqlRequest) -> Result<Arc<Docum
     }
 }
 
-/// Who asks, and whether a token or an API key was sent that opens nothing. Such a caller is nobody: the fields say what needs
-/// a sign-in.
-pub(super) async fn authenticate(
-    server: &Server,
-    headers: &HeaderMap,
-    address: IpAddr,
-) -> Result<(Actor, bool), Unexecuted> {
-    let bearer = headers.get(header::AUTHORIZATION).map(|value| {
-        let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-    });
+/// Who asks.
+pub(super) struct Asking {
+    pub(super) actor: Actor,
+    /// Whether a token or an API key was sent that opens nothing. Such a caller is nobody: the fields say what needs a sign-in.
+    pub(super) is_refused: bool,
+    api_key: Option<SentApiKey>,
+}
+
+impl Asking {
+    /// Nobody.
+    fn nobody(is_refused: bool) -> Self {
+        Self { actor: Actor::Anonymous, is_refused, api_key: None }
+    }
+
+    /// Notes that the API key, if one was sent, is used: by a request or an operation.
+    pub(super) fn note_use(&self, server: &Server) {
+        if let Some(api_key) = &self.api_key {
+            server.services.authenticator.note_use(api_key);
+        }
+    }
+}
+
+/// Looks at who asks.
+pub(super) async fn authenticate(server: &Server, headers: &HeaderMap, address: IpAddr) -> Result<Asking, Unexecuted> {
+    // By another scheme than Bearer it is none of ours: that is between the caller and a proxy. Without any it opens nothing.
+    let bearer = headers
+        .get(header::AUTHORIZATION)
+        .map(|value| value.to_str().ok()?.split_once(' '))
+        .filter(|parts| parts.is_none_or(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")))
+        .map(|parts| parts.map(|(_, token)| token.trim()));
     let key = headers.get(API_KEY).map(|value| value.to_str().ok().map(str::trim));
     let (token, is_key) = match (bearer, key) {
-        (None, None) => return Ok((Actor::Anonymous, false)),
+        (None, None) => return Ok(Asking::nobody(false)),
         (Some(bearer), Some(key)) if bearer != key => {
             return Err(Unexecuted::bad_request(
                 "Authorization and X-API-Key name different callers: send one of them.",
@@ -339,16 +365,17 @@ pub(super) async fn authenticate(
         (_, Some(key)) => (key, true),
         (Some(token), None) => (token, token.is_some_and(RawApiKey::is_meant_by)),
     };
-    let Some(token) = token else { return Ok((Actor::Anonymous, true)) };
+    let Some(token) = token else { return Ok(Asking::nobody(true)) };
     let authenticator = &server.services.authenticator;
-    let actor = if is_key {
-        authenticator.authenticate_api_key(SecretText::from(token.to_owned()), address).await
+    let found = if is_key {
+        let found = authenticator.authenticate_api_key(SecretText::from(token.to_owned()), address).await;
+        found.map(|(actor, api_key)| (actor, Some(api_key)))
     } else {
-        authenticator.authenticate(token).await
+        authenticator.authenticate(token).await.map(|actor| (actor, None))
     };
-    match actor {
-        Ok(actor) => Ok((actor, false)),
-        Err(Refused::Invalid) => Ok((Actor::Anonymous, true)),
+    match found {
+        Ok((actor, api_key)) => Ok(Asking { actor, is_refused: false, api_key }),
+        Err(Refused::Invalid) => Ok(Asking::nobody(true)),
         Err(Refused::Store(error)) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "a token could not be looked up");
             let message = "The server cannot do this at the moment. Try again later.";

@@ -45,10 +45,11 @@ pub(super) async fn detailed(
     Extension(context): Extension<RequestContext>,
     headers: HeaderMap,
 ) -> Response {
-    let Ok((actor, _)) = authenticate(&server, &headers, context.client_address).await else {
+    let Ok(asking) = authenticate(&server, &headers, context.client_address).await else {
         return answer(StatusCode::SERVICE_UNAVAILABLE, json!({ "error": "SERVICE_UNAVAILABLE" }));
     };
-    match actor.access() {
+    asking.note_use(&server);
+    match asking.actor.access() {
         None => {
             let mut response = answer(StatusCode::UNAUTHORIZED, json!({ "error": "UNAUTHENTICATED" }));
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::http::HeaderMap;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::graphql::{Unexecuted, authenticate};
+use super::graphql::{Asking, Unexecuted, authenticate};
 use super::observe::RequestContext;
 use super::router::Server;
 use super::subscription::End;
@@ -161,7 +161,7 @@ pub(super) struct Asker {
 
 impl Asker {
     /// Who it is now, as [`authenticate`] says; a few at once.
-    pub(super) async fn look(&self, server: &Server) -> Result<(Actor, bool), Unexecuted> {
+    pub(super) async fn look(&self, server: &Server) -> Result<Asking, Unexecuted> {
         // Nobody closes it.
         let _turn = server.live.looks.acquire().await;
         authenticate(server, &self.headers, self.context.client_address).await
@@ -196,7 +196,7 @@ impl Asker {
                 () = tokio::time::sleep(server.live.limits.ping) => {}
             }
             // Where the database cannot be asked, nothing is sent either.
-            if matches!(self.look(&server).await, Ok((_, true))) {
+            if self.look(&server).await.is_ok_and(|asking| asking.is_refused) {
                 return End::of(expires_at, clock.now());
             }
         }

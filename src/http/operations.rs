@@ -192,13 +192,14 @@ pub(super) async fn perform(
     if prepared.is_subscription() {
         return follow(server, asker, prepared, answers).await;
     }
-    let actor = match authenticate(server, &asker.headers, asker.context.client_address).await {
-        Ok((_, true)) => return End::Revoked,
-        Ok((actor, false)) => actor,
+    let asking = match authenticate(server, &asker.headers, asker.context.client_address).await {
+        Ok(asking) if asking.is_refused => return End::Revoked,
+        Ok(asking) => asking,
         Err(refused) => return refuse(refused, request_id, answers).await,
     };
+    asking.note_use(server);
     let place = if prepared.is_mutation() { answers.begin_mutation() } else { None };
-    let executed = execute_once(server, prepared, actor, origin(&asker.context, &asker.headers), place).await;
+    let executed = execute_once(server, prepared, asking.actor, origin(&asker.context, &asker.headers), place).await;
     if executed.is_request_error {
         answers.refuse(json(&executed.answer.errors)).await;
     } else if answers.next(json(&executed.answer)).await {

@@ -317,8 +317,8 @@ impl Session {
         let changes = self.server.services.authenticator.forgotten();
         let address = self.asker.context.client_address;
         let actor = match authenticate(&self.server, &self.asker.headers, address).await {
-            Ok((actor, false)) => actor,
-            Ok((_, true)) => return Err(Closed::Forbidden),
+            Ok(asking) if asking.is_refused => return Err(Closed::Forbidden),
+            Ok(asking) => asking.actor,
             Err(refused) if refused.status == StatusCode::BAD_REQUEST => {
                 let why = refused.errors.into_iter().map(|error| error.message).next();
                 return Err(Closed::malformed(why.unwrap_or_default()));

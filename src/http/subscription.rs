@@ -54,17 +54,22 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
     let mut backoff = Backoff::default();
     loop {
         let step = match asker.look(server).await {
-            Ok((_, true)) => return End::of(expires_at, server.services.clock.now()),
-            Ok((actor, false)) => {
+            Ok(asking) if asking.is_refused => return End::of(expires_at, server.services.clock.now()),
+            Ok(asking) => {
                 // Before the log is read first, so that no entry falls between.
                 if commits.is_none() {
-                    commits = actor.access().map(|access| server.services.commits.listen(access.organization()));
+                    commits = asking.actor.access().map(|access| server.services.commits.listen(access.organization()));
                 }
                 let deadline = Instant::now() + server.request_timeout;
-                let caller = caller(server, actor, origin(&asker.context, &asker.headers), deadline);
+                let caller = caller(server, asking.actor, origin(&asker.context, &asker.headers), deadline);
                 let step = server.api.step(&prepared.operation, prepared.variables.clone(), caller, &feed);
                 let step = tokio::time::timeout_at(deadline, step).await;
-                step.unwrap_or_else(|_| Step::Failed(failed(&Error::timeout())))
+                let step = step.unwrap_or_else(|_| Step::Failed(failed(&Error::timeout())));
+                // That it began is a use of an API key, and each event is; to wait for one is none.
+                if counted.is_none() || matches!(step, Step::Event(_)) {
+                    asking.note_use(server);
+                }
+                step
             }
             Err(refused) => Step::Failed(Answer::from_errors(refused.errors)),
         };

@@ -43,6 +43,14 @@ struct State {
     expires_at: Timestamp,
 }
 
+/// An API key that somebody has sent: noted as used by [`Authenticator::note_use`].
+pub struct SentApiKey {
+    found: Arc<FoundApiKey>,
+    /// Under the newest key of the ring.
+    digest: Digest,
+    address: IpAddr,
+}
+
 /// Why a token or a key opens nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
@@ -103,15 +111,27 @@ impl Authenticator {
         }))
     }
 
-    /// Who is behind the API key that is used from the address, now. Notes that it was used.
+    /// Who is behind the API key that is sent from the address, now. Looking at it is no use of it yet.
     ///
     /// # Errors
     /// [`Refused::Invalid`] for every reason that lies in the key, its owner or the address.
-    pub async fn authenticate_api_key(&self, key: SecretText, address: IpAddr) -> Result<Actor, Refused> {
+    pub async fn authenticate_api_key(&self, key: SecretText, address: IpAddr) -> Result<(Actor, SentApiKey), Refused> {
         let now = self.clock.now();
         let key = RawApiKey::parse(key).map_err(|_| Refused::Invalid)?;
         let (digest, found) = self.find_api_key(&key, now).await?;
         let found = found.filter(|found| judge(found, address, now) == Code::Valid).ok_or(Refused::Invalid)?;
+        let role = found.key.issued_with.map_or(found.role, |limit| found.role.at_most(limit));
+        let actor = Actor::User(SignedIn {
+            user: found.key.owner_id,
+            by: SignedInBy::ApiKey(found.key.id),
+            access: Access::new(found.key.organization_id, role).within(found.key.scopes),
+        });
+        Ok((actor, SentApiKey { found, digest, address }))
+    }
+
+    /// Notes that an API key was used now: for a request or an operation, and not for a socket that is merely open.
+    pub fn note_use(&self, SentApiKey { found, digest, address }: &SentApiKey) {
+        let now = self.clock.now();
         self.uses.note(found.key.id, now, || ApiKeyUse {
             id: found.key.id,
             at: now,
@@ -122,12 +142,6 @@ impl Authenticator {
                 key_version: self.keys.newest_version().to_owned(),
             }),
         });
-        let role = found.key.issued_with.map_or(found.role, |limit| found.role.at_most(limit));
-        Ok(Actor::User(SignedIn {
-            user: found.key.owner_id,
-            by: SignedInBy::ApiKey(found.key.id),
-            access: Access::new(found.key.organization_id, role).within(found.key.scopes),
-        }))
     }
 
     /// What the API key is good for when it is used from the address, without using it: the key itself where it is valid.

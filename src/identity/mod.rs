@@ -10,4 +10,4 @@ pub mod password;
 
 pub use access_token::{ACCESS_TOKEN_LIFETIME, AccessTokens, Claims, InvalidToken};
 pub use actor::{Actor, NoPermit, SignedIn, SignedInBy};
-pub use authenticator::{Authenticator, Refused};
+pub use authenticator::{Authenticator, Refused, SentApiKey};

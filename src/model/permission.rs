@@ -161,8 +161,8 @@ pub struct Access {
 }
 
 impl Access {
-    /// Whoever makes this says who is asking: `identity`, from a checked session or as the system, and a sign-in or a refresh,
-    /// for whom it has just let in.
+    /// Whoever makes this says who is asking: `identity`, from a checked session or as the system, a sign-in or a refresh, for
+    /// whom it has just let in, and a deed that looks at its caller again.
     #[must_use]
     pub fn new(organization: OrganizationId, role: Role) -> Self {
         Self { organization, role, scopes: None }

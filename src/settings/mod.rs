@@ -133,9 +133,7 @@ impl Settings {
             database_pool_size: reader.or("DATABASE_POOL_SIZE", 10, |text| number(text, 1, 500)),
             data_dir,
             listen: listen.clone(),
-            jwt_secret: reader.secret("JWT_SECRET", |text| {
-                if text.len() < 32 { Err("must have at least 32 bytes".to_owned()) } else { Ok(()) }
-            }),
+            jwt_secret: reader.secret("JWT_SECRET", check_jwt_secret),
             encryption_keys: reader.secret("CREDENTIAL_ENCRYPTION_KEYS", |_| Ok(())),
             admin_email: reader.or("ADMIN_EMAIL", default_admin(), |text| {
                 text.parse().map_err(|error: InvalidEmail| error.to_string())
@@ -165,6 +163,14 @@ impl Settings {
         reader.finish()?;
         Ok(settings)
     }
+}
+
+/// Whether a text may sign access tokens, be it set or in the data folder.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_jwt_secret(text: &str) -> Result<(), String> {
+    if text.len() < 32 { Err("must have at least 32 bytes".to_owned()) } else { Ok(()) }
 }
 
 fn database_url(text: &str) -> Result<DatabaseUrl, String> {

@@ -397,18 +397,21 @@ pub async fn lock(tx: &mut Tx, whose: &Whose<ManageOwnApiKeys>, id: ApiKeyId) ->
     Ok(found.filter(|key| whose.owner().is_none_or(|owner| owner == key.owner_id)))
 }
 
-/// Inserts a key into the organization of those that are meant, with what its raw key is found by.
+/// Inserts a key with what its raw key is found by.
 ///
 /// # Errors
-/// Where the database fails.
+/// [`Error::NotPermitted`] where it is none of those that are meant, or the digest is of another.
 pub async fn insert(tx: &mut Tx, whose: &Whose<ManageOwnApiKeys>, key: &ApiKey, digest: &NewDigest) -> Result<()> {
-    let mut key = key.clone();
-    key.organization_id = whose.organization();
-    key.owner_id = whose.owner().unwrap_or(key.owner_id);
+    let is_meant = key.organization_id == whose.organization()
+        && whose.owner().is_none_or(|owner| owner == key.owner_id)
+        && digest.api_key_id == key.id;
+    if !is_meant {
+        return Err(Error::NotPermitted);
+    }
     let derived = key.derived();
     let conn = tx.conn().await?;
     on_conn!(conn, |c| {
-        diesel::insert_into(api_keys::table).values((&key, &derived)).execute(c).await?;
+        diesel::insert_into(api_keys::table).values((key, &derived)).execute(c).await?;
         diesel::insert_into(api_key_digests::table).values(digest).execute(c).await?;
     });
     Ok(())
@@ -429,6 +432,20 @@ pub async fn update(tx: &mut Tx, whose: &Whose<ManageOwnApiKeys>, key: &ApiKey) 
     let conn = tx.conn().await?;
     let changed = on_conn!(conn, |c| diesel::update(target).set((key, &derived)).execute(c).await?);
     if changed == 0 { Err(Error::Stale) } else { Ok(()) }
+}
+
+/// By which keys of the ring the raw keys of a key that is locked already are found, as far as they have not ended.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn key_versions(tx: &mut Tx, id: ApiKeyId, now: Timestamp) -> Result<Vec<String>> {
+    use api_key_digests as d;
+    let conn = tx.conn().await?;
+    Ok(on_conn!(conn, |c| d::table
+        .filter(d::api_key_id.eq(id).and(d::expires_at.is_null().or(d::expires_at.gt(Some(now)))))
+        .select(d::key_version)
+        .load(c)
+        .await?))
 }
 
 /// Gives a key that is locked already another raw key. The one before it serves until `until`; any older one ends.
@@ -452,11 +469,11 @@ pub async fn replace_digest(tx: &mut Tx, digest: &NewDigest, until: Option<Times
     Ok(())
 }
 
-/// Revokes all keys of a user who is locked already. Returns how many were not revoked before.
+/// Revokes all keys of a user who is locked already. Returns those that were not revoked before, in the order of their ids.
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn revoke_all(tx: &mut Tx, owner: UserId, at: Timestamp) -> Result<usize> {
+pub async fn revoke_all(tx: &mut Tx, owner: UserId, at: Timestamp) -> Result<Vec<ApiKeyId>> {
     use api_keys as t;
     let conn = tx.conn().await?;
     // In order, as their uses are noted: two that lock in different orders would wait for each other.
@@ -464,10 +481,11 @@ pub async fn revoke_all(tx: &mut Tx, owner: UserId, at: Timestamp) -> Result<usi
         conn,
         t::table.filter(t::owner_id.eq(owner).and(t::revoked_at.is_null())).order(t::id).select(t::id)
     )?;
-    Ok(on_conn!(conn, |c| diesel::update(t::table.filter(t::id.eq_any(&locked)))
+    on_conn!(conn, |c| diesel::update(t::table.filter(t::id.eq_any(&locked)))
         .set((t::revoked_at.eq(Some(at)), t::updated_at.eq(at), t::version.eq(t::version + 1)))
         .execute(c)
-        .await?))
+        .await?);
+    Ok(locked)
 }
 
 /// The key with one of the digests, and its owner: one digest for each key of the ring that it may have been made with. No

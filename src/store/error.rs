@@ -19,6 +19,9 @@ pub enum Error {
     /// A cursor holds a value that its ordering does not sort by.
     #[error("the cursor does not belong to this ordering")]
     ForeignCursor,
+    /// A row is written by a permit that is not for it: a fault of the program.
+    #[error("the permit is not for this row")]
+    NotPermitted,
     /// No connection, or it broke: the same request may succeed later.
     #[error("the database is unavailable")]
     Unavailable(#[source] Cause),

@@ -78,20 +78,42 @@ pub async fn count(conn: &mut Conn, version: &str) -> Result<i64> {
     Ok(secrets + accounts + seals)
 }
 
-/// The versions of the keys by which API keys are found that can still be used, and how many by each. Such a digest cannot be
-/// made anew without the raw key: that is done when it is used.
+/// The digests of the raw keys that can still be used, with their API keys. Such a digest cannot be made anew without the raw
+/// key: that is done when it is used.
+macro_rules! usable_digests {
+    ($now:expr) => {{
+        use {api_key_digests as d, api_keys as k};
+        d::table
+            .inner_join(k::table)
+            .filter(k::revoked_at.is_null().and(k::expires_sort.gt($now)))
+            .filter(d::expires_at.is_null().or(d::expires_at.gt(Some($now))))
+    }};
+}
+
+/// The versions of the keys by which API keys are found that can still be used, and how many API keys by each. One that was
+/// regenerated with a grace may be found by two.
 ///
 /// # Errors
 /// Where the database fails.
 pub async fn api_key_versions(conn: &mut Conn, now: Timestamp) -> Result<Vec<(String, i64)>> {
-    use {api_key_digests as d, api_keys as k};
-    Ok(on_conn!(conn, |c| d::table
-        .inner_join(k::table)
-        .filter(k::revoked_at.is_null().and(k::expires_sort.gt(now)))
-        .filter(d::expires_at.is_null().or(d::expires_at.gt(Some(now))))
+    use api_key_digests as d;
+    Ok(on_conn!(conn, |c| usable_digests!(now)
         .group_by(d::key_version)
-        .select((d::key_version, diesel::dsl::count_star()))
+        .select((d::key_version, diesel::dsl::count(d::api_key_id).aggregate_distinct()))
         .load(c)
+        .await?))
+}
+
+/// How many API keys that can still be used are found by another key than this one.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn count_api_keys_but_by(conn: &mut Conn, version: &str, now: Timestamp) -> Result<i64> {
+    use api_key_digests as d;
+    Ok(on_conn!(conn, |c| usable_digests!(now)
+        .filter(d::key_version.ne(version))
+        .select(diesel::dsl::count(d::api_key_id).aggregate_distinct())
+        .get_result(c)
         .await?))
 }
 

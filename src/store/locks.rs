@@ -41,3 +41,11 @@ macro_rules! all_locked {
     };
 }
 pub(super) use all_locked;
+
+/// The same, but rows that refer to the locked ones may still be made meanwhile.
+macro_rules! all_locked_but_for_references {
+    ($on:expr, $query:expr) => {
+        $crate::store::locks::locked!($on, $query, load, for_no_key_update)
+    };
+}
+pub(super) use all_locked_but_for_references;

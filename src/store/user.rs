@@ -8,14 +8,14 @@ use super::api_key;
 use super::backend::{Conn, on_conn};
 use super::error::{Error, Result};
 use super::fields::{distinct, fold};
-use super::locks::first_locked;
+use super::locks::{all_locked_but_for_references, first_locked};
 use super::page::{bounded, keyset};
 use super::search::searched;
 use super::tables::users;
 use super::tx::Tx;
 use crate::model::{
-    Direction, Email, ManageUsers, OrganizationId, Page, PageSlice, Permit, Position, Read, Role, SortKey, Timestamp,
-    UserId, UserStatus, ViewUsers,
+    ApiKeyId, Direction, Email, ManageUsers, OrganizationId, Page, PageSlice, Permit, Position, Read, Role, SortKey,
+    Timestamp, UserId, UserStatus, ViewUsers,
 };
 
 /// A person who belongs to one organization.
@@ -248,6 +248,23 @@ pub async fn lock_with_hash(tx: &mut Tx, id: UserId) -> Result<Option<(User, Opt
     .optional()?)
 }
 
+/// The users of the caller's organization among `ids`, locked to the end of the transaction in the order of their ids: nobody
+/// changes or deletes them meanwhile. What refers to them may still be made.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn lock_many(tx: &mut Tx, permit: &Permit<Read>, ids: &[UserId]) -> Result<Vec<User>> {
+    let conn = tx.conn().await?;
+    Ok(all_locked_but_for_references!(
+        conn,
+        users::table
+            .filter(users::organization_id.eq(permit.organization()).and(users::id.eq_any(ids)))
+            .filter(users::deleted_at.is_null())
+            .order(users::id)
+            .select(User::as_select())
+    )?)
+}
+
 /// A user of the permit's organization, locked to the end of the transaction.
 ///
 /// # Errors
@@ -307,13 +324,13 @@ pub async fn update(tx: &mut Tx, user: &User) -> Result<()> {
     if changed == 0 { Err(Error::Stale) } else { Ok(()) }
 }
 
-/// Deletes a user who is locked already, and revokes the user's API keys: the row stays, for what refers to it, the address is free again. Nobody signs in as
-/// this user any more, by whatever it is judged.
+/// Deletes a user who is locked already, and revokes the user's API keys: the row stays, for what refers to it, and the address
+/// is free again. Nobody signs in as this user any more, by whatever it is judged. Returns the keys that were not revoked before.
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn delete(tx: &mut Tx, permit: &Permit<ManageUsers>, id: UserId, at: Timestamp) -> Result<()> {
-    api_key::revoke_all(tx, id, at).await?;
+pub async fn delete(tx: &mut Tx, permit: &Permit<ManageUsers>, id: UserId, at: Timestamp) -> Result<Vec<ApiKeyId>> {
+    let revoked = api_key::revoke_all(tx, id, at).await?;
     let conn = tx.conn().await?;
     on_conn!(conn, |c| diesel::update(
         users::table.filter(users::organization_id.eq(permit.organization()).and(users::id.eq(id)))
@@ -328,7 +345,7 @@ pub async fn delete(tx: &mut Tx, permit: &Permit<ManageUsers>, id: UserId, at: T
     ))
     .execute(c)
     .await?);
-    Ok(())
+    Ok(revoked)
 }
 
 /// Notes a sign-in.

@@ -25,23 +25,23 @@ pub(crate) fn with_key(app: &TestApp, raw: &str) -> Client {
     client
 }
 
-async fn try_create(client: &Client, input: Value) -> Answer {
+pub(crate) async fn try_create(client: &Client, input: Value) -> Answer {
     client.with(CREATE, json!({ "input": input })).await
 }
 
-async fn update(client: &Client, input: Value) -> Answer {
+pub(crate) async fn update(client: &Client, input: Value) -> Answer {
     let query = "mutation($input: UpdateApiKeyInput!) { updateApiKey(input: $input) { apiKey {
         name description scopes allowedIps allowedModels rateLimitPerMinute expiresAt costLimitUsdPerMonth version } } }";
     client.with(query, json!({ "input": input })).await
 }
 
-async fn regenerate(client: &Client, id: &Value, hours: i32) -> Answer {
+pub(crate) async fn regenerate(client: &Client, id: &Value, hours: i32) -> Answer {
     let query = "mutation($id: ID!, $hours: Int) { regenerateApiKey(input: { id: $id, gracePeriodHours: $hours }) {
         rawKey apiKey { id keyPrefix version } } }";
     client.with(query, json!({ "id": id, "hours": hours })).await
 }
 
-async fn revoke(client: &Client, id: &Value) -> Answer {
+pub(crate) async fn revoke(client: &Client, id: &Value) -> Answer {
     let query = "mutation($id: ID!) { revokeApiKey(input: { id: $id }) { apiKey { status revokedAt } } }";
     client.with(query, json!({ "id": id })).await
 }
@@ -58,7 +58,7 @@ async fn code(app: &TestApp, raw: &str) -> String {
     found["code"].as_str().unwrap().to_owned()
 }
 
-async fn works(app: &TestApp, raw: &str) -> bool {
+pub(crate) async fn works(app: &TestApp, raw: &str) -> bool {
     let answer = with_key(app, raw).run("{ clients { totalCount } }").await;
     if answer.body.get("errors").is_none() {
         return true;
@@ -68,11 +68,11 @@ async fn works(app: &TestApp, raw: &str) -> bool {
     false
 }
 
-async fn user_id(client: &Client) -> Value {
+pub(crate) async fn user_id(client: &Client) -> Value {
     client.run("{ viewer { user { id } } }").await.data()["viewer"]["user"]["id"].clone()
 }
 
-async fn set_user(admin: &Client, id: &Value, changes: &str) {
+pub(crate) async fn set_user(admin: &Client, id: &Value, changes: &str) {
     let deed = format!("mutation {{ updateUser(input: {{ id: {id}, {changes} }}) {{ user {{ id }} }} }}");
     admin.run(&deed).await.data();
 }
@@ -84,7 +84,7 @@ fn ids(nodes: &Value) -> Vec<&str> {
 const NEWEST_ENTRY: &str = "{ auditLogs(first: 1) { nodes { operation action outcome errorCode changes metadata
     user { email } apiKey { id } resource { ... on ApiKey { name } } } } }";
 
-async fn newest_entry(admin: &Client) -> Value {
+pub(crate) async fn newest_entry(admin: &Client) -> Value {
     admin.run(NEWEST_ENTRY).await.data()["auditLogs"]["nodes"][0].clone()
 }
 
@@ -129,8 +129,12 @@ both_databases! {
             (&[("authorization", &bearer), ("x-api-key", &raw)], "{\"data\":{\"viewer\":{\"role\":\"ADMIN\"}}}"),
             (&[("x-api-key", "sk-ant-x")], "{\"data\":{\"viewer\":null}}"),
             (&[("x-api-key", &token[7..])], "{\"data\":{\"viewer\":null}}"),
+            // What a proxy asks for is no second credential.
+            (&[("authorization", "Basic dTpw"), ("x-api-key", &raw)], "{\"data\":{\"viewer\":{\"role\":\"ADMIN\"}}}"),
+            (&[("authorization", "Basic dTpw")], "{\"data\":{\"viewer\":null}}"),
             (&[("authorization", &bearer), ("x-api-key", &other)], "400"),
             (&[("authorization", &token), ("x-api-key", &raw)], "400"),
+            (&[("authorization", &other), ("x-api-key", &raw)], "400"),
         ] {
             let mut request = admin.http().post(format!("{}/graphql", app.url)).json(&json!({ "query": "{ viewer { role } }" }));
             for (name, value) in headers {
@@ -140,6 +144,7 @@ both_databases! {
             let status = response.status().as_u16();
             let text = response.text().await.unwrap();
             assert!(text == answered || status.to_string() == answered, "{headers:?} {status} {text}");
+            assert_eq!(status == 400, text.contains("name different callers: send one of them"), "{text}");
         }
         let health = admin.http().get(format!("{}/health/detailed", app.url)).header("x-api-key", &raw).send().await.unwrap();
         assert_eq!(health.status(), 200);
@@ -326,6 +331,8 @@ both_databases! {
     async fn the_keys_of_who_is_suspended_or_deleted_end_at_once(app: TestApp) {
         let (admin, member) = (app.admin().await, app.user("MEMBER").await);
         let (key, raw) = create(&member, json!({ "name": "K", "scopes": ["ADMIN_READ"] })).await;
+        let (ended, _) = create(&member, json!({ "name": "revoked before" })).await;
+        revoke(&member, &ended["id"]).await.data();
         let id = user_id(&member).await;
         assert!(works(&app, &raw).await);
         set_user(&admin, &id, "status: SUSPENDED").await;
@@ -333,6 +340,8 @@ both_databases! {
         set_user(&admin, &id, "status: ACTIVE").await;
         assert!(works(&app, &raw).await);
         admin.run(&format!("mutation {{ deleteUser(input: {{ id: {id} }}) {{ deletedId }} }}")).await.data();
+        let entry = newest_entry(&admin).await;
+        assert_eq!((&entry["operation"], &entry["metadata"]["apiKeysRevoked"]), (&json!("deleteUser"), &json!([key["id"]])));
         assert!(!works(&app, &raw).await);
         assert_eq!(code(&app, &raw).await, "REVOKED");
         let query = format!("{{ apiKey(id: {}) {{ status owner {{ email }} }} }}", key["id"]);

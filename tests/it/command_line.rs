@@ -360,13 +360,18 @@ fn settings_that_only_the_start_can_judge_end_with_2() {
         assert_eq!(output.status.code(), Some(2), "{name}: {text}");
         assert!(text.contains(said) && !text.contains("CANARY"), "{text}");
     }
-    let place = Place::new(TestDatabase::sqlite());
-    std::fs::create_dir(place.folder.path().join("data")).unwrap();
-    std::fs::write(place.folder.path().join("data/encryption-keys"), "no keys").unwrap();
-    let output = place.run(&["serve"]);
-    assert_eq!(output.status.code(), Some(2));
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(text.contains("the file encryption-keys in DATA_DIR entry 1 is not"), "{text}");
+    for (file, value, said) in [
+        ("encryption-keys", "no keys CANARY", "the file encryption-keys in DATA_DIR entry 1 is not"),
+        ("jwt-secret", "CANARY of less than 32 bytes\n", "the file jwt-secret in DATA_DIR must have at least 32 bytes"),
+    ] {
+        let place = Place::new(TestDatabase::sqlite());
+        std::fs::create_dir(place.folder.path().join("data")).unwrap();
+        std::fs::write(place.folder.path().join("data").join(file), value).unwrap();
+        let output = place.run(&["serve"]);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{file}: {text}");
+        assert!(text.contains(said) && !text.contains("CANARY"), "{text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

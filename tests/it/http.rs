@@ -76,6 +76,35 @@ async fn a_deed_cannot_be_done_by_another_sites_form_or_image() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_raw_key_is_verified_by_post_alone() {
+    let app = TestApp::sqlite().await;
+    let hidden =
+        "query Q($k: String!) { viewer { role } ...F } fragment F on Query { x: verifyApiKey(key: $k) { code } }";
+    let asked = json!({ "query": hidden, "variables": { "k": "clv_x" } });
+    assert_eq!(post(&app, GRAPHQL, asked.to_string()).await.data()["x"]["code"], "MALFORMED");
+    let hash = hex::encode(claviger::crypto::sha256(hidden.as_bytes()));
+    let persisted = json!({ "persistedQuery": { "version": 1, "sha256Hash": hash } }).to_string();
+    let variables = ("variables", "{\"k\":\"clv_x\"}");
+    for parameters in [
+        &[("query", "{ verifyApiKey(key: \"clv_x\") { code } }")][..],
+        &[("query", hidden), variables],
+        &[("extensions", persisted.as_str()), variables],
+    ] {
+        let url = url::Url::parse_with_params("http://x/graphql", parameters).unwrap();
+        let path = format!("/graphql?{}", url.query().unwrap());
+        for accept in [GRAPHQL, "application/json", "text/event-stream"] {
+            let answer = send(&app, Method::GET, &path, &[("accept", accept)], "").await;
+            assert_eq!((answer.status, answer.code()), (StatusCode::METHOD_NOT_ALLOWED, "BAD_USER_INPUT"), "{path}");
+            assert_eq!(answer.headers["allow"], "POST");
+            let message = answer.body["errors"][0]["message"].as_str().unwrap();
+            assert!(message.starts_with("verifyApiKey takes a secret") && !message.contains("clv_x"), "{message}");
+        }
+        let answer = send(&app, Method::HEAD, &path, &[("accept", GRAPHQL)], "").await;
+        assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn head_is_get_without_the_answers_body_and_does_no_deed() {
     let app = TestApp::sqlite().await;
     let deed = "mutation{signOut{signedOut}}";

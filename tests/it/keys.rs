@@ -258,6 +258,8 @@ async fn a_used_api_key_is_found_by_the_newest_key(database: TestDatabase) {
     let client = admin(&server).await;
     let (_, used) = crate::api_key::create(&client, json!({ "name": "used", "scopes": ["ADMIN_READ"] })).await;
     let (unused, _) = crate::api_key::create(&client, json!({ "name": "unused" })).await;
+    // Found by two digests, it is one API key.
+    crate::api_key::regenerate(&client, &unused["id"], 24).await.data();
     drop(server);
     let server = serve(&place, BOTH);
     let output = run(&place, BOTH, &["keys", "rotate"]);
@@ -267,7 +269,7 @@ async fn a_used_api_key_is_found_by_the_newest_key(database: TestDatabase) {
     with_key.access_token = Some(used);
     with_key.run("{ clients { totalCount } }").await.data();
     // It is written beside the request.
-    while digests(&place).await != ["v1 1", "v2 1"] {
+    while digests(&place).await != ["v1 2", "v2 1"] {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     with_key.run("{ clients { totalCount } }").await.data();
@@ -289,4 +291,34 @@ async fn a_used_api_key_is_found_by_the_newest_key_on_sqlite() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_used_api_key_is_found_by_the_newest_key_on_postgres() {
     a_used_api_key_is_found_by_the_newest_key(TestDatabase::postgres().await).await;
+}
+
+/// On SQLite nobody writes while another does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_another_change_got_in_the_way_of_is_looked_at_again() {
+    let place = Place::new(TestDatabase::postgres().await);
+    let (old, both) = (serve(&place, OLD), serve(&place, BOTH));
+    // The one server does not know the fingerprints of the other's newest key.
+    let input = json!({ "apiKey": "sk-ant-same", "accountName": "A" });
+    let newer = crate::claude_account::create(&admin(&both).await, input.clone()).await["id"].clone();
+    let older = crate::claude_account::create(&admin(&old).await, input).await["id"].clone();
+    let (newer, older) = (newer.as_str().unwrap(), older.as_str().unwrap());
+    let hex = format!("SELECT encode(api_key_fingerprint, 'hex') AS text FROM claude_accounts WHERE id = '{newer}'");
+    let fingerprint = place.database.texts(&hex).await.remove(0);
+    let set = |to: &str| {
+        format!("UPDATE claude_accounts SET api_key_fingerprint = decode('{to}', 'hex') WHERE id = '{newer}'")
+    };
+    place.database.execute(&set("00")).await.unwrap();
+    let mut other = place.database.connection().await;
+    let change = other.transaction().await.unwrap();
+    change.batch_execute(&set(&fingerprint)).await.unwrap();
+    let mut rotate = place.command(&["keys", "rotate"]);
+    rotate.env("CREDENTIAL_ENCRYPTION_KEYS", BOTH).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let rotate = rotate.spawn().unwrap();
+    place.database.until_locked_out().await;
+    change.commit().await.unwrap();
+    let output = rotate.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let named = format!("the API key of the Claude account {older}: the account {newer} has it too");
+    assert!(said(&output).contains(&named), "{}", said(&output));
 }

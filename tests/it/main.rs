@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod api_key;
+mod api_key_life;
 mod architecture;
 mod audit;
 mod audit_chain;

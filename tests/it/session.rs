@@ -95,6 +95,50 @@ both_databases! {
         refresh(&app.anonymous(), &second).await.data();
     }
 
+    async fn who_has_signed_in_reads_as_themselves_whatever_the_request_came_with(app: TestApp) {
+        let (admin, member) = (app.admin().await, app.user("MEMBER").await);
+        let (of_admin, _) = crate::api_key::create(&admin, json!({ "name": "admin's" })).await;
+        crate::api_key::create(&member, json!({ "name": "member's" })).await;
+        let viewer = "viewer { role permissions apiKey { id } organization { id } user {
+            email apiKeys { totalCount nodes { name owner { email apiKeys { totalCount } } } } } }";
+        let sign_in = format!("mutation($email: String!, $password: String!) {{
+            signIn(input: {{ email: $email, password: {{ plain: $password }} }}) {{ {viewer} sessions: viewer {{ sessions {{ current }} }} }} }}");
+        let callers = [app.anonymous(), admin.clone(), member, app.other_organization().await];
+        for (email, role, key) in [("admin@localhost", "ADMIN", "admin's"), ("member@example.com", "MEMBER", "member's")] {
+            let as_oneself = app.anonymous().signed_in(email, PASSWORD).await.run(&format!("{{ {viewer} }}")).await;
+            let expected = &as_oneself.data()["viewer"];
+            assert_eq!((&expected["role"], &expected["user"]["apiKeys"]["nodes"][0]["name"]), (&json!(role), &json!(key)));
+            for caller in &callers {
+                let answer = caller.with(&sign_in, json!({ "email": email, "password": PASSWORD })).await;
+                let payload = &answer.data()["signIn"];
+                assert_eq!((&payload["viewer"], &payload["sessions"]["sessions"][0]["current"]), (expected, &json!(true)));
+            }
+        }
+        // What follows in the same request is the request's own again.
+        let both = format!("mutation($email: String!, $password: String!) {{
+            signIn(input: {{ email: $email, password: {{ plain: $password }} }}) {{ viewer {{ role }} }}
+            revokeApiKey(input: {{ id: {} }}) {{ apiKey {{ owner {{ email }} }} }} }}", of_admin["id"]);
+        let answer = admin.with(&both, json!({ "email": "member@example.com", "password": PASSWORD })).await;
+        assert_eq!(answer.data(), &json!({
+            "signIn": { "viewer": { "role": "MEMBER" } }, "revokeApiKey": { "apiKey": { "owner": { "email": "admin@localhost" } } },
+        }));
+    }
+
+    async fn a_clock_that_was_set_back_keeps_no_retry_open(app: TestApp) {
+        for (seconds, is_served) in [(-9, true), (-11, false), (-3600, false)] {
+            let first = app.admin().await.refresh_token.unwrap();
+            let second = refreshed(&refresh(&app.anonymous(), &first).await);
+            app.advance(seconds);
+            let again = refresh(&app.anonymous(), &first).await;
+            if is_served {
+                assert_eq!(refreshed(&again), second);
+            } else {
+                assert_eq!(again.code(), "UNAUTHENTICATED", "{seconds}");
+                assert_eq!(refresh(&app.anonymous(), &second).await.code(), "UNAUTHENTICATED", "{seconds}");
+            }
+        }
+    }
+
     async fn a_token_used_twice_ends_its_session(app: TestApp) {
         let client = app.admin().await;
         let first = client.refresh_token.clone().unwrap();

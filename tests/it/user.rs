@@ -218,6 +218,30 @@ both_databases! {
         user.run("{ auditLogs { totalCount } }").await.data();
     }
 
+    async fn who_was_demoted_or_suspended_a_moment_ago_changes_nobody(app: TestApp) {
+        let admin = app.admin().await;
+        let user = app.user("ADMIN").await;
+        let (id, victim) = (own_id(&user).await, own_id(&admin).await);
+        let set = async |change: &str| {
+            app.database.execute(&format!("UPDATE users SET {change} WHERE email = 'admin@example.com'")).await.unwrap();
+        };
+        for (change, code) in [("role = 'MANAGER'", "FORBIDDEN"), ("status = 'SUSPENDED'", "UNAUTHENTICATED")] {
+            set("role = 'ADMIN', status = 'ACTIVE'").await;
+            app.advance(6);
+            user.run("{ auditLogs { totalCount } }").await.data();
+            // By another server: this one believes for five seconds what it knew.
+            set(change).await;
+            assert_eq!(update(&user, json!({ "id": id, "role": "ADMIN", "status": "ACTIVE" })).await.code(), code);
+            assert_eq!(update(&user, json!({ "id": victim, "role": "MEMBER" })).await.code(), code);
+            assert_eq!(user.with(DELETE, json!({ "id": victim })).await.code(), code);
+            let invite = "mutation { inviteUser(input: { email: \"a@b.c\", fullName: \"N\", role: ADMIN }) { user { id } } }";
+            assert_eq!(user.run(invite).await.code(), code);
+            let log = "{ auditLogs(first: 4) { nodes { outcome errorCode } } }";
+            let refused = json!({ "outcome": "DENIED", "errorCode": code });
+            assert_eq!(admin.run(log).await.data()["auditLogs"]["nodes"], json!(vec![refused; 4]));
+        }
+    }
+
     async fn who_is_deleted_is_gone_but_for_the_log(app: TestApp) {
         let admin = app.admin().await;
         let (id, user) = join(&app, &admin, "ina@example.com", "ADMIN").await;

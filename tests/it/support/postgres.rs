@@ -132,6 +132,22 @@ impl TestDatabase {
         Self { url: format!("postgres://claviger@127.0.0.1:{port}/{name}"), _folder: None }
     }
 
+    /// A connection past the server, to PostgreSQL: for a transaction that stays open while the server works.
+    pub(crate) async fn connection(&self) -> tokio_postgres::Client {
+        let (client, connection) = tokio_postgres::connect(&self.url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
+    /// Waits until somebody waits for a lock in this PostgreSQL database.
+    pub(crate) async fn until_locked_out(&self) {
+        let waiting = "SELECT pid::text AS text FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        while self.texts(waiting).await.is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+
     /// The columns of all tables that are ours, as `table.column` and whether they may be null.
     pub(crate) async fn columns(&self) -> BTreeSet<(String, bool)> {
         if self.url.starts_with("postgres") {
