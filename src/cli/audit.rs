@@ -8,10 +8,9 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Subcommand;
 
 use super::audit_export::{self, Format};
-use super::{Failure, as_operator_of};
+use super::{Failure, as_operator_of, with_causes};
 use crate::app::App;
 use crate::audit::Statement;
-use crate::domain::Code;
 use crate::domain::audit_integrity::{Broken, Fault, Integrity, verify};
 use crate::model::{ChainPoint, Clock, OrganizationId, Timestamp};
 use crate::settings::Settings;
@@ -22,9 +21,10 @@ use crate::store::keys::organizations;
 pub(super) enum Audit {
     /// Compute the hash chains again; name the first entry that breaks one.
     #[command(
-        after_help = "Exit codes: 0, every log is whole; 1, one is not, and its first broken entry is named; 2, the \
-        arguments or the settings are wrong, the checkpoint is not signed by a key of this server, or the retention has \
-        removed what --expect names."
+        after_help = "All logs are gone through, whatever is found in one. Exit codes: 0, every log is whole; 1, one is not, and \
+        its first broken entry is named, or one cannot be read; 2, none is broken, but the arguments or the settings are wrong, \
+        the key ring lacks a key, the checkpoint is not signed by a key of this server, or the retention has removed what \
+        --expect names."
     )]
     Verify {
         /// An earlier head, SEQ:HASH as this command prints it, or a checkpoint from the log stream: the log must still have
@@ -123,22 +123,45 @@ async fn verify_all(app: &App, expect: Option<Expected>, organization: Option<Or
     if let Some(named) = organization.filter(|named| !known.contains(named)) {
         return Err(Failure::Usage(format!("there is no organization {named}")));
     }
-    let mut broken = 0;
     // A checkpoint names an organization that the server has signed for: gone, its log is cut off whole.
     let gone = of.filter(|of| !known.contains(of));
+    let mut faults = Vec::new();
+    let mut unread = None;
     for organization in organization.map_or(known, |named| vec![named]).into_iter().chain(gone) {
         let expected = point.filter(|_| of == Some(organization));
         let found = as_operator_of(&app.services, organization, "audit verify", async |cx| verify(cx, expected).await);
-        let found = found.await.map_err(|failure| match failure {
-            Failure::Deed(error) if error.code() == Code::BadUserInput => Failure::Usage(error.to_string()),
-            failure => failure,
-        })?;
-        say(&format!("{organization} {}", report(&found)));
-        if found.broken.is_some() {
-            broken += 1;
+        match found.await {
+            Ok(found) => {
+                say(&format!("{organization} {}", report(&found)));
+                faults.extend(found.broken.map(|broken| broken.fault));
+            }
+            Err(failure) => {
+                say(&format!("{organization} NOT VERIFIED: {}", with_causes(&failure)));
+                unread = unread.or(Some(failure));
+            }
         }
     }
-    if broken == 0 { Ok(()) } else { Err(Failure::Other("the audit log is not whole".to_owned())) }
+    conclude(app, &faults, unread).await
+}
+
+/// What the command ends with: that a log is broken goes before all else.
+async fn conclude(app: &App, faults: &[Fault], unread: Option<Failure>) -> Result<(), Failure> {
+    if faults.iter().any(|fault| !matches!(fault, Fault::SealKeyMissing | Fault::ExpectedRemoved)) {
+        return Err(Failure::Other("the audit log is not whole".to_owned()));
+    }
+    if let Some(failure) = unread {
+        return Err(failure);
+    }
+    if faults.contains(&Fault::SealKeyMissing) {
+        // Names the key, and what else it is needed for.
+        app.check_keys().await?;
+        return Err(Failure::Usage("the key ring lacks a key".to_owned()));
+    }
+    if faults.is_empty() {
+        return Ok(());
+    }
+    let message = "--expect: names an entry that the retention has removed, so that nothing can be held against it: take a later one";
+    Err(Failure::Usage(message.to_owned()))
 }
 
 async fn all(app: &App) -> Result<Vec<OrganizationId>, Failure> {
@@ -159,6 +182,10 @@ fn report(found: &Integrity) -> String {
     };
     match &found.broken {
         None => format!("intact: {} entries{sealed}, head {head}", found.entries),
+        Some(broken) if broken.fault == Fault::SealKeyMissing => format!("NOT VERIFIED: {}", named(broken)),
+        Some(broken) if broken.fault == Fault::ExpectedRemoved => {
+            format!("intact, but {}: {} entries{sealed}, head {head}", named(broken), found.entries)
+        }
         Some(broken) => {
             format!("BROKEN: {}; {} entries before it are whole{sealed}, up to {head}", named(broken), found.entries)
         }
@@ -177,6 +204,8 @@ fn named(Broken { fault, sequence, id }: &Broken) -> String {
         (Fault::OutOfPlace, _) => format!("{entry} stands where none may stand"),
         (Fault::HeadMismatch, _) => format!("the noted head of the log does not match its last, {entry}"),
         (Fault::SealForged, _) => format!("the seal at {entry} is not signed by a key of this server"),
+        (Fault::SealKeyMissing, _) => format!("the seal at {entry} is signed by a key that the key ring lacks"),
+        (Fault::ExpectedRemoved, _) => format!("{entry}, which was expected, was removed by the retention"),
         (Fault::NotAsExpected, _) => format!("{entry} is not the one that was expected: the log was rewritten"),
         (Fault::CutOff, _) => format!("{entry}, which was expected, is missing: the log was cut off"),
     }

@@ -8,9 +8,9 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 use super::context::Cx;
-use super::error::{Error, FieldError, Result};
+use super::error::{Error, Result};
 use crate::audit::{Statement, Subject};
-use crate::crypto::{KeyRing, Signature};
+use crate::crypto::{KeyRing, Signature, SignatureError};
 use crate::model::{ChainPoint, OrganizationId, Permit, ViewAuditLogs};
 use crate::store::audit_chain::{self as chain, AuditSeal};
 use crate::store::audit_log::AuditLog;
@@ -31,10 +31,14 @@ pub enum Fault {
     HeadMismatch,
     /// What stands in the place of removed entries was not written by this server's keys.
     SealForged,
+    /// The key that has signed what stands in the place of removed entries is not in the ring.
+    SealKeyMissing,
     /// The entry is whole, and so are those around it, but it is not the one that was expected: the log was rewritten.
     NotAsExpected,
     /// The log ends before the entry that was expected.
     CutOff,
+    /// The log is whole, but the retention has removed the entry that was expected: nothing shows whether it was the one.
+    ExpectedRemoved,
 }
 
 /// The first place where a log is not whole.
@@ -102,8 +106,8 @@ impl Walk {
 /// Where the chain begins: at the seal, which a key of the ring must have signed, or at its start.
 pub(super) fn beginning(keys: &KeyRing, seal: Option<&AuditSeal>) -> Result<ChainPoint, Broken> {
     let Some(seal) = seal else { return Ok(ChainPoint::START) };
-    let forged = || Broken { fault: Fault::SealForged, sequence: seal.sequence, id: None };
-    let point = ChainPoint::from_row(seal.sequence, &seal.hash).ok_or_else(forged)?;
+    let broken = |fault| Broken { fault, sequence: seal.sequence, id: None };
+    let point = ChainPoint::from_row(seal.sequence, &seal.hash).ok_or_else(|| broken(Fault::SealForged))?;
     let statement = Statement {
         subject: Subject::Seal,
         organization: seal.organization_id,
@@ -111,14 +115,17 @@ pub(super) fn beginning(keys: &KeyRing, seal: Option<&AuditSeal>) -> Result<Chai
         time: seal.sealed_at,
         signature: Signature { key_version: seal.key_version.clone(), bytes: seal.signature.clone() },
     };
-    statement.check(keys).map(|()| point).map_err(|_| forged())
+    statement.check(keys).map(|()| point).map_err(|error| match error {
+        SignatureError::UnknownKey(_) => broken(Fault::SealKeyMissing),
+        SignatureError::Wrong => broken(Fault::SealForged),
+    })
 }
 
 /// Verifies the organization's log up to where it ends now, and holds an earlier point of it against it. One at a time runs for
 /// an organization on a server: a second waits for the first.
 ///
 /// # Errors
-/// Without permission, where the retention has removed what is expected, or where there is no time left.
+/// Without permission, or where there is no time left.
 pub async fn verify(cx: Cx<'_>, expected: Option<ChainPoint>) -> Result<Integrity> {
     let permit = cx.actor.require::<ViewAuditLogs>()?;
     let work = async {
@@ -155,10 +162,10 @@ async fn walk(
         Err(broken) => return Ok(Integrity::of(ChainPoint::START, ChainPoint::START, Some(broken))),
     };
     let mut walk = Walk { at: start };
-    let broken = rest(cx, permit, &mut walk, head, last, expected).await?.err();
-    if broken.is_none() && expected.is_some_and(|expected| expected.sequence < start.sequence) {
-        let message = "names an entry that the retention has removed: take a later one";
-        return Err(Error::bad_input(vec![FieldError { path: vec!["expect"], message: message.into() }]));
+    let mut broken = rest(cx, permit, &mut walk, head, last, expected).await?.err();
+    if let Some(expected) = expected.filter(|expected| expected.sequence < start.sequence) {
+        // What is broken in the log itself goes first.
+        broken = broken.or(Some(Broken { fault: Fault::ExpectedRemoved, sequence: expected.sequence, id: None }));
     }
     Ok(Integrity::of(start, walk.at, broken))
 }
@@ -178,14 +185,15 @@ async fn rest(
     if let Err(broken) = compare(expected, walk.at, None) {
         return Ok(Err(broken));
     }
-    // The first batch begins before any entry: what stands where the seal says that nothing is left is found too.
-    let mut after = i64::MIN;
+    // The first batch begins where no entry can stand: what stands there, or where the seal says that nothing is left, is
+    // found too.
+    let mut from = i64::MIN;
     loop {
         if cx.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(too_long());
         }
         let mut conn = cx.services.db.scan().await?;
-        let stretch = chain::next(&mut conn, permit, after, head.sequence, BATCH).await?;
+        let stretch = chain::next(&mut conn, permit, from, head.sequence, BATCH).await?;
         drop(conn);
         let is_end = stretch.entries.is_empty();
         for entry in &stretch.entries {
@@ -200,7 +208,7 @@ async fn rest(
         if is_end {
             break;
         }
-        after = walk.at.sequence;
+        from = walk.at.sequence.saturating_add(1);
     }
     if walk.at.sequence < head.sequence {
         return Ok(Err(Broken { fault: Fault::Missing, sequence: walk.at.sequence + 1, id: None }));

@@ -4,7 +4,7 @@
 use chrono::TimeDelta;
 use serde_json::json;
 
-use super::audit_integrity::{Broken, Walk, beginning};
+use super::audit_integrity::{Broken, Fault, Walk, beginning};
 use super::context::{Cx, Record, Services};
 use super::deed::audited;
 use super::error::{Code, Error, Result};
@@ -24,11 +24,24 @@ const ALL: i64 = i64::MAX;
 /// Removes what is older than so many days from every organization's log, as far as no younger entry comes before it. Returns
 /// how many entries that were.
 ///
+/// Where nothing was done in all that time, in no organization, nothing is removed: more likely the clock is ahead. Whatever is
+/// done then, under that clock, says that it is meant.
+///
 /// # Errors
 /// Where the database fails; what was removed so far stays so.
 pub async fn run(services: &Services, days: u32) -> Result<i64> {
-    let before = services.clock.now() + -TimeDelta::days(days.into());
+    let now = services.clock.now();
+    let before = now + -TimeDelta::days(days.into());
     let organizations = keys::organizations(&mut services.db.scan().await?).await?;
+    if let Some(newest) = newest(services, &organizations).await?.filter(|newest| *newest < before) {
+        tracing::warn!(
+            newest = newest.to_text(),
+            now = now.to_text(),
+            days,
+            "every audit entry is older than AUDIT_RETENTION_DAYS: none is removed before something is done. Is the clock right?"
+        );
+        return Ok(0);
+    }
     let mut removed = 0;
     for organization in organizations {
         let actor = Actor::system(organization);
@@ -41,6 +54,20 @@ pub async fn run(services: &Services, days: u32) -> Result<i64> {
         }
     }
     Ok(removed)
+}
+
+/// When the last entry of any of the logs was appended, as far as it can be read.
+async fn newest(services: &Services, organizations: &[OrganizationId]) -> Result<Option<Timestamp>> {
+    let mut newest = None;
+    let mut conn = services.db.read().await?;
+    for organization in organizations {
+        let permit = Actor::system(*organization).require::<ViewAuditLogs>()?;
+        if let Some((sequence, _)) = chain::last(&mut conn, &permit).await? {
+            let last = chain::next(&mut conn, &permit, sequence, sequence, 1).await?;
+            newest = newest.max(last.entries.first().map(|entry| entry.occurred_at));
+        }
+    }
+    Ok(newest)
 }
 
 /// Removes the next entries whose time is over; none: there are none, or the log is not whole.
@@ -63,7 +90,10 @@ async fn next(cx: Cx<'_>, before: Timestamp) -> Result<Option<i64>> {
             walk.accept(entry).map_err(|broken| not_whole(cx, &broken))?;
         }
         if walk.at == start {
-            return Err(Error::conflict("Another server has removed them."));
+            let Some((sequence, id)) = stretch.unreadable else {
+                return Err(Error::conflict("Another server has removed them."));
+            };
+            return Err(not_whole(cx, &Broken { fault: Fault::Altered, sequence, id: Some(id) }));
         }
         write(cx, tx, &permit, walk.at).await?;
         let removed = chain::remove(tx, &permit, walk.at.sequence).await?;

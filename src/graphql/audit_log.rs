@@ -49,10 +49,14 @@ pub(super) enum AuditLogFault {
     HeadMismatch,
     /// What stands in the place of removed entries was not signed by a key of this server.
     SealForged,
+    /// The key that has signed what stands in the place of removed entries is not in this server's key ring.
+    SealKeyMissing,
     /// The entry is not the one that was expected.
     NotAsExpected,
     /// The log ends before the entry that was expected.
     CutOff,
+    /// The log is whole, but the retention has removed the entry that was expected: it cannot be compared.
+    ExpectedRemoved,
 }
 
 /// Whether the audit log is whole.
@@ -61,7 +65,7 @@ pub(super) struct AuditLogIntegrity(audit_integrity::Integrity);
 /// Whether the audit log is whole.
 #[Object(serial)]
 impl AuditLogIntegrity {
-    /// Whether every entry is there and as it was appended, as far as the log can show by itself.
+    /// Whether every entry is there and as it was appended, as far as the log can show by itself, and what was expected too.
     async fn intact(&self) -> bool {
         self.0.broken.is_none()
     }

@@ -76,25 +76,25 @@ pub async fn seal<G: Grant>(conn: &mut Conn, permit: &Permit<G>) -> Result<Optio
         .optional()?))
 }
 
-/// The entries after a sequence and up to another, at most so many.
+/// The entries from a sequence up to another, both included, at most so many.
 ///
 /// # Errors
 /// Where the database fails.
 pub async fn next(
     conn: &mut Conn,
     permit: &Permit<ViewAuditLogs>,
-    after: i64,
+    from: i64,
     through: i64,
     most: i64,
 ) -> Result<Stretch> {
-    match entries(conn, permit, after, through, most).await {
+    match entries(conn, permit, from, through, most).await {
         Err(Error::Query(diesel::result::Error::DeserializationError(_))) => {}
         read => return Ok(Stretch { entries: read?, unreadable: None }),
     }
     // One of them holds what no entry can hold: one at a time, it is found.
     let mut stretch = Stretch::default();
-    for (sequence, id) in places(conn, permit, after, through, most).await? {
-        match entries(conn, permit, sequence - 1, sequence, 1).await {
+    for (sequence, id) in places(conn, permit, from, through, most).await? {
+        match entries(conn, permit, sequence, sequence, 1).await {
             Ok(entry) => stretch.entries.extend(entry),
             Err(Error::Query(diesel::result::Error::DeserializationError(_))) => {
                 stretch.unreadable = Some((sequence, id));
@@ -109,13 +109,13 @@ pub async fn next(
 async fn entries(
     conn: &mut Conn,
     permit: &Permit<ViewAuditLogs>,
-    after: i64,
+    from: i64,
     through: i64,
     most: i64,
 ) -> Result<Vec<AuditLog>> {
     Ok(on_conn!(conn, |c| audit_logs::table
         .filter(audit_logs::organization_id.eq(permit.organization()))
-        .filter(audit_logs::sequence.gt(after).and(audit_logs::sequence.le(through)))
+        .filter(audit_logs::sequence.ge(from).and(audit_logs::sequence.le(through)))
         .order(audit_logs::sequence)
         .limit(most)
         .select(AuditLog::as_select())
@@ -126,13 +126,13 @@ async fn entries(
 async fn places(
     conn: &mut Conn,
     permit: &Permit<ViewAuditLogs>,
-    after: i64,
+    from: i64,
     through: i64,
     most: i64,
 ) -> Result<Vec<(i64, String)>> {
     Ok(on_conn!(conn, |c| audit_logs::table
         .filter(audit_logs::organization_id.eq(permit.organization()))
-        .filter(audit_logs::sequence.gt(after).and(audit_logs::sequence.le(through)))
+        .filter(audit_logs::sequence.ge(from).and(audit_logs::sequence.le(through)))
         .order(audit_logs::sequence)
         .limit(most)
         .select((audit_logs::sequence, raw_id()))

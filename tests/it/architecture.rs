@@ -143,6 +143,21 @@ fn what_is_committed_without_an_audit_entry_is_listed() {
     assert_eq!(found.iter().map(String::as_str).collect::<Vec<_>>(), known);
 }
 
+/// It takes no permit: the organization is the caller's to name.
+#[test]
+fn who_appends_entries_past_the_commit_is_listed() {
+    let mut found = BTreeSet::new();
+    for path in sources(Path::new("src")) {
+        let file = path.strip_prefix("src").unwrap().display().to_string();
+        let text = std::fs::read_to_string(&path).unwrap();
+        if text.lines().any(|line| !line.trim_start().starts_with("//") && line.contains("append_all")) {
+            found.insert(file);
+        }
+    }
+    // Where it is, and `claviger seed --scale`.
+    assert_eq!(found.iter().map(String::as_str).collect::<Vec<_>>(), ["domain/scale.rs", "store/audit_log.rs"]);
+}
+
 #[test]
 fn both_databases_have_the_same_migrations() {
     let names = |database: &str| -> BTreeSet<String> {

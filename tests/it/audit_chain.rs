@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use claviger::app::App;
 use claviger::audit::{Origin, Statement};
-use claviger::domain::audit_checkpoint::Checkpoints;
+use claviger::domain::audit_checkpoint::{Checkpoints, Due, Lost};
 use claviger::domain::audit_integrity::verify;
 use claviger::domain::{Code, Cx, Record, audit_retention, keys};
 use claviger::identity::Actor;
@@ -225,7 +225,7 @@ both_databases! {
         act(&admin, 6).await;
         let beside = app.beside().await;
         let mut checkpoints = Checkpoints::default();
-        let signed = checkpoints.due(&beside.services).await.unwrap().remove(0);
+        let signed = checkpoints.due(&beside.services).await.unwrap().signed.remove(0);
         let head = signed.point.to_string();
         drop_triggers(&app.database).await;
         let last = id_of(&app, 8).await;
@@ -233,13 +233,17 @@ both_databases! {
         let mut row = as_system(&beside, async |cx| {
             let permit = cx.actor.require().unwrap();
             let mut conn = cx.services.db.read().await.unwrap();
-            claviger::store::audit_chain::next(&mut conn, &permit, 6, 8, 10).await.unwrap().entries
+            claviger::store::audit_chain::next(&mut conn, &permit, 7, 8, 10).await.unwrap().entries
         }).await;
         row[1].operation = "nothing".into();
         let hash = hex::encode(row[1].hash_after(&row[0].hash.clone().try_into().unwrap()));
         let hash = bytes(&app, &hash);
         app.database.execute(&format!("UPDATE audit_logs SET operation = 'nothing', hash = {hash} WHERE sequence = 8")).await.unwrap();
         app.database.execute(&format!("UPDATE audit_heads SET hash = {hash}")).await.unwrap();
+        let organization = beside.services.home;
+        let gone_back = |head| Due { signed: Vec::new(), lost: vec![Lost { organization, signed: signed.point, head }] };
+        let rewritten = as_system(&beside, async |cx| verify(cx, None).await.unwrap().head).await;
+        assert_eq!(checkpoints.due(&beside.services).await.unwrap(), gone_back(rewritten));
         assert_eq!(integrity(&admin, None).await["intact"], true);
         assert_eq!(broken(&integrity(&admin, Some(&head)).await), (json!("NOT_AS_EXPECTED"), json!(8), json!(last)));
         // The same for an end that is cut off.
@@ -248,6 +252,13 @@ both_databases! {
         app.database.execute(&format!("UPDATE audit_heads SET sequence = 7, hash = {of_seven}")).await.unwrap();
         assert_eq!(integrity(&admin, None).await["intact"], true);
         assert_eq!(broken(&integrity(&admin, Some(&head)).await), (json!("CUT_OFF"), json!(8), Value::Null));
+        // The server that has signed the longer log says so, as often as it looks, and signs nothing shorter.
+        let cut = as_system(&beside, async |cx| verify(cx, None).await.unwrap().head).await;
+        for _ in 0..2 {
+            assert_eq!(checkpoints.due(&beside.services).await.unwrap(), gone_back(cut));
+        }
+        app.database.execute("DELETE FROM audit_heads").await.unwrap();
+        assert_eq!(checkpoints.due(&beside.services).await.unwrap(), gone_back(None));
     }
 
     async fn a_verification_without_time_says_what_to_do(app: TestApp) {
@@ -264,13 +275,13 @@ both_databases! {
         let admin = app.admin().await;
         let beside = app.beside().await;
         let mut checkpoints = Checkpoints::default();
-        let signed = checkpoints.due(&beside.services).await.unwrap();
-        assert_eq!(signed.len(), 1);
+        let Due { signed, lost } = checkpoints.due(&beside.services).await.unwrap();
+        assert_eq!((signed.len(), lost.len()), (1, 0));
         let found = integrity(&admin, Some(&signed[0].point.to_string())).await;
         assert_eq!((&found["intact"], &found["headSequence"]), (&json!(true), &json!(signed[0].point.sequence)));
-        assert_eq!(checkpoints.due(&beside.services).await.unwrap(), []);
+        assert_eq!(checkpoints.due(&beside.services).await.unwrap(), Due::default());
         act(&admin, 1).await;
-        let next = checkpoints.due(&beside.services).await.unwrap().remove(0);
+        let next = checkpoints.due(&beside.services).await.unwrap().signed.remove(0);
         assert_eq!(next.point.sequence, signed[0].point.sequence + 1);
         next.check(&beside.services.keys).unwrap();
         assert_eq!(next.to_string().parse::<Statement>().unwrap(), next);
@@ -308,7 +319,9 @@ both_databases! {
             "SELECT lower(hex(hash)) AS text FROM audit_seals"
         }).await.remove(0);
         assert_eq!(integrity(&admin, Some(&format!("8:{seal}"))).await["intact"], true);
-        assert_eq!(admin.with(INTEGRITY, json!({ "e": format!("7:{seal}") })).await.code(), "BAD_USER_INPUT");
+        let gone = integrity(&admin, Some(&format!("7:{seal}"))).await;
+        assert_eq!(broken(&gone), (json!("EXPECTED_REMOVED"), json!(7), Value::Null));
+        assert_eq!((&gone["entries"], &gone["headSequence"]), (&json!(6), &json!(14)), "the log itself is whole");
         let another = format!("8:{}", "0".repeat(64));
         assert_eq!(broken(&integrity(&admin, Some(&another)).await), (json!("NOT_AS_EXPECTED"), json!(8), Value::Null));
         // An entry that is put where they were is no part of the log.
@@ -317,6 +330,33 @@ both_databases! {
         let planted = "audit_00000000000000000000000003";
         app.database.execute(&format!("INSERT INTO audit_logs SELECT '{planted}', {columns}")).await.unwrap();
         assert_eq!(broken(&integrity(&admin, None).await), (json!("OUT_OF_PLACE"), json!(3), json!(planted)));
+        // That is told before that a point cannot be compared.
+        let found = integrity(&admin, Some(&format!("7:{seal}"))).await;
+        assert_eq!(broken(&found), (json!("OUT_OF_PLACE"), json!(3), json!(planted)));
+    }
+
+    async fn an_entry_before_all_others_is_found(app: TestApp) {
+        let admin = app.admin().await;
+        act(&admin, 2).await;
+        for (place, planted) in [
+            (0, "audit_00000000000000000000000001"),
+            (-7, "audit_00000000000000000000000002"),
+            (i64::MIN, "audit_00000000000000000000000003"),
+        ] {
+            // No text of SQL has the least of all numbers.
+            let sequence = format!("{} - 1", place + 1);
+            app.database.execute(&format!(
+                "INSERT INTO audit_logs SELECT '{planted}', organization_id, {sequence}, occurred_at, action, operation, outcome,
+                     error_code, resource_type, resource_id, changes, metadata, user_id, ip_address, user_agent, request_id, hash,
+                     api_key_id
+                 FROM audit_logs WHERE sequence = 2"
+            )).await.unwrap();
+            assert_eq!(broken(&integrity(&admin, None).await), (json!("OUT_OF_PLACE"), json!(place), json!(planted)));
+        }
+        // Nor does one hide that no entry could be.
+        drop_triggers(&app.database).await;
+        app.database.execute("UPDATE audit_logs SET action = 'NONSENSE' WHERE sequence < -7").await.unwrap();
+        assert_eq!(broken(&integrity(&admin, None).await).0, "ALTERED");
     }
 
     async fn everything_may_be_old(app: TestApp) {
@@ -324,12 +364,29 @@ both_databases! {
         act(&admin, 3).await;
         let beside = app.beside().await;
         app.advance(2 * DAY);
+        // As it would be with a clock that is ahead.
+        assert_eq!(audit_retention::run(&beside.services, 1).await.unwrap(), 0);
+        assert_eq!(sequences(&app).await, (1..=5).collect::<Vec<_>>());
+        // Whoever does something says that this is the time.
+        app.admin().await;
         assert_eq!(audit_retention::run(&beside.services, 1).await.unwrap(), 5);
-        assert_eq!(sequences(&app).await, [6]);
+        assert_eq!(sequences(&app).await, [6, 7]);
         app.advance(2 * DAY);
-        assert_eq!(audit_retention::run(&beside.services, 1).await.unwrap(), 1);
+        assert_eq!(audit_retention::run(&beside.services, 1).await.unwrap(), 0);
         let found = as_system(&beside, async |cx| verify(cx, None).await.unwrap()).await;
-        assert_eq!((found.broken, found.entries, found.sealed), (None, 1, 6));
+        assert_eq!((found.broken, found.entries, found.sealed), (None, 2, 5));
+    }
+
+    async fn a_deed_in_any_organization_says_that_the_clock_is_right(app: TestApp) {
+        let admin = app.admin().await;
+        act(&admin, 3).await;
+        let other = app.other_organization().await;
+        app.advance(2 * DAY);
+        let beside = app.beside().await;
+        assert_eq!(audit_retention::run(&beside.services, 1).await.unwrap(), 0);
+        drop(other);
+        app.anonymous().signed_in("admin@other.example", crate::support::PASSWORD).await;
+        assert!(audit_retention::run(&beside.services, 1).await.unwrap() == 6, "five of the one, a sign-in of the other");
     }
 
     async fn an_entry_that_is_not_old_keeps_those_after_it(app: TestApp) {
@@ -342,6 +399,7 @@ both_databases! {
         app.advance(-3 * DAY);
         act(&admin, 2).await;
         app.advance(2 * DAY);
+        app.admin().await;
         let beside = app.beside().await;
         assert_eq!(audit_retention::run(&beside.services, 1).await.unwrap(), 3);
         assert_eq!(sequences(&app).await[0], 4);
@@ -351,13 +409,14 @@ both_databases! {
         let admin = app.admin().await;
         act(&admin, 10).await;
         app.advance(2 * DAY);
+        app.admin().await;
         let (one, two) = (Arc::new(app.beside().await), Arc::new(app.beside().await));
         let runs = [one.clone(), two].map(|server| tokio::spawn(async move {
             audit_retention::run(&server.services, 1).await.unwrap()
         }));
         let removed: i64 = futures_util::future::join_all(runs).await.into_iter().map(Result::unwrap).sum();
         assert_eq!(removed, 12);
-        assert_eq!(sequences(&app).await, [13]);
+        assert_eq!(sequences(&app).await, [13, 14]);
         assert_eq!(as_system(&one, async |cx| verify(cx, None).await.unwrap()).await.broken, None);
     }
 
@@ -367,10 +426,10 @@ both_databases! {
         drop_triggers(&app.database).await;
         app.database.execute("UPDATE audit_logs SET operation = 'x' WHERE sequence = 4").await.unwrap();
         app.advance(2 * DAY);
+        let admin = app.admin().await;
         let beside = app.beside().await;
         assert_eq!(audit_retention::run(&beside.services, 1).await.unwrap(), 0);
-        assert_eq!(sequences(&app).await.len(), 8);
-        let admin = app.admin().await;
+        assert_eq!(sequences(&app).await.len(), 9);
         assert_eq!(broken(&integrity(&admin, None).await).1, 4);
     }
 
@@ -379,9 +438,10 @@ both_databases! {
         let admin = app.admin().await;
         act(&admin, 3).await;
         app.advance(2 * DAY);
+        app.admin().await;
         app.set("AUDIT_RETENTION_DAYS", "1");
         app.restart().await;
-        while sequences(&app).await != [6] {
+        while sequences(&app).await != [6, 7] {
             tokio::task::yield_now().await;
         }
         let admin = app.admin().await;
@@ -392,7 +452,7 @@ both_databases! {
         let admin = app.admin().await;
         act(&admin, 6).await;
         let beside = app.beside().await;
-        let signed = Checkpoints::default().due(&beside.services).await.unwrap().remove(0);
+        let signed = Checkpoints::default().due(&beside.services).await.unwrap().signed.remove(0);
         let (hash, signature) = (bytes(&app, &hex::encode(signed.point.hash)), bytes(&app, &hex::encode(&signed.signature.bytes)));
         let time = signed.time.to_text();
         // The signature of a checkpoint, which anybody who reads the logs has, is none of a seal.
@@ -402,8 +462,14 @@ both_databases! {
         )).await.unwrap();
         app.database.execute("DELETE FROM audit_logs WHERE sequence < 8").await.unwrap();
         assert_eq!(broken(&integrity(&admin, None).await), (json!("SEAL_FORGED"), json!(8), Value::Null));
+        // By the name of another key it is not good either, but that may be an honest one that is missing.
+        drop_triggers(&app.database).await;
+        app.database.execute("UPDATE audit_seals SET key_version = 'v9'").await.unwrap();
+        assert_eq!(broken(&integrity(&admin, None).await), (json!("SEAL_KEY_MISSING"), json!(8), Value::Null));
+        app.database.execute("UPDATE audit_seals SET key_version = 'v1'").await.unwrap();
         // Nor does the server put a good seal on top of it.
         app.advance(2 * DAY);
+        app.admin().await;
         assert_eq!(audit_retention::run(&beside.services, 1).await.unwrap(), 0);
     }
 
@@ -411,6 +477,7 @@ both_databases! {
         let admin = app.admin().await;
         act(&admin, 3).await;
         app.advance(2 * DAY);
+        app.admin().await;
         let beside = app.beside().await;
         audit_retention::run(&beside.services, 1).await.unwrap();
         let insert = if app.database.url.starts_with("postgres") { "INSERT INTO" } else { "INSERT OR REPLACE INTO" };
@@ -427,6 +494,10 @@ both_databases! {
         }
         if app.database.url.starts_with("postgres") {
             assert!(app.database.execute("TRUNCATE audit_seals").await.unwrap_err().contains("only moves on"));
+            // Nor is a table asked that only has the seal's name.
+            let shadowed = "CREATE TEMPORARY TABLE audit_seals (organization_id text, sequence bigint);
+                INSERT INTO audit_seals SELECT organization_id, 99 FROM audit_heads; DELETE FROM audit_logs";
+            assert!(app.database.execute(shadowed).await.unwrap_err().contains("append-only"));
         }
         assert_eq!(as_system(&beside, async |cx| verify(cx, None).await.unwrap()).await.broken, None);
     }
@@ -440,6 +511,7 @@ async fn a_seal_outlives_the_key_that_signed_it(database: TestDatabase) {
     let admin = app.admin().await;
     act(&admin, 3).await;
     app.advance(2 * DAY);
+    app.admin().await;
     assert_eq!(audit_retention::run(&app.beside().await.services, 1).await.unwrap(), 5);
     app.set("CREDENTIAL_ENCRYPTION_KEYS", &new);
     let lacking = keys::missing(&app.beside().await.services).await.unwrap();

@@ -4,12 +4,13 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Command, Output, Stdio};
 
 use base64::Engine as _;
+use claviger::domain::audit_retention;
 use ring::signature::{ED25519, UnparsedPublicKey};
 use serde_json::{Value, json};
 
 use crate::audit_chain::{act, drop_triggers};
 use crate::command_line::{Place, Served, on_both};
-use crate::support::{Client, PASSWORD, TestDatabase};
+use crate::support::{Client, PASSWORD, TestApp, TestDatabase};
 
 async fn admin(server: &Served) -> Client {
     Client::new(&server.url).signed_in("admin@localhost", PASSWORD).await
@@ -90,12 +91,43 @@ on_both! {
         )).await.unwrap();
         let (code, text) = lines(&place.run(&["audit", "verify"]));
         assert_eq!((code, text.lines().count()), (Some(0), 2), "{text}");
+        if !place.database.url.starts_with("postgres") {
+            // One that cannot be read is told of, and the others are verified all the same.
+            place.database.execute(&format!("INSERT INTO audit_seals VALUES ('{other}', 1, x'00', 'no time', 'v1', x'00')")).await.unwrap();
+            let (code, text) = lines(&place.run(&["audit", "verify"]));
+            assert_eq!((code, text.lines().count()), (Some(1), 2), "{text}");
+            assert!(text.contains(&format!("{other} NOT VERIFIED: ")) && text.contains(" intact: "), "{text}");
+            place.database.execute("DROP TRIGGER audit_seals_refuse_delete").await.unwrap();
+            place.database.execute("DELETE FROM audit_seals").await.unwrap();
+        }
         assert!(text.contains(&format!("{other} intact: 0 entries, head empty")), "{text}");
         let point = head(&own);
         assert_eq!(place.run(&["audit", "verify", "--expect", &point]).status.code(), Some(2), "of which?");
         let home = own.split(' ').next().unwrap();
         let of = |id: &str| place.run(&["audit", "verify", "--expect", &point, "--organization", id]).status.code();
         assert_eq!((of(home), of(other), of("org_00000000000000000000000001")), (Some(0), Some(1), Some(2)));
+    }
+
+    async fn a_first_entry_that_cannot_be_read_stops_the_retention_aloud(place: Place) {
+        let server = place.serve();
+        act(&admin(&server).await, 2).await;
+        assert!(server.stop().success());
+        drop_triggers(&place.database).await;
+        place.database.execute("UPDATE audit_logs SET action = 'NONSENSE' WHERE sequence = 1").await.unwrap();
+        let mut command = place.command(&["serve"]);
+        command.env("LOG_FORMAT", "json").env("AUDIT_RETENTION_DAYS", "1");
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let said = log.find_map(|line| {
+            let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            (line["level"] == "ERROR").then_some(line)
+        }).unwrap();
+        assert!(said["message"].as_str().unwrap().contains("nothing is removed"), "{said}");
+        assert_eq!((&said["sequence"], &said["fault"]), (&json!(1), &json!("Altered")));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let left = place.database.texts("SELECT CAST(count(*) AS text) AS text FROM audit_logs").await;
+        assert_eq!(left, ["4"]);
     }
 
     async fn a_server_that_stops_signs_where_the_log_ends(place: Place) {
@@ -198,6 +230,55 @@ on_both! {
         let output = export.wait_with_output().unwrap();
         assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
     }
+}
+
+/// What the retention has removed, and the seal in its place.
+async fn a_sealed_log_says_what_cannot_be_told(database: TestDatabase) {
+    let ring = |version: &str, byte: &str| format!("{version}:{}=", byte.repeat(43));
+    let mut app = TestApp::start(database, [("CREDENTIAL_ENCRYPTION_KEYS", ring("v1", "A"))]).await;
+    act(&app.admin().await, 3).await;
+    app.advance(2 * 24 * 60 * 60);
+    app.admin().await;
+    assert_eq!(audit_retention::run(&app.beside().await.services, 1).await.unwrap(), 5);
+    app.stop().await;
+    let place = Place::new(app.database);
+    let run = |keys: &str, arguments: &[&str]| {
+        let output = place.command(arguments).env("CREDENTIAL_ENCRYPTION_KEYS", keys).output().unwrap();
+        let (code, text) = lines(&output);
+        (code, text, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, text, _) = run(&ring("v1", "A"), &["audit", "verify"]);
+    assert_eq!(code, Some(0), "{text}");
+    let removed = format!("3:{}", "0".repeat(64));
+    let (code, text, error) = run(&ring("v1", "A"), &["audit", "verify", "--expect", &removed]);
+    assert_eq!(code, Some(2));
+    assert!(
+        text.contains(" intact, but entry 3, which was expected, was removed by the retention: 2 entries"),
+        "{text}"
+    );
+    assert!(error.contains("take a later one"), "{error}");
+    let (code, text, error) = run(&ring("v2", "E"), &["audit", "verify"]);
+    assert_eq!(code, Some(2));
+    assert!(text.contains(" NOT VERIFIED: the seal at entry 5 is signed by a key that the key ring lacks"), "{text}");
+    assert!(error.contains("CREDENTIAL_ENCRYPTION_KEYS lacks v1"), "{error}");
+    // A way back that would lose the seal is none.
+    let known = place.run_well(&["migrate", "status"]);
+    let steps = known.lines().skip_while(|line| !line.contains("_audit_retention")).count().to_string();
+    let (code, _, error) = run(&ring("v1", "A"), &["migrate", "down", "--yes", "--steps", &steps]);
+    assert_eq!(code, Some(1));
+    assert!(error.contains("begins at a seal"), "{error}");
+    assert_eq!(place.run_well(&["migrate", "status"]), known);
+    assert_eq!(run(&ring("v1", "A"), &["audit", "verify"]).0, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sealed_log_says_what_cannot_be_told_on_sqlite() {
+    a_sealed_log_says_what_cannot_be_told(TestDatabase::sqlite()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sealed_log_says_what_cannot_be_told_on_postgres() {
+    a_sealed_log_says_what_cannot_be_told(TestDatabase::postgres().await).await;
 }
 
 #[test]
