@@ -33,18 +33,14 @@ pub async fn run(services: &Services, days: u32) -> Result<i64> {
     let now = services.clock.now();
     let before = now + -TimeDelta::days(days.into());
     let organizations = keys::organizations(&mut services.db.scan().await?).await?;
-    match newest(services, &organizations).await? {
-        Some(newest) if newest < before => {
-            tracing::warn!(
-                newest = newest.to_text(),
-                now = now.to_text(),
-                days,
-                "every audit entry is older than AUDIT_RETENTION_DAYS: none is removed before something is done. Is the \
-                 clock right?"
-            );
-            return Ok(0);
-        }
-        Some(_) | None => {}
+    if let Some(newest) = newest(services, &organizations).await?.filter(|newest| *newest < before) {
+        tracing::warn!(
+            newest = newest.to_text(),
+            now = now.to_text(),
+            days,
+            "every audit entry is older than AUDIT_RETENTION_DAYS: none is removed before something is done. Is the clock right?"
+        );
+        return Ok(0);
     }
     let mut removed = 0;
     for organization in organizations {

@@ -16,8 +16,8 @@ const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 /// The migration whose tables hold the seals of audit logs.
 const SEALS: &str = "2026-11-21-000006_audit_retention";
 
-/// Lets PostgreSQL find pg_trgm where it was put into another schema than the tables: only while indexes are made of it, since
-/// a search names nothing of it.
+/// Lets PostgreSQL find `pg_trgm` where it was put into another schema than the tables: only while indexes are made of it,
+/// since a search names nothing of it.
 const FIND_TRIGRAMS: &str = "DO $$
 DECLARE place text;
 BEGIN

@@ -241,9 +241,9 @@ both_databases! {
         app.database.execute(&format!("UPDATE audit_logs SET operation = 'nothing', hash = {hash} WHERE sequence = 8")).await.unwrap();
         app.database.execute(&format!("UPDATE audit_heads SET hash = {hash}")).await.unwrap();
         let organization = beside.services.home;
-        let lost = |head| Due { signed: Vec::new(), lost: vec![Lost { organization, signed: signed.point, head }] };
+        let gone_back = |head| Due { signed: Vec::new(), lost: vec![Lost { organization, signed: signed.point, head }] };
         let rewritten = as_system(&beside, async |cx| verify(cx, None).await.unwrap().head).await;
-        assert_eq!(checkpoints.due(&beside.services).await.unwrap(), lost(rewritten));
+        assert_eq!(checkpoints.due(&beside.services).await.unwrap(), gone_back(rewritten));
         assert_eq!(integrity(&admin, None).await["intact"], true);
         assert_eq!(broken(&integrity(&admin, Some(&head)).await), (json!("NOT_AS_EXPECTED"), json!(8), json!(last)));
         // The same for an end that is cut off.
@@ -255,10 +255,10 @@ both_databases! {
         // The server that has signed the longer log says so, as often as it looks, and signs nothing shorter.
         let cut = as_system(&beside, async |cx| verify(cx, None).await.unwrap().head).await;
         for _ in 0..2 {
-            assert_eq!(checkpoints.due(&beside.services).await.unwrap(), lost(cut));
+            assert_eq!(checkpoints.due(&beside.services).await.unwrap(), gone_back(cut));
         }
         app.database.execute("DELETE FROM audit_heads").await.unwrap();
-        assert_eq!(checkpoints.due(&beside.services).await.unwrap(), lost(None));
+        assert_eq!(checkpoints.due(&beside.services).await.unwrap(), gone_back(None));
     }
 
     async fn a_verification_without_time_says_what_to_do(app: TestApp) {
