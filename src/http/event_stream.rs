@@ -47,7 +47,7 @@ pub(super) fn subscribe(
         async move {
             let request_id = asker.context.request_id.clone();
             let mut events = Events(sender);
-            if let Err(failed) = caught(stream(&server, asker, prepared, &mut events)).await {
+            if let Err(failed) = caught(Box::pin(stream(&server, asker, prepared, &mut events))).await {
                 events.refuse(errors(failed, &request_id)).await;
             }
             drop(counted);

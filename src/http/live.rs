@@ -215,16 +215,15 @@ mod tests {
     #[test]
     fn a_network_of_ipv6_counts_as_one_address() {
         let live = Live::new(LiveLimits { per_address: 1, ..LiveLimits::default() });
-        let hold = |address: &str| live.hold_at(address.parse().unwrap());
-        let held = hold("2001:db8::1");
-        assert!(held.is_some());
-        assert!(hold("2001:db8::ffff:0:0:1").is_none());
-        let other = hold("2001:db8:0:1::1");
+        let place = |address: &str| live.hold_at(address.parse().unwrap());
+        let first = place("2001:db8::1");
+        assert!(first.is_some());
+        assert!(place("2001:db8::ffff:0:0:1").is_none());
+        let other = place("2001:db8:0:1::1");
         assert!(other.is_some());
-        drop(held);
-        let held = hold("2001:db8::2");
-        assert!(held.is_some());
-        let v4 = hold("192.0.2.1");
-        assert!(v4.is_some() && hold("::ffff:192.0.2.1").is_none() && hold("192.0.2.2").is_some());
+        drop(first);
+        assert!(place("2001:db8::2").is_some());
+        let v4 = place("192.0.2.1");
+        assert!(v4.is_some() && place("::ffff:192.0.2.1").is_none() && place("192.0.2.2").is_some());
     }
 }

@@ -362,7 +362,7 @@ impl Session {
         let span = tracing::error_span!("operation", request_id = asker.context.request_id);
         let server = self.server.clone();
         let work = async move {
-            match caught(perform(&server, &asker, request, &mut answers)).await {
+            match caught(Box::pin(perform(&server, &asker, request, &mut answers))).await {
                 Ok(end) => end,
                 Err(failed) => {
                     answers.refuse(errors(failed, &asker.context.request_id)).await;

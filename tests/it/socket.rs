@@ -1,5 +1,6 @@
 //! Sockets that speak graphql-transport-ws: all close codes, the limits, and what becomes of a mutation when one closes.
 
+use std::task::Poll;
 use std::time::Duration;
 
 use claviger::http::LiveLimits;
@@ -202,13 +203,25 @@ async fn who_does_not_read_is_cut_off_at_once_when_they_may_no_longer() {
     let mut socket = Socket::connected(&app, &admin).await;
     // Each ping is answered with what it carries: the socket itself waits to say it.
     let ping = json!({ "type": "ping", "payload": { "text": " ".repeat(200 * 1024) } }).to_string();
-    let (sent, mut so_far) = tokio::sync::watch::channel(0);
+    let (is_full, full) = tokio::sync::oneshot::channel();
     let asking = tokio::spawn(async move {
-        while socket.0.send(Message::text(ping.clone())).await.is_ok() {
-            sent.send_modify(|count| *count += 1);
+        let mut is_full = Some(is_full);
+        loop {
+            let mut sending = socket.0.send(Message::text(ping.clone()));
+            let sent = match futures_util::poll!(&mut sending) {
+                Poll::Ready(sent) => sent,
+                // The system takes no more of it: the server reads no more, or is about to stop.
+                Poll::Pending => {
+                    is_full.take().map(|is_full| is_full.send(()));
+                    sending.await
+                }
+            };
+            if sent.is_err() {
+                break;
+            }
         }
     });
-    so_far.wait_for(|count| *count > 40).await.unwrap();
+    full.await.unwrap();
     admin.run("mutation { signOut { signedOut } }").await.data();
     until_gauge(&app, "claviger_sockets_open", 0).await;
     asking.await.unwrap();
