@@ -49,8 +49,10 @@ pub(super) struct Edge<T: Listed> {
 /// The order of a list: its name in cursors, and where a row stands in it.
 struct Order<T: Listed> {
     name: String,
-    position: Box<dyn Fn(&T::Row) -> Position + Send + Sync>,
+    position: PositionOf<T::Row>,
 }
+
+type PositionOf<R> = Box<dyn Fn(&R) -> Position + Send + Sync>;
 
 impl<T: Listed> Edge<T> {
     /// Made for who asks for it: few do.
