@@ -58,7 +58,7 @@ impl Server {
         Arc::new(Self {
             api: Api::new(),
             documents: Documents::new(settings.introspection),
-            metrics: Metrics::new(services.db.kind()),
+            metrics: Metrics::new(services.db.kind(), services.redis.is_some()),
             tasks: TaskTracker::new(),
             live: Live::new(limits),
             stop: CancellationToken::new(),
