@@ -24,8 +24,9 @@ use crate::domain::{self, Code, Cx, Record, Services};
 use crate::http::{Limits, LiveLimits, Server, router, serve};
 use crate::identity::password::Hasher;
 use crate::identity::{AccessTokens, Actor, Authenticator};
+use crate::limits::RateLimits;
 use crate::model::Clock;
-use crate::redis::{self, Redis};
+use crate::redis::{InvalidUrl, Redis};
 use crate::settings::{DataDir, DataDirError, DatabaseUrl, Listen, Settings};
 use crate::store::{self, Db, MigrationError, OpenError};
 use crate::upstream::{ClientError, Upstream};
@@ -68,7 +69,7 @@ pub enum StartError {
     MissingKeys(Vec<MissingKey>),
     /// Redis cannot be found by its URL.
     #[error("REDIS_URL cannot be used")]
-    Redis(#[from] redis::InvalidUrl),
+    Redis(#[from] InvalidUrl),
     /// The address cannot be listened on.
     #[error("cannot listen on {0}")]
     Listen(Listen, #[source] std::io::Error),
@@ -166,6 +167,8 @@ impl App {
             commits: Commits::default(),
             upstream: Upstream::new(settings.anthropic_base_url.clone(), settings.upstream_allowed_hosts.clone())?,
             db,
+            limits: RateLimits::new(clock.clone(), redis.clone(), settings.rate_limit_without_redis, keys.clone()),
+            rates: settings.into(),
             redis,
             clock,
             random,

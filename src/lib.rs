@@ -16,6 +16,7 @@ pub mod domain;
 pub mod audit;
 pub mod identity;
 
+pub mod limits;
 pub mod store;
 
 pub mod upstream;

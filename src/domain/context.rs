@@ -7,10 +7,12 @@ use tokio::time::Instant;
 
 use super::audit_integrity::Verifications;
 use super::error::{Error, Result};
+use super::quota::Rates;
 use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, Random};
 use crate::identity::password::Hasher;
 use crate::identity::{Actor, Authenticator};
+use crate::limits::RateLimits;
 use crate::model::{Clock, Id, Kind, OrganizationId, ResourceType};
 use crate::redis::Redis;
 use crate::store::Db;
@@ -32,6 +34,10 @@ pub struct Services {
     pub passwords: Hasher,
     /// Tells who is behind a token or an API key.
     pub authenticator: Authenticator,
+    /// How much is left of rate limits.
+    pub limits: RateLimits,
+    /// What the rate limits are.
+    pub rates: Rates,
     /// Tells what was committed.
     pub commits: Commits,
     /// Asks Claude upstreams.

@@ -37,6 +37,12 @@ impl Collected {
         self.operation.ty
     }
 
+    /// How many fields the root has.
+    #[must_use]
+    pub fn root_fields(&self) -> usize {
+        self.operation.selection_set.node.items.len()
+    }
+
     /// As a document of its own.
     #[must_use]
     pub fn to_document(&self) -> ExecutableDocument {

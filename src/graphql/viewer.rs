@@ -7,6 +7,7 @@ use super::context::{Caller, ContextExt};
 use super::declarations::{Declared, Permission, public};
 use super::error::Result;
 use super::organization::Organization;
+use super::quota::Quota;
 use super::session::Session;
 use super::user::{Role, User};
 use crate::domain::{self, Cx, Error};
@@ -56,6 +57,11 @@ impl Viewer {
     /// What the role may do; of an API key, what its scopes allow of it.
     async fn permissions(&self) -> Result<Vec<Permission>> {
         Ok(self.signed_in()?.access.permissions().into_iter().map(Permission::from).collect())
+    }
+
+    /// What is left of the caller's limits: of the API key's own, or of the user's requests.
+    async fn quota(&self, ctx: &Context<'_>) -> Result<Quota> {
+        Ok(domain::quota::of_viewer(self.cx(ctx)).await?.into())
     }
 
     /// Where the user is signed in, newest first.

@@ -24,7 +24,7 @@ use super::observe::RequestContext;
 use super::playground;
 use super::request::GraphqlRequest;
 use super::router::{API_KEY, Server};
-use super::{event_stream, websocket};
+use super::{event_stream, rate_limit, websocket};
 use crate::audit::Origin;
 use crate::crypto::{RawApiKey, SecretText, sha256};
 use crate::graphql::collected::Collected;
@@ -44,13 +44,15 @@ pub(super) struct Unexecuted {
     status: StatusCode,
     pub(super) code: &'static str,
     pub(super) errors: Vec<ServerError>,
+    /// What the answer has besides.
+    pub(super) headers: HeaderMap,
 }
 
 impl Unexecuted {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         let mut error = ServerError::new(message, None);
         error.extensions.get_or_insert_default().set("code", code);
-        Self { status, code, errors: vec![error] }
+        Self { status, code, errors: vec![error], headers: HeaderMap::new() }
     }
 
     fn bad_request(message: impl Into<String>) -> Self {
@@ -69,7 +71,8 @@ impl From<Rejected> for Unexecuted {
         match rejected {
             Rejected::Refused(refusal) => refusal.into(),
             Rejected::Invalid(errors) => {
-                Self { status: StatusCode::BAD_REQUEST, code: "GRAPHQL_VALIDATION_FAILED", errors }
+                let (status, code) = (StatusCode::BAD_REQUEST, "GRAPHQL_VALIDATION_FAILED");
+                Self { status, code, errors, headers: HeaderMap::new() }
             }
         }
     }
@@ -134,16 +137,22 @@ async fn execute(
             let message = "A subscription is answered over a WebSocket, or where Accept has text/event-stream.";
             return Err(Unexecuted::bad_request(message));
         }
-        OperationType::Subscription => return Ok(event_stream::subscribe(server, context, headers, prepared)),
-        OperationType::Query | OperationType::Mutation => {}
+        OperationType::Query | OperationType::Mutation | OperationType::Subscription => {}
     }
     let (actor, token_refused) = authenticate(server, headers, context.client_address).await?;
+    let limits = rate_limit::take(server, &actor, context.client_address, &prepared).await?;
+    if prepared.kind == OperationType::Subscription {
+        let mut response = event_stream::subscribe(server, context, headers, prepared);
+        response.headers_mut().extend(limits);
+        return Ok(response);
+    }
     let answer = execute_once(server, prepared, actor, origin(context, headers)).await;
     let status = match answer_type {
         AnswerType::GraphqlResponse if answer.is_request_error => StatusCode::BAD_REQUEST,
         _ => StatusCode::OK,
     };
     let mut response = respond(status, answer_type, answer.body());
+    response.headers_mut().extend(limits);
     if token_refused {
         let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
         response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
@@ -159,6 +168,13 @@ pub(super) struct Prepared {
     /// Its first field, for the metrics.
     pub(super) field: String,
     started: Instant,
+}
+
+impl Prepared {
+    /// How many deeds it is.
+    pub(super) fn mutations(&self) -> usize {
+        if self.kind == OperationType::Mutation { self.operation.root_fields() } else { 0 }
+    }
 }
 
 /// Finds the operation of a request, and holds it to all limits.
@@ -379,7 +395,9 @@ fn unexecuted(mut refused: Unexecuted, answer_type: AnswerType, context: &Reques
         if status == StatusCode::OK || answer_type != AnswerType::EventStream { answer_type } else { AnswerType::Json };
     finish_errors(&mut refused.errors, &context.request_id);
     let body = serde_json::json!({ "errors": refused.errors });
-    respond(status, answer_type, body.to_string().into_bytes())
+    let mut response = respond(status, answer_type, body.to_string().into_bytes());
+    response.headers_mut().extend(refused.headers);
+    response
 }
 
 fn respond(status: StatusCode, answer_type: AnswerType, body: Vec<u8>) -> Response {

@@ -11,6 +11,7 @@ mod metrics;
 mod observe;
 mod panics;
 mod playground;
+mod rate_limit;
 mod request;
 mod router;
 mod serve;

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::graphql::{Prepared, Unexecuted, authenticate, caller, code_of, execute_once, failed, origin, prepare};
 use super::live::Asker;
 use super::metrics::Counted;
+use super::rate_limit;
 use super::request::GraphqlRequest;
 use super::router::Server;
 use crate::domain::Error;
@@ -43,14 +44,20 @@ pub(super) async fn perform(server: &Arc<Server>, asker: &Asker, request: Graphq
             return refuse(asker, refused.errors, sink).await;
         }
     };
-    if prepared.kind == OperationType::Subscription {
-        return follow(server, asker, prepared, sink).await;
-    }
-    let actor = match authenticate(server, &asker.headers, asker.context.client_address).await {
+    let address = asker.context.client_address;
+    let actor = match authenticate(server, &asker.headers, address).await {
         Ok((_, true)) => return End::Revoked,
         Ok((actor, false)) => actor,
         Err(refused) => return refuse(asker, refused.errors, sink).await,
     };
+    // What is left is told where there is nothing left: a socket has no headers to tell it in.
+    if let Err(refused) = rate_limit::take(server, &actor, address, &prepared).await {
+        server.metrics.graphql_request("none", refused.code);
+        return refuse(asker, refused.errors, sink).await;
+    }
+    if prepared.kind == OperationType::Subscription {
+        return follow(server, asker, prepared, sink).await;
+    }
     let executed = execute_once(server, prepared, actor, origin(&asker.context, &asker.headers)).await;
     if executed.is_request_error {
         sink.refuse(json(&executed.answer.errors)).await;

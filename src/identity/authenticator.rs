@@ -125,7 +125,7 @@ impl Authenticator {
         let role = found.key.issued_with.map_or(found.role, |limit| found.role.at_most(limit));
         Ok(Actor::User(SignedIn {
             user: found.key.owner_id,
-            by: SignedInBy::ApiKey(found.key.id),
+            by: SignedInBy::ApiKey(found.key.id, (&found.key).into()),
             access: Access::new(found.key.organization_id, role).within(found.key.scopes),
         }))
     }

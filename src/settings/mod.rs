@@ -59,6 +59,16 @@ pub struct Settings {
     pub audit_checkpoints: Option<Duration>,
     /// How many days audit entries are kept; none: for ever.
     pub audit_retention_days: Option<u32>,
+    /// How many requests an hour an API key may make that has no limits of its own; none: any number.
+    pub default_rate_limit_per_hour: Option<u32>,
+    /// How many requests a minute may come from an address without a sign-in; none: any number.
+    pub anonymous_rate_limit_per_minute: Option<u32>,
+    /// How many requests a minute a signed-in user may make; none: any number.
+    pub user_rate_limit_per_minute: Option<u32>,
+    /// How many sign-ins from an address may fail in an hour.
+    pub failed_sign_ins_per_hour: u32,
+    /// What holds of rate limits while Redis is away.
+    pub rate_limit_without_redis: WithoutRedis,
     /// What is logged.
     pub log_level: String,
     /// How it is logged.
@@ -108,6 +118,17 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
+/// What holds of rate limits while Redis is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WithoutRedis {
+    /// Each server has its own.
+    Local,
+    /// There are none.
+    Open,
+    /// Nothing that is limited is done.
+    Closed,
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -153,6 +174,16 @@ impl Settings {
                 Ok(Some(minutes(text, 0, 10_080)?).filter(|every| !every.is_zero()))
             }),
             audit_retention_days: reader.or("AUDIT_RETENTION_DAYS", None, |text| number(text, 1, 36_500).map(Some)),
+            default_rate_limit_per_hour: reader.or("DEFAULT_RATE_LIMIT_PER_HOUR", Some(1_000), limit),
+            anonymous_rate_limit_per_minute: reader.or("RATE_LIMIT_ANONYMOUS_PER_MINUTE", Some(120), limit),
+            user_rate_limit_per_minute: reader.or("RATE_LIMIT_USER_PER_MINUTE", Some(600), limit),
+            failed_sign_ins_per_hour: reader.or("FAILED_SIGN_INS_PER_HOUR", 60, |text| number(text, 1, 1_000_000)),
+            rate_limit_without_redis: reader.or("RATE_LIMIT_WITHOUT_REDIS", WithoutRedis::Local, |text| match text {
+                "local" => Ok(WithoutRedis::Local),
+                "open" => Ok(WithoutRedis::Open),
+                "closed" => Ok(WithoutRedis::Closed),
+                _ => Err("is neither \"local\", \"open\" nor \"closed\"".to_owned()),
+            }),
             log_level: reader.or("LOG_LEVEL", "info".to_owned(), log_filter),
             log_format: reader.or("LOG_FORMAT", default_log_format(), |text| match text {
                 "pretty" => Ok(LogFormat::Pretty),
@@ -226,6 +257,11 @@ fn number(text: &str, least: u32, most: u32) -> Result<u32, String> {
         .ok()
         .filter(|number| (least..=most).contains(number))
         .ok_or_else(|| format!("is not a number from {least} to {most}"))
+}
+
+/// 0 stands for no limit.
+fn limit(text: &str) -> Result<Option<u32>, String> {
+    number(text, 0, 1_000_000).map(|limit| Some(limit).filter(|limit| *limit > 0))
 }
 
 fn seconds(text: &str, least: u32, most: u32) -> Result<Duration, String> {

@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["graphql"],
     &["domain"],
     &["identity", "audit"],
-    &["store"],
+    &["store", "limits"],
     &["upstream"],
     &["redis"],
     &["crypto"],
@@ -28,7 +28,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("diesel_async", &["store/"]),
     ("async_graphql", &["graphql/", "http/graphql.rs", "http/request.rs", "http/documents.rs", "http/subscription.rs"]),
     ("axum", &["http/", "app.rs"]),
-    ("redis", &["redis.rs"]),
+    ("redis", &["redis.rs", "limits/"]),
 ];
 
 fn layer(module: &str) -> Option<usize> {

@@ -24,6 +24,7 @@ mod examples;
 mod http;
 mod invitation;
 mod keys;
+mod limits;
 mod logs;
 mod null_propagation;
 mod organization;

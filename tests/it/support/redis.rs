@@ -64,6 +64,13 @@ impl TestRedis {
         }
         panic!("Redis did not start: ./test installs redis-server");
     }
+
+    /// The keys that are there.
+    pub(crate) async fn keys(&self) -> Vec<String> {
+        let client = redis::Client::open(self.url()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        redis::cmd("KEYS").arg("*").query_async(&mut connection).await.unwrap()
+    }
 }
 
 impl Drop for TestRedis {
