@@ -45,14 +45,24 @@ pub(super) struct Unexecuted {
     pub(super) code: &'static str,
     pub(super) errors: Vec<ServerError>,
     /// What the answer has besides.
-    pub(super) headers: HeaderMap,
+    pub(super) headers: Box<HeaderMap>,
 }
 
 impl Unexecuted {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         let mut error = ServerError::new(message, None);
         error.extensions.get_or_insert_default().set("code", code);
-        Self { status, code, errors: vec![error], headers: HeaderMap::new() }
+        Self { status, code, errors: vec![error], headers: Box::default() }
+    }
+
+    /// The caller has had enough for now, and may try again in so many seconds.
+    pub(super) fn rate_limited(message: impl Into<String>, retry_after: u64) -> Self {
+        let mut refused = Self::new(StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED", message);
+        for error in &mut refused.errors {
+            error.extensions.get_or_insert_default().set("retryAfter", retry_after);
+        }
+        refused.headers.insert(header::RETRY_AFTER, retry_after.into());
+        refused
     }
 
     fn bad_request(message: impl Into<String>) -> Self {
@@ -72,7 +82,7 @@ impl From<Rejected> for Unexecuted {
             Rejected::Refused(refusal) => refusal.into(),
             Rejected::Invalid(errors) => {
                 let (status, code) = (StatusCode::BAD_REQUEST, "GRAPHQL_VALIDATION_FAILED");
-                Self { status, code, errors, headers: HeaderMap::new() }
+                Self { status, code, errors, headers: Box::default() }
             }
         }
     }
@@ -396,7 +406,7 @@ fn unexecuted(mut refused: Unexecuted, answer_type: AnswerType, context: &Reques
     finish_errors(&mut refused.errors, &context.request_id);
     let body = serde_json::json!({ "errors": refused.errors });
     let mut response = respond(status, answer_type, body.to_string().into_bytes());
-    response.headers_mut().extend(refused.headers);
+    response.headers_mut().extend(*refused.headers);
     response
 }
 

@@ -3,9 +3,8 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
-use std::time::Duration;
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::graphql::{Prepared, Unexecuted};
 use super::router::Server;
@@ -35,7 +34,12 @@ pub(super) async fn take(
     let headers = headers(&answer);
     match answer.retry_after {
         None => Ok(headers),
-        Some(wait) => Err(refused(wait, headers)),
+        Some(wait) => {
+            let message = "You have sent too many requests. Try again later.";
+            let mut refused = Unexecuted::rate_limited(message, whole_seconds(wait));
+            refused.headers.extend(headers);
+            Err(refused)
+        }
     }
 }
 
@@ -45,18 +49,6 @@ fn cost(actor: &Actor, prepared: &Prepared) -> u32 {
         Actor::Anonymous => prepared.mutations().try_into().unwrap_or(u32::MAX).max(1),
         Actor::User(_) | Actor::System(_) => 1,
     }
-}
-
-fn refused(wait: Duration, mut headers: HeaderMap) -> Unexecuted {
-    let message = "You have sent too many requests. Try again later.";
-    let mut refused = Unexecuted::new(StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED", message);
-    let seconds = whole_seconds(wait);
-    for error in &mut refused.errors {
-        error.extensions.get_or_insert_default().set("retryAfter", seconds);
-    }
-    headers.insert(header::RETRY_AFTER, seconds.into());
-    refused.headers = headers;
-    refused
 }
 
 fn headers(answer: &Answer) -> HeaderMap {

@@ -274,7 +274,7 @@ impl Session {
         }
         if self.operations.count() >= self.server.live.limits.operations {
             let message = "The socket has as many operations as it may have at once.";
-            let refused = Unexecuted::new(StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED", message);
+            let refused = Unexecuted::rate_limited(message, 1);
             sink.refuse(errors(refused, &asker.context.request_id)).await;
             return Ok(());
         }

@@ -310,7 +310,7 @@ in_memory_and_redis! {
     #[[]]
     async fn tokens_and_keys_that_are_none_are_limited_by_address(app: &TestApp) {
         let here = app.anonymous().from("203.0.113.9");
-        let fields = |count: usize, field: &str| (0..count).map(|n| format!("a{n}: {field}\n")).collect::<String>();
+        let fields = |count: usize, field: &str| (0..count).map(|n| format!("a{n}: {field}")).collect::<Vec<_>>().join("\n");
         let refresh = r#"refreshSession(input: { refreshToken: "made up" }) { accessToken }"#;
         let accept = r#"acceptInvitation(input: { token: "made up", password: { plain: "a password of mine" } }) { accessToken }"#;
         for (field, limit) in [(refresh, 300), (accept, 30)] {
@@ -337,16 +337,21 @@ in_memory_and_redis! {
 
     #[[("RATE_LIMIT_USER_PER_MINUTE", "3")]]
     async fn each_operation_of_a_socket_counts(app: &TestApp) {
-        let mut socket = Socket::connected(app, &app.admin().await).await;
+        const EVENTS: &str = "subscription { auditLogAdded { id } }";
+        let admin = app.admin().await;
+        let mut socket = Socket::connected(app, &admin).await;
         for id in ["1", "2", "3"] {
             socket.subscribe(id, WHO).await;
             socket.event(id).await;
             assert_eq!(socket.next().await["type"], "complete");
         }
-        for (id, query) in [("4", WHO), ("5", "subscription { auditLogAdded { id } }")] {
+        for (id, query) in [("4", WHO), ("5", EVENTS)] {
             socket.subscribe(id, query).await;
             assert_eq!(socket.error(id).await, "RATE_LIMITED");
         }
+        let stream = admin.http().post(format!("{}/graphql", app.url)).json(&json!({ "query": EVENTS }));
+        let stream = stream.bearer_auth(admin.access_token.as_ref().unwrap()).header("accept", "text/event-stream");
+        refused(&Answer::read(stream.send().await.unwrap()).await);
     }
 }
 
