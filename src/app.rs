@@ -24,7 +24,9 @@ use crate::domain::{self, Code, Cx, Record, Services};
 use crate::http::{Limits, LiveLimits, Server, router, serve};
 use crate::identity::password::Hasher;
 use crate::identity::{AccessTokens, Actor, Authenticator};
+use crate::limits::RateLimits;
 use crate::model::Clock;
+use crate::redis::{InvalidUrl, Redis};
 use crate::settings::{DataDir, DataDirError, DatabaseUrl, Listen, Settings, check_jwt_secret};
 use crate::store::{self, Db, MigrationError, OpenError};
 use crate::upstream::{ClientError, Upstream};
@@ -68,6 +70,9 @@ pub enum StartError {
     /// Keys that records need are not in the ring.
     #[error("{}", lacking(.0))]
     MissingKeys(Vec<MissingKey>),
+    /// Redis cannot be found by its URL.
+    #[error("REDIS_URL cannot be used")]
+    Redis(#[from] InvalidUrl),
     /// The address cannot be listened on.
     #[error("cannot listen on {0}")]
     Listen(Listen, #[source] std::io::Error),
@@ -87,7 +92,11 @@ impl StartError {
     #[must_use]
     pub fn is_wrong_setting(&self) -> bool {
         match self {
-            Self::JwtSecret(_) | Self::Keys(..) | Self::MissingKeys(_) | Self::Database(OpenError::Url(_)) => true,
+            Self::JwtSecret(_)
+            | Self::Keys(..)
+            | Self::MissingKeys(_)
+            | Self::Database(OpenError::Url(_))
+            | Self::Redis(_) => true,
             Self::FirstStart(error) => error.code() == Code::BadUserInput,
             Self::WrongKeys(error) => error.code() == Code::Conflict,
             Self::DataDir(_)
@@ -159,11 +168,18 @@ impl App {
         };
         let (home, first_admin) = ensure(first_start).await?;
         let tokens = AccessTokens::new(&jwt_secret);
+        let redis = match &settings.redis_url {
+            Some(url) => Some(Redis::open(url).await?),
+            None => None,
+        };
         let services = Services {
             authenticator: Authenticator::new(db.clone(), clock.clone(), tokens, keys.clone()),
             commits: Commits::default(),
             upstream: Upstream::new(settings.anthropic_base_url.clone(), settings.upstream_allowed_hosts.clone())?,
             db,
+            limits: RateLimits::new(clock.clone(), redis.clone(), settings.rate_limit_without_redis, keys.clone()),
+            rates: settings.into(),
+            redis,
             clock,
             random,
             keys,

@@ -16,9 +16,12 @@ pub mod domain;
 pub mod audit;
 pub mod identity;
 
+pub mod limits;
 pub mod store;
 
 pub mod upstream;
+
+pub mod redis;
 
 pub mod crypto;
 

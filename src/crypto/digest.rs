@@ -24,16 +24,19 @@ pub enum Purpose {
     KeyFingerprint,
     /// Finds an API key.
     ApiKey,
+    /// Names the bucket of a rate limit.
+    RateLimit,
 }
 
 impl Purpose {
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self::UpstreamKeyFingerprint,
         Self::RefreshToken,
         Self::RefreshSuccessor,
         Self::Invitation,
         Self::KeyFingerprint,
         Self::ApiKey,
+        Self::RateLimit,
     ];
 
     /// Part of the derivation: changing it makes every stored digest of the purpose useless.
@@ -45,6 +48,7 @@ impl Purpose {
             Self::Invitation => b"claviger/invitation",
             Self::KeyFingerprint => b"claviger/key-fingerprint",
             Self::ApiKey => b"claviger/api-key",
+            Self::RateLimit => b"claviger/rate-limit",
         }
     }
 }

@@ -7,11 +7,14 @@ use tokio::time::Instant;
 
 use super::audit_integrity::Verifications;
 use super::error::{Error, Result};
+use super::quota::Rates;
 use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, Random};
 use crate::identity::password::Hasher;
 use crate::identity::{Actor, Authenticator};
+use crate::limits::RateLimits;
 use crate::model::{Clock, Id, Kind, OrganizationId, ResourceType};
+use crate::redis::Redis;
 use crate::store::Db;
 use crate::upstream::Upstream;
 
@@ -19,6 +22,8 @@ use crate::upstream::Upstream;
 pub struct Services {
     /// The database.
     pub db: Db,
+    /// Redis, where there is one.
+    pub redis: Option<Arc<Redis>>,
     /// The time.
     pub clock: Clock,
     /// Randomness.
@@ -29,6 +34,10 @@ pub struct Services {
     pub passwords: Hasher,
     /// Tells who is behind a token or an API key.
     pub authenticator: Authenticator,
+    /// How much is left of rate limits.
+    pub limits: RateLimits,
+    /// What the rate limits are.
+    pub rates: Rates,
     /// Tells what was committed.
     pub commits: Commits,
     /// Asks Claude upstreams.

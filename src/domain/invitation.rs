@@ -3,6 +3,7 @@
 use chrono::TimeDelta;
 use serde_json::json;
 
+use super::attempts::{Attempt, Guess};
 use super::context::Cx;
 use super::deed::audited;
 use super::error::{Error, Result};
@@ -102,8 +103,16 @@ pub async fn invite(cx: Cx<'_>, input: Invite) -> Result<(User, SecretText)> {
 /// is: the link was told to whoever invited, and no mail was sent to the address.
 ///
 /// # Errors
-/// `UNAUTHENTICATED`, with one text and after the same work, for every reason that lies in the token; wrong input otherwise.
+/// `UNAUTHENTICATED`, with one text and after the same work, for every reason that lies in the token; `RATE_LIMITED` after too many
+/// that were not good; wrong input otherwise.
 pub async fn accept(cx: Cx<'_>, input: Accept) -> Result<Tokens> {
+    let attempt = Attempt::begin(cx, Guess::Invitation).await?;
+    let done = accept_once(cx, input).await;
+    attempt.end(&done).await;
+    done
+}
+
+async fn accept_once(cx: Cx<'_>, input: Accept) -> Result<Tokens> {
     let digests = cx.services.keys.digests(Purpose::Invitation, input.token.expose().as_bytes());
     let digests: Vec<_> = digests.iter().map(|digest| digest.as_bytes().to_vec()).collect();
     let found = invitations::find(&mut cx.services.db.read().await?, &digests).await?;

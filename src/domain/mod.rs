@@ -1,5 +1,6 @@
 //! The deeds, one file a noun: what may be done, by whom, under which rules. Knows neither GraphQL nor HTTP nor SQL.
 
+mod attempts;
 mod context;
 mod deed;
 mod error;
@@ -20,6 +21,7 @@ pub mod encryption_key;
 pub mod invitation;
 pub mod keys;
 pub mod organization;
+pub mod quota;
 pub mod scale;
 pub mod session;
 pub mod task;
@@ -27,5 +29,5 @@ pub mod user;
 
 pub use context::{Cx, Record, Services};
 pub use deed::{audited, record_failure};
-pub use error::{Code, Error, FieldError, Result};
+pub use error::{Code, Error, FieldError, Result, whole_seconds};
 pub use validation::Patch;

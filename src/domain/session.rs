@@ -3,6 +3,7 @@
 use chrono::TimeDelta;
 use serde_json::json;
 
+use super::attempts::{Attempt, Guess};
 use super::context::Cx;
 use super::deed::audited;
 use super::error::{Error, Result};
@@ -41,21 +42,39 @@ pub struct Tokens {
 /// Signs a user in.
 ///
 /// # Errors
-/// `UNAUTHENTICATED`, with one text and after the same work, for every reason that lies in the input.
+/// `UNAUTHENTICATED`, with one text and after the same work, for every reason that lies in the input; `RATE_LIMITED` after too many
+/// attempts, whether or not there is such a user.
 pub async fn sign_in(cx: Cx<'_>, email: &str, password: &SecretText) -> Result<Tokens> {
-    if let Some(tokens) = try_sign_in(cx, email, password).await? {
-        return Ok(tokens);
-    }
+    let attempt = match Attempt::begin(cx, Guess::SignIn(email)).await {
+        Ok(attempt) => attempt,
+        Err(refused) => {
+            // The entry belongs in the log of whose password is guessed at.
+            if let Some((user, _)) = find(cx, email).await? {
+                cx.record.concerns(user.organization_id, ResourceType::User, user.id);
+            }
+            return Err(refused);
+        }
+    };
     // Of two sign-ins at once that replace a hash of an older kind, the second finds the new hash the second time.
-    try_sign_in(cx, email, password).await?.ok_or_else(|| Error::refused(WRONG_SIGN_IN))
+    let done = match try_sign_in(cx, email, password).await {
+        Ok(None) => try_sign_in(cx, email, password).await,
+        done => done,
+    };
+    let done = done.and_then(|tokens| tokens.ok_or_else(|| Error::refused(WRONG_SIGN_IN)));
+    attempt.end(&done).await;
+    done
+}
+
+async fn find(cx: Cx<'_>, email: &str) -> Result<Option<(User, Option<String>)>> {
+    match email.parse::<Email>() {
+        Ok(email) => Ok(users::find_by_email(&mut cx.services.db.read().await?, &email).await?),
+        Err(_) => Ok(None),
+    }
 }
 
 /// `None` where the password's hash was replaced while the password was compared with it.
 async fn try_sign_in(cx: Cx<'_>, email: &str, password: &SecretText) -> Result<Option<Tokens>> {
-    let known = match email.parse::<Email>() {
-        Ok(email) => users::find_by_email(&mut cx.services.db.read().await?, &email).await?,
-        Err(_) => None,
-    };
+    let known = find(cx, email).await?;
     let hash = known.as_ref().and_then(|(_, hash)| hash.clone()).map(PasswordHash::from);
     let verdict = cx.in_time(cx.services.passwords.verify(password, hash)).await??;
     let Some((user, verified)) = known else { return Err(Error::refused(WRONG_SIGN_IN)) };
@@ -113,8 +132,15 @@ pub(super) async fn begin(cx: Cx<'_>, tx: &mut Tx, user: &User) -> Result<(Sessi
 /// comes back within seconds: then it gets the current one again.
 ///
 /// # Errors
-/// `UNAUTHENTICATED` for every reason that lies in the token.
+/// `UNAUTHENTICATED` for every reason that lies in the token; `RATE_LIMITED` after too many that were not good.
 pub async fn refresh(cx: Cx<'_>, presented: &SecretText) -> Result<Tokens> {
+    let attempt = Attempt::begin(cx, Guess::RefreshToken).await?;
+    let done = rotate(cx, presented).await;
+    attempt.end(&done).await;
+    done
+}
+
+async fn rotate(cx: Cx<'_>, presented: &SecretText) -> Result<Tokens> {
     let token = find_token(cx, presented).await?.ok_or_else(|| Error::refused(WRONG_REFRESH_TOKEN))?;
     audited(cx, async |tx| {
         let now = cx.services.clock.now();

@@ -27,6 +27,7 @@ mod client;
 mod credential;
 mod invitation;
 mod organization;
+mod quota;
 mod session;
 mod task;
 mod user;

@@ -123,7 +123,7 @@ impl Authenticator {
         let role = found.key.issued_with.map_or(found.role, |limit| found.role.at_most(limit));
         let actor = Actor::User(SignedIn {
             user: found.key.owner_id,
-            by: SignedInBy::ApiKey(found.key.id),
+            by: SignedInBy::ApiKey(found.key.id, (&found.key).into()),
             access: Access::new(found.key.organization_id, role).within(found.key.scopes),
         });
         Ok((actor, SentApiKey { found, digest, address }))

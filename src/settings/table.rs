@@ -45,6 +45,7 @@ macro_rules! settings {
 settings! {
     Url "DATABASE_URL", "`sqlite://<DATA_DIR>/claviger.db`", "`sqlite://<path>` or `postgres://…`";
     Plain "DATABASE_POOL_SIZE", "`10`", "connections to the database at most, 1 to 500";
+    Url "REDIS_URL", "none: in memory", "`redis://…`, with TLS `rediss://…`, or `redis+unix:///…`: what several servers share";
     Plain "DATA_DIR", "`./data`", "where files are kept; made with mode 0700";
     Plain "HOST", "`127.0.0.1`", "the IP address to listen on, or a name: then the first of its addresses that can be listened on";
     Plain "PORT", "`3001`", "the port to listen on; 0 takes a free one";
@@ -59,6 +60,11 @@ settings! {
     Plain "UPSTREAM_ALLOWED_HOSTS", "none", "hosts, with or without a port, that accounts may name over plain HTTP or at private addresses";
     Plain "AUDIT_CHECKPOINT_MINUTES", "`60`", "how often the ends of the audit logs are signed into the log, and when the server stops; 0 to 10080, 0: never";
     Plain "AUDIT_RETENTION_DAYS", "none: kept", "days that audit entries are kept, 1 to 36500; a signed seal keeps the rest verifiable";
+    Plain "DEFAULT_RATE_LIMIT_PER_HOUR", "`1000`", "requests an hour of an API key that has no limits of its own, up to 1000000; 0: any number";
+    Plain "RATE_LIMIT_ANONYMOUS_PER_MINUTE", "`120`", "requests a minute from an address without a sign-in, up to 1000000; 0: any number";
+    Plain "RATE_LIMIT_USER_PER_MINUTE", "`600`", "requests a minute of a signed-in user, up to 1000000; 0: any number";
+    Plain "FAILED_SIGN_INS_PER_HOUR", "`60`", "sign-ins from an address that may fail in an hour, 1 to 1000000";
+    Plain "RATE_LIMIT_WITHOUT_REDIS", "`local`", "while Redis is away: `local`, each server counts by itself; `open`, requests are not limited; `closed`, they are refused. What guards against guessing is `local` always";
     Plain "LOG_LEVEL", "`info`", "`error`, `warn`, `info`, `debug`, `trace`, or a filter like `info,claviger=debug`";
     Plain "LOG_FORMAT", "`pretty` on a terminal, else `json`", "`pretty` or `json`";
     Url "OTEL_EXPORTER_OTLP_ENDPOINT", "none", "where traces are sent, as OTLP over HTTP, like `http://localhost:4318`";

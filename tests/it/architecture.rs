@@ -13,8 +13,9 @@ const LAYERS: &[&[&str]] = &[
     &["graphql"],
     &["domain"],
     &["identity", "audit"],
-    &["store"],
+    &["store", "limits"],
     &["upstream"],
+    &["redis"],
     &["crypto"],
     &["logs"],
     &["settings"],
@@ -27,6 +28,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("diesel_async", &["store/"]),
     ("async_graphql", &["graphql/", "http/graphql.rs", "http/request.rs", "http/documents.rs", "http/subscription.rs"]),
     ("axum", &["http/", "app.rs"]),
+    ("redis", &["redis.rs", "limits/"]),
 ];
 
 fn layer(module: &str) -> Option<usize> {

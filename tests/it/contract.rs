@@ -10,9 +10,7 @@ use crate::support::schema::{Schema, assert_lines, required_permission};
 /// What of the contract the server does not have yet: types by their names, of types that it has the fields, arguments and
 /// values. What arrives is taken out here.
 const MISSING: &[&str] = &[
-    "ApiKey.quota",
     "ApiKey.usage",
-    "ApiKeyVerification.quota",
     "BillingSummary",
     "ChangePasswordInput",
     "ChangePasswordPayload",
@@ -69,9 +67,6 @@ const MISSING: &[&str] = &[
     "Query.usage",
     "Query.usageRecords",
     "Query.workers",
-    "Quota",
-    "QuotaKind",
-    "QuotaWindow",
     "RegisterInput",
     "RequestPasswordResetInput",
     "RequestPasswordResetPayload",
@@ -102,7 +97,6 @@ const MISSING: &[&str] = &[
     "UsageTotals",
     "VerifyEmailInput",
     "VerifyEmailPayload",
-    "Viewer.quota",
     "Worker",
     "WorkerState",
 ];

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use claviger::settings::{DatabaseUrl, Kind, LogFormat, Settings, SettingsError, Sources, TABLE, markdown};
+use claviger::settings::{
+    DatabaseUrl, Kind, LogFormat, Settings, SettingsError, Sources, TABLE, WithoutRedis, markdown,
+};
 use proptest::prelude::*;
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -34,10 +36,16 @@ fn without_settings_the_defaults_hold() {
     assert_eq!(settings.frontend_urls, Vec::<String>::new());
     assert_eq!(settings.public_url.as_str(), "http://127.0.0.1:3001/");
     assert_eq!(settings.trusted_proxies, []);
+    assert_eq!(exposed(settings.redis_url.as_ref()), None);
     assert_eq!(settings.anthropic_base_url.as_str(), "https://api.anthropic.com/");
     assert_eq!(settings.upstream_allowed_hosts, Vec::<String>::new());
     assert_eq!(settings.audit_checkpoints, Some(Duration::from_secs(3600)));
     assert_eq!(settings.audit_retention_days, None);
+    assert_eq!(settings.default_rate_limit_per_hour, Some(1000));
+    assert_eq!(settings.anonymous_rate_limit_per_minute, Some(120));
+    assert_eq!(settings.user_rate_limit_per_minute, Some(600));
+    assert_eq!(settings.failed_sign_ins_per_hour, 60);
+    assert_eq!(settings.rate_limit_without_redis, WithoutRedis::Local);
     assert_eq!(settings.log_level, "info");
     assert!(settings.introspection && settings.playground);
     assert_eq!(settings.request_timeout, Duration::from_secs(30));
@@ -67,6 +75,7 @@ fn each_setting_has_its_effect() {
     let settings = load(&[
         ("DATABASE_URL", "postgresql://claviger:pw@db.internal/claviger"),
         ("DATABASE_POOL_SIZE", "500"),
+        ("REDIS_URL", "rediss://claviger:pw@redis.internal:6380/1"),
         ("DATA_DIR", "/var/lib/claviger"),
         ("HOST", "::1"),
         ("PORT", "0"),
@@ -81,6 +90,11 @@ fn each_setting_has_its_effect() {
         ("UPSTREAM_ALLOWED_HOSTS", "models.internal:8443,Localhost,[::1]:80"),
         ("AUDIT_CHECKPOINT_MINUTES", "5"),
         ("AUDIT_RETENTION_DAYS", "400"),
+        ("DEFAULT_RATE_LIMIT_PER_HOUR", "5000"),
+        ("RATE_LIMIT_ANONYMOUS_PER_MINUTE", "0"),
+        ("RATE_LIMIT_USER_PER_MINUTE", "1000000"),
+        ("FAILED_SIGN_INS_PER_HOUR", "10"),
+        ("RATE_LIMIT_WITHOUT_REDIS", "closed"),
         ("LOG_LEVEL", "warn,claviger=debug"),
         ("LOG_FORMAT", "json"),
         ("INTROSPECTION", "off"),
@@ -91,6 +105,7 @@ fn each_setting_has_its_effect() {
     .unwrap();
     assert!(matches!(&settings.database_url, DatabaseUrl::Postgres(url) if url.expose_secret().contains(":pw@")));
     assert_eq!(settings.database_pool_size, 500);
+    assert_eq!(exposed(settings.redis_url.as_ref()), Some("rediss://claviger:pw@redis.internal:6380/1"));
     assert_eq!(settings.data_dir, Path::new("/var/lib/claviger"));
     assert_eq!(settings.listen.to_string(), "[::1]:0");
     assert_eq!(exposed(settings.jwt_secret.as_ref()), Some("0123456789abcdef0123456789abcdef"));
@@ -106,6 +121,11 @@ fn each_setting_has_its_effect() {
     assert_eq!(settings.audit_checkpoints, Some(Duration::from_secs(300)));
     assert_eq!(settings.audit_retention_days, Some(400));
     assert_eq!(load(&[("AUDIT_CHECKPOINT_MINUTES", "0")]).unwrap().audit_checkpoints, None);
+    assert_eq!(settings.default_rate_limit_per_hour, Some(5000));
+    assert_eq!(settings.anonymous_rate_limit_per_minute, None);
+    assert_eq!(settings.user_rate_limit_per_minute, Some(1_000_000));
+    assert_eq!(settings.failed_sign_ins_per_hour, 10);
+    assert_eq!(settings.rate_limit_without_redis, WithoutRedis::Closed);
     assert_eq!(settings.log_level, "warn,claviger=debug");
     assert_eq!(settings.log_format, LogFormat::Json);
     assert!(!settings.introspection && !settings.playground);
@@ -135,6 +155,16 @@ const WRONG: &[(&str, &str)] = &[
     ("DATABASE_URL", "mysql://localhost/claviger"),
     ("DATABASE_URL", "claviger.db"),
     ("DATABASE_URL", "postgres://[::1/claviger"),
+    ("REDIS_URL", "redis.internal:6379"),
+    ("REDIS_URL", "redis://"),
+    ("REDIS_URL", "http://redis.internal"),
+    ("REDIS_URL", "rediss://redis.internal/#insecure"),
+    ("REDIS_URL", "redis+unix://"),
+    ("RATE_LIMIT_USER_PER_MINUTE", "1000001"),
+    ("RATE_LIMIT_ANONYMOUS_PER_MINUTE", "-1"),
+    ("DEFAULT_RATE_LIMIT_PER_HOUR", "many"),
+    ("FAILED_SIGN_INS_PER_HOUR", "0"),
+    ("RATE_LIMIT_WITHOUT_REDIS", "off"),
     ("DATABASE_POOL_SIZE", "0"),
     ("DATABASE_POOL_SIZE", "501"),
     ("DATABASE_POOL_SIZE", "ten"),

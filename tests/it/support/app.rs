@@ -51,6 +51,11 @@ impl TestApp {
             ("ADMIN_PASSWORD", PASSWORD.to_owned()),
             ("UPSTREAM_ALLOWED_HOSTS", "127.0.0.1".to_owned()),
             ("FRONTEND_URL", "https://app.example.com".to_owned()),
+            // Tests ask more often than people do; those of the limits set their own.
+            ("RATE_LIMIT_ANONYMOUS_PER_MINUTE", "1000000".to_owned()),
+            ("RATE_LIMIT_USER_PER_MINUTE", "1000000".to_owned()),
+            ("DEFAULT_RATE_LIMIT_PER_HOUR", "1000000".to_owned()),
+            ("FAILED_SIGN_INS_PER_HOUR", "1000000".to_owned()),
         ];
         settings.extend(more);
         let mut app = Self {
