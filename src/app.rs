@@ -24,6 +24,7 @@ use crate::domain::{self, Code, Cx, Record, Services};
 use crate::http::{Limits, LiveLimits, Server, router, serve};
 use crate::identity::password::Hasher;
 use crate::identity::{AccessTokens, Actor, Authenticator};
+use crate::jobs::Runs;
 use crate::model::Clock;
 use crate::settings::{DataDir, DataDirError, DatabaseUrl, Listen, Settings};
 use crate::store::{self, Db, MigrationError, OpenError};
@@ -153,6 +154,8 @@ impl App {
         };
         let (home, first_admin) = ensure(first_start).await?;
         let tokens = AccessTokens::new(&jwt_secret);
+        // The process, for whoever looks who holds a lease; and what tells it from another machine's.
+        let instance = format!("{}-{}", std::process::id(), hex::encode(random.bytes::<8>()));
         let services = Services {
             authenticator: Authenticator::new(db.clone(), clock.clone(), tokens, keys.clone()),
             commits: Commits::default(),
@@ -164,6 +167,7 @@ impl App {
             passwords,
             links: links(settings),
             verifications: Verifications::default(),
+            instance,
             home,
         };
         let (actor, record) = (Actor::system(services.home), Record::default());
@@ -224,10 +228,11 @@ impl App {
         let listener = listen(&settings.listen).await.map_err(wrong)?;
         let address = listener.local_addr().map_err(wrong)?;
         let services = self.services.clone();
-        let server = Server::new(settings, self.services, self.live_limits);
+        let runs = Runs::default();
+        let server = Server::new(settings, self.services, self.live_limits, &runs);
         let stop = server.stop_token();
         tokio::spawn(domain::commits::watch(services.clone(), stop.clone()));
-        let housekeeping = Housekeeping::start(settings, services, &stop);
+        let housekeeping = Housekeeping::start(settings, services, runs, &stop);
         let task = tokio::spawn(serve(listener, router(server.clone()), Limits::default(), stop.clone()));
         Ok(Running { address, stop: stop.drop_guard(), task, server, housekeeping })
     }

@@ -11,6 +11,8 @@ pub mod http;
 
 pub mod graphql;
 
+pub mod jobs;
+
 pub mod domain;
 
 pub mod audit;

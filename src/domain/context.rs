@@ -37,6 +37,8 @@ pub struct Services {
     pub links: String,
     /// The verifications of audit logs that run.
     pub verifications: Verifications,
+    /// The name of this server among those on the same database: made at its start, and no other's.
+    pub instance: String,
     /// The operator's organization, which also keeps the audit entries of deeds that belong to none.
     pub home: OrganizationId,
 }

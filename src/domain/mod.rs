@@ -17,6 +17,7 @@ pub mod commits;
 pub mod credential;
 pub mod demonstration;
 pub mod encryption_key;
+pub mod expired;
 pub mod invitation;
 pub mod keys;
 pub mod organization;

@@ -67,8 +67,9 @@ impl Tx {
         Ok(sequence)
     }
 
-    /// Commits what no caller has done: when an API key was last used, and what finds it. Visible in the store alone, where
-    /// `tests/it/architecture.rs` holds that nothing else calls it; whatever somebody does needs [`Tx::commit`].
+    /// Commits what no caller has done: when an API key was last used, and what finds it; that what has ended long ago is gone;
+    /// which server does a job. Visible in the store alone, where `tests/it/architecture.rs` holds that nothing else calls it;
+    /// whatever somebody does needs [`Tx::commit`].
     ///
     /// # Errors
     /// Then nothing lasts.

@@ -23,6 +23,7 @@ mod durability;
 mod examples;
 mod http;
 mod invitation;
+mod jobs;
 mod keys;
 mod logs;
 mod null_propagation;
