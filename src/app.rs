@@ -26,6 +26,7 @@ use crate::identity::password::Hasher;
 use crate::identity::{AccessTokens, Actor, Authenticator};
 use crate::jobs::Runs;
 use crate::model::Clock;
+use crate::redis::{self, Redis};
 use crate::settings::{DataDir, DataDirError, DatabaseUrl, Listen, Settings};
 use crate::store::{self, Db, MigrationError, OpenError};
 use crate::upstream::{ClientError, Upstream};
@@ -66,6 +67,9 @@ pub enum StartError {
     /// Keys that records need are not in the ring.
     #[error("{}", lacking(.0))]
     MissingKeys(Vec<MissingKey>),
+    /// Redis cannot be found by its URL.
+    #[error("REDIS_URL cannot be used")]
+    Redis(#[from] redis::InvalidUrl),
     /// The address cannot be listened on.
     #[error("cannot listen on {0}")]
     Listen(Listen, #[source] std::io::Error),
@@ -85,7 +89,7 @@ impl StartError {
     #[must_use]
     pub fn is_wrong_setting(&self) -> bool {
         match self {
-            Self::Keys(..) | Self::MissingKeys(_) | Self::Database(OpenError::Url(_)) => true,
+            Self::Keys(..) | Self::MissingKeys(_) | Self::Database(OpenError::Url(_)) | Self::Redis(_) => true,
             Self::FirstStart(error) => error.code() == Code::BadUserInput,
             Self::WrongKeys(error) => error.code() == Code::Conflict,
             Self::DataDir(_)
@@ -156,11 +160,16 @@ impl App {
         let tokens = AccessTokens::new(&jwt_secret);
         // The process, for whoever looks who holds a lease; and what tells it from another machine's.
         let instance = format!("{}-{}", std::process::id(), hex::encode(random.bytes::<8>()));
+        let redis = match &settings.redis_url {
+            Some(url) => Some(Redis::open(url).await?),
+            None => None,
+        };
         let services = Services {
             authenticator: Authenticator::new(db.clone(), clock.clone(), tokens, keys.clone()),
             commits: Commits::default(),
             upstream: Upstream::new(settings.anthropic_base_url.clone(), settings.upstream_allowed_hosts.clone())?,
             db,
+            redis,
             clock,
             random,
             keys,

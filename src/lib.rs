@@ -22,6 +22,8 @@ pub mod store;
 
 pub mod upstream;
 
+pub mod redis;
+
 pub mod crypto;
 
 pub mod logs;

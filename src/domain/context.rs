@@ -12,6 +12,7 @@ use crate::crypto::{KeyRing, Random};
 use crate::identity::password::Hasher;
 use crate::identity::{Actor, Authenticator};
 use crate::model::{Clock, Id, Kind, OrganizationId, ResourceType};
+use crate::redis::Redis;
 use crate::store::Db;
 use crate::upstream::Upstream;
 
@@ -19,6 +20,8 @@ use crate::upstream::Upstream;
 pub struct Services {
     /// The database.
     pub db: Db,
+    /// Redis, where there is one.
+    pub redis: Option<Arc<Redis>>,
     /// The time.
     pub clock: Clock,
     /// Randomness.

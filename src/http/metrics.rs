@@ -29,6 +29,7 @@ pub struct Metrics {
     statements: Counter,
     pool_open: Gauge,
     pool_idle: Gauge,
+    redis_up: Gauge,
     pub(super) sockets: Gauge,
     pub(super) event_streams: Gauge,
     pub(super) subscriptions: Gauge,
@@ -57,7 +58,7 @@ const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 impl Metrics {
     /// Nothing measured yet.
     #[must_use]
-    pub fn new(database: &'static str, jobs: &Runs) -> Self {
+    pub fn new(database: &'static str, has_redis: bool, jobs: &Runs) -> Self {
         let mut registry = Registry::with_prefix("claviger");
         let graphql_requests = Family::default();
         let graphql_duration: Family<Field, Histogram, fn() -> Histogram> =
@@ -82,6 +83,10 @@ impl Metrics {
         registry.register("database_statements", "Statements sent to the database", statements.clone());
         registry.register("database_connections_open", "Open database connections", pool_open.clone());
         registry.register("database_connections_idle", "Database connections that nobody uses", pool_idle.clone());
+        let redis_up = Gauge::default();
+        if has_redis {
+            registry.register("redis_up", "Whether Redis is there: 1, or 0 while it is away", redis_up.clone());
+        }
         let (sockets, event_streams, subscriptions) = (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register("sockets_open", "Open WebSockets", sockets.clone());
         registry.register("event_streams_open", "Open streams of server-sent events", event_streams.clone());
@@ -101,6 +106,7 @@ impl Metrics {
             statements,
             pool_open,
             pool_idle,
+            redis_up,
             sockets,
             event_streams,
             subscriptions,
@@ -120,7 +126,8 @@ impl Metrics {
         self.http_requests.get_or_create(&HttpRequest { route: route.to_owned(), status }).inc();
     }
 
-    fn text(&self, pool: PoolState, statements: u64) -> String {
+    fn text(&self, pool: PoolState, statements: u64, is_redis_there: bool) -> String {
+        self.redis_up.set(is_redis_there.into());
         self.statements.inner().store(statements, Ordering::Relaxed);
         self.pool_open.set(pool.open.into());
         self.pool_idle.set(pool.idle.into());
@@ -148,6 +155,8 @@ impl Drop for Counted {
 
 /// `/metrics`.
 pub(super) async fn handle(State(server): State<Arc<Server>>) -> impl IntoResponse {
-    let text = server.metrics.text(server.services.db.pool_state(), server.services.db.statements());
+    let is_redis_there = server.services.redis.as_ref().is_some_and(|redis| redis.is_there());
+    let (pool, statements) = (server.services.db.pool_state(), server.services.db.statements());
+    let text = server.metrics.text(pool, statements, is_redis_there);
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
 }

@@ -59,7 +59,7 @@ impl Server {
         Arc::new(Self {
             api: Api::new(),
             documents: Documents::new(settings.introspection),
-            metrics: Metrics::new(services.db.kind(), runs),
+            metrics: Metrics::new(services.db.kind(), services.redis.is_some(), runs),
             tasks: TaskTracker::new(),
             live: Live::new(limits),
             stop: CancellationToken::new(),

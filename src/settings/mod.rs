@@ -31,6 +31,8 @@ pub struct Settings {
     pub database_url: DatabaseUrl,
     /// How many connections to it at most.
     pub database_pool_size: u32,
+    /// Which Redis, for what several servers share; none: this server is the only one, and keeps it in memory.
+    pub redis_url: Option<SecretString>,
     /// Where the server keeps files.
     pub data_dir: PathBuf,
     /// Where it listens.
@@ -131,6 +133,7 @@ impl Settings {
         let settings = Self {
             database_url: reader.or("DATABASE_URL", default_database, database_url),
             database_pool_size: reader.or("DATABASE_POOL_SIZE", 10, |text| number(text, 1, 500)),
+            redis_url: reader.or("REDIS_URL", None, |text| redis_url(text).map(Some)),
             data_dir,
             listen: listen.clone(),
             jwt_secret: reader.secret("JWT_SECRET", |text| {
@@ -183,6 +186,25 @@ fn database_url(text: &str) -> Result<DatabaseUrl, String> {
         }
         _ => Err("is not a URL that starts with sqlite:// or postgres://".into()),
     }
+}
+
+fn redis_url(text: &str) -> Result<SecretString, String> {
+    let url = Url::parse(text).ok();
+    let is_known = url.as_ref().is_some_and(|url| match url.scheme() {
+        "redis" | "rediss" => url.has_host(),
+        "redis+unix" => url.path().len() > 1,
+        _ => false,
+    });
+    if !is_known {
+        return Err(
+            "is not a URL like redis://host:6379/0, rediss://host:6380/0 or redis+unix:///run/redis.sock".into()
+        );
+    }
+    // The client takes `#insecure` for leave to believe any certificate.
+    if url.is_some_and(|url| url.fragment().is_some()) {
+        return Err("must have no fragment".into());
+    }
+    Ok(text.into())
 }
 
 fn is_of_scheme(byte: u8) -> bool {

@@ -45,6 +45,7 @@ macro_rules! settings {
 settings! {
     Url "DATABASE_URL", "`sqlite://<DATA_DIR>/claviger.db`", "`sqlite://<path>` or `postgres://…`";
     Plain "DATABASE_POOL_SIZE", "`10`", "connections to the database at most, 1 to 500";
+    Url "REDIS_URL", "none: in memory", "`redis://…`, with TLS `rediss://…`, or `redis+unix:///…`: what several servers share";
     Plain "DATA_DIR", "`./data`", "where files are kept; made with mode 0700";
     Plain "HOST", "`127.0.0.1`", "the IP address to listen on, or a name: then the first of its addresses that can be listened on";
     Plain "PORT", "`3001`", "the port to listen on; 0 takes a free one";

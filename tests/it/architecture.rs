@@ -16,6 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["identity", "audit"],
     &["store"],
     &["upstream"],
+    &["redis"],
     &["crypto"],
     &["logs"],
     &["settings"],
@@ -28,6 +29,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("diesel_async", &["store/"]),
     ("async_graphql", &["graphql/", "http/graphql.rs", "http/request.rs", "http/documents.rs", "http/subscription.rs"]),
     ("axum", &["http/", "app.rs"]),
+    ("redis", &["redis.rs"]),
 ];
 
 fn layer(module: &str) -> Option<usize> {

@@ -32,6 +32,7 @@ mod organization;
 mod page_walks;
 mod paging;
 mod password;
+mod redis;
 mod roles;
 mod schema;
 mod search;

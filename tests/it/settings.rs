@@ -34,6 +34,7 @@ fn without_settings_the_defaults_hold() {
     assert_eq!(settings.frontend_urls, Vec::<String>::new());
     assert_eq!(settings.public_url.as_str(), "http://127.0.0.1:3001/");
     assert_eq!(settings.trusted_proxies, []);
+    assert_eq!(exposed(settings.redis_url.as_ref()), None);
     assert_eq!(settings.anthropic_base_url.as_str(), "https://api.anthropic.com/");
     assert_eq!(settings.upstream_allowed_hosts, Vec::<String>::new());
     assert_eq!(settings.audit_checkpoints, Some(Duration::from_secs(3600)));
@@ -67,6 +68,7 @@ fn each_setting_has_its_effect() {
     let settings = load(&[
         ("DATABASE_URL", "postgresql://claviger:pw@db.internal/claviger"),
         ("DATABASE_POOL_SIZE", "500"),
+        ("REDIS_URL", "rediss://claviger:pw@redis.internal:6380/1"),
         ("DATA_DIR", "/var/lib/claviger"),
         ("HOST", "::1"),
         ("PORT", "0"),
@@ -91,6 +93,7 @@ fn each_setting_has_its_effect() {
     .unwrap();
     assert!(matches!(&settings.database_url, DatabaseUrl::Postgres(url) if url.expose_secret().contains(":pw@")));
     assert_eq!(settings.database_pool_size, 500);
+    assert_eq!(exposed(settings.redis_url.as_ref()), Some("rediss://claviger:pw@redis.internal:6380/1"));
     assert_eq!(settings.data_dir, Path::new("/var/lib/claviger"));
     assert_eq!(settings.listen.to_string(), "[::1]:0");
     assert_eq!(exposed(settings.jwt_secret.as_ref()), Some("0123456789abcdef0123456789abcdef"));
@@ -135,6 +138,11 @@ const WRONG: &[(&str, &str)] = &[
     ("DATABASE_URL", "mysql://localhost/claviger"),
     ("DATABASE_URL", "claviger.db"),
     ("DATABASE_URL", "postgres://[::1/claviger"),
+    ("REDIS_URL", "redis.internal:6379"),
+    ("REDIS_URL", "redis://"),
+    ("REDIS_URL", "http://redis.internal"),
+    ("REDIS_URL", "rediss://redis.internal/#insecure"),
+    ("REDIS_URL", "redis+unix://"),
     ("DATABASE_POOL_SIZE", "0"),
     ("DATABASE_POOL_SIZE", "501"),
     ("DATABASE_POOL_SIZE", "ten"),

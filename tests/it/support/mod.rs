@@ -4,6 +4,7 @@ mod app;
 mod graphql;
 mod live;
 mod postgres;
+mod redis;
 pub(crate) mod schema;
 mod upstream;
 
@@ -11,6 +12,7 @@ pub(crate) use app::{OTHER_ORGANIZATION, PASSWORD, TestApp};
 pub(crate) use graphql::{Answer, Client};
 pub(crate) use live::{EventStream, Socket, gauge, until_gauge};
 pub(crate) use postgres::TestDatabase;
+pub(crate) use redis::TestRedis;
 pub(crate) use upstream::{GOOD_KEY, MockUpstream};
 
 /// Runs each test once on SQLite and once on PostgreSQL.
