@@ -18,6 +18,7 @@ use housekeeping::Housekeeping;
 use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, KeyRingError, Random, SecretText};
 use crate::domain::audit_integrity::Verifications;
+use crate::domain::bus::Bus;
 use crate::domain::keys::{MissingKey, missing};
 use crate::domain::organization::{FirstAdmin, FirstStart, ensure, is_begun};
 use crate::domain::{self, Code, Cx, Record, Services};
@@ -26,7 +27,7 @@ use crate::identity::password::Hasher;
 use crate::identity::{AccessTokens, Actor, Authenticator};
 use crate::jobs::Runs;
 use crate::model::Clock;
-use crate::redis::{self, Redis};
+use crate::redis::Redis;
 use crate::settings::{DataDir, DataDirError, DatabaseUrl, Listen, Settings};
 use crate::store::{self, Db, MigrationError, OpenError};
 use crate::upstream::{ClientError, Upstream};
@@ -69,7 +70,7 @@ pub enum StartError {
     MissingKeys(Vec<MissingKey>),
     /// Redis cannot be found by its URL.
     #[error("REDIS_URL cannot be used")]
-    Redis(#[from] redis::InvalidUrl),
+    Redis(#[from] crate::redis::InvalidUrl),
     /// The address cannot be listened on.
     #[error("cannot listen on {0}")]
     Listen(Listen, #[source] std::io::Error),
@@ -164,6 +165,8 @@ impl App {
             Some(url) => Some(Redis::open(url).await?),
             None => None,
         };
+        // By Redis or by the database, not by both.
+        let db = if redis.is_some() { db } else { db.telling_as(&instance) };
         let services = Services {
             authenticator: Authenticator::new(db.clone(), clock.clone(), tokens, keys.clone()),
             commits: Commits::default(),
@@ -176,6 +179,7 @@ impl App {
             passwords,
             links: links(settings),
             verifications: Verifications::default(),
+            bus: Bus::default(),
             instance,
             home,
         };
@@ -241,6 +245,7 @@ impl App {
         let server = Server::new(settings, self.services, self.live_limits, &runs);
         let stop = server.stop_token();
         tokio::spawn(domain::commits::watch(services.clone(), stop.clone()));
+        tokio::spawn(domain::bus::follow(services.clone(), stop.clone()));
         let housekeeping = Housekeeping::start(settings, services, runs, &stop);
         let task = tokio::spawn(serve(listener, router(server.clone()), Limits::default(), stop.clone()));
         Ok(Running { address, stop: stop.drop_guard(), task, server, housekeeping })

@@ -24,6 +24,8 @@ pub mod upstream;
 
 pub mod redis;
 
+pub mod events;
+
 pub mod crypto;
 
 pub mod logs;

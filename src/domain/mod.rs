@@ -11,6 +11,7 @@ pub mod audit_export;
 pub mod audit_integrity;
 pub mod audit_log;
 pub mod audit_retention;
+pub mod bus;
 pub mod claude_account;
 pub mod client;
 pub mod commits;

@@ -59,7 +59,7 @@ impl Server {
         Arc::new(Self {
             api: Api::new(),
             documents: Documents::new(settings.introspection),
-            metrics: Metrics::new(services.db.kind(), services.redis.is_some(), runs),
+            metrics: Metrics::new(services.db.kind(), services.redis.is_some(), runs, &services.bus.measures),
             tasks: TaskTracker::new(),
             live: Live::new(limits),
             stop: CancellationToken::new(),

@@ -19,11 +19,10 @@ use diesel_async::{
 };
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use rustls_platform_verifier::ConfigVerifierExt;
 use secrecy::ExposeSecret as _;
-use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::{Error, OpenError, Result};
+use super::notifications::Endpoint;
 use super::postgres_url::{place, postgres_config};
 use super::statements::Statements;
 use crate::settings::DatabaseUrl;
@@ -42,6 +41,10 @@ pub struct Db {
     kind: Kind,
     statements: Statements,
     place: Arc<str>,
+    /// Where servers can tell each other something: of PostgreSQL.
+    pub(super) endpoint: Option<Endpoint>,
+    /// In whose name other servers are told of each commit; none: they are not.
+    pub(super) tells_as: Option<Arc<str>>,
 }
 
 #[derive(Clone)]
@@ -117,7 +120,7 @@ impl Db {
     /// Where an SQLite file cannot be opened or PostgreSQL cannot be reached.
     pub async fn open(url: &DatabaseUrl, pool_size: u32, statement_timeout: Duration) -> Result<Self, OpenError> {
         let statements = Statements::default();
-        let (kind, place) = match url {
+        let (kind, place, endpoint) = match url {
             DatabaseUrl::Sqlite(path) => {
                 let pool = async |size, mode| {
                     let pool = sqlite_pool(path, size, mode, &statements).await;
@@ -127,16 +130,18 @@ impl Db {
                 let writer = pool(1, Mode::Write).await?;
                 let readers = pool(pool_size, Mode::Read).await?;
                 let scanners = pool(pool_size, Mode::Scan).await?;
-                (Kind::Sqlite { writer, readers, scanners, path: path.clone() }, path.display().to_string())
+                (Kind::Sqlite { writer, readers, scanners, path: path.clone() }, path.display().to_string(), None)
             }
             DatabaseUrl::Postgres(url) => {
                 let config = postgres_config(url.expose_secret()).map_err(|error| OpenError::Url(error.into()))?;
                 let place = place(&config);
-                let pool = postgres_pool(config, pool_size, statement_timeout, &statements).await;
-                (Kind::Postgres(pool.map_err(|cause| OpenError::Postgres(place.clone(), cause))?), place)
+                let failed = |cause| OpenError::Postgres(place.clone(), cause);
+                let endpoint = Endpoint::new(config).map_err(|error| failed(error.into()))?;
+                let pool = postgres_pool(endpoint.clone(), pool_size, statement_timeout, &statements).await;
+                (Kind::Postgres(pool.map_err(failed)?), place, Some(endpoint))
             }
         };
-        Ok(Self { kind, statements, place: place.into() })
+        Ok(Self { kind, statements, place: place.into(), endpoint, tells_as: None })
     }
 
     /// Where the database is, without a password: the file, or `host:port/name`.
@@ -423,14 +428,12 @@ fn turn_on_write_ahead_log(conn: &mut SqliteConnection) -> diesel::QueryResult<(
 }
 
 async fn postgres_pool(
-    config: tokio_postgres::Config,
+    endpoint: Endpoint,
     size: u32,
     statement_timeout: Duration,
     statements: &Statements,
 ) -> Result<Pool<PgConn>, Box<dyn StdError + Send + Sync>> {
-    let sink = ToLog { place: place(&config).into() };
-    let config = Arc::new(config);
-    let tls = MakeRustlsConnect::new(rustls::ClientConfig::with_platform_verifier()?);
+    let sink = ToLog { place: place(&endpoint.config).into() };
     // The language of messages is a superuser's to choose: see `is_passing`.
     let session = format!(
         "SET default_transaction_read_only = on;
@@ -447,7 +450,7 @@ async fn postgres_pool(
         std::future::ready(if is_broken { Err(closed()) } else { Ok(()) }).boxed()
     }));
     let statements = statements.clone();
-    let connect = move || open_postgres(config.clone(), tls.clone(), session.clone(), statements.clone());
+    let connect = move || open_postgres(endpoint.clone(), session.clone(), statements.clone());
     // The pool would try again and again, and then say only that it took too long.
     match tokio::time::timeout(CHECKOUT_TIMEOUT, connect()).await {
         Ok(connected) => drop(connected?),
@@ -464,14 +467,12 @@ async fn postgres_pool(
         .build_unchecked(manager))
 }
 
-async fn open_postgres(
-    config: Arc<tokio_postgres::Config>,
-    tls: MakeRustlsConnect,
-    session: String,
-    statements: Statements,
-) -> ConnectionResult<PgConn> {
-    let (client, connection) =
-        config.connect(tls).await.map_err(|error| ConnectionError::BadConnection(describe(&error)))?;
+async fn open_postgres(endpoint: Endpoint, session: String, statements: Statements) -> ConnectionResult<PgConn> {
+    let (client, connection) = endpoint
+        .config
+        .connect(endpoint.tls)
+        .await
+        .map_err(|error| ConnectionError::BadConnection(describe(&error)))?;
     let mut conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
     conn.batch_execute(&session).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
     conn.set_instrumentation(statements.observe());

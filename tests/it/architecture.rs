@@ -17,6 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["store"],
     &["upstream"],
     &["redis"],
+    &["events"],
     &["crypto"],
     &["logs"],
     &["settings"],

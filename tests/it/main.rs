@@ -26,6 +26,7 @@ mod invitation;
 mod jobs;
 mod keys;
 mod logs;
+mod many_servers;
 mod null_propagation;
 mod organization;
 
