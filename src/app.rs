@@ -27,7 +27,7 @@ use crate::identity::password::Hasher;
 use crate::identity::{AccessTokens, Actor, Authenticator};
 use crate::jobs::Runs;
 use crate::model::Clock;
-use crate::redis::Redis;
+use crate::redis::{InvalidUrl, Redis};
 use crate::settings::{DataDir, DataDirError, DatabaseUrl, Listen, Settings};
 use crate::store::{self, Db, MigrationError, OpenError};
 use crate::upstream::{ClientError, Upstream};
@@ -70,7 +70,7 @@ pub enum StartError {
     MissingKeys(Vec<MissingKey>),
     /// Redis cannot be found by its URL.
     #[error("REDIS_URL cannot be used")]
-    Redis(#[from] crate::redis::InvalidUrl),
+    Redis(#[from] InvalidUrl),
     /// The address cannot be listened on.
     #[error("cannot listen on {0}")]
     Listen(Listen, #[source] std::io::Error),

@@ -34,7 +34,7 @@ pub struct Bus {
 }
 
 /// By what this server and the others tell each other something, if by anything.
-pub(super) fn transport(services: &Services) -> Option<Transport> {
+fn transport(services: &Services) -> Option<Transport> {
     if services.redis.is_some() {
         Some(Transport::Redis)
     } else {
@@ -62,17 +62,17 @@ pub(super) async fn tell(services: &Services, news: News) {
 /// Hears the others until the server is told to stop.
 pub async fn follow(services: Arc<Services>, stop: CancellationToken) {
     if let Some(transport) = transport(&services) {
-        stop.run_until_cancelled(hear(&services, transport)).await;
+        stop.run_until_cancelled(Box::pin(hear(&services, transport))).await;
     }
 }
 
 async fn hear(services: &Services, transport: Transport) {
-    let mut pause = FIRST_PAUSE;
+    let (mut pause, mut is_said) = (FIRST_PAUSE, false);
     loop {
         services.bus.measures.hears(transport, false);
         match connect(services, transport).await {
             Ok(mut others) => {
-                pause = FIRST_PAUSE;
+                (pause, is_said) = (FIRST_PAUSE, true);
                 services.bus.measures.hears(transport, true);
                 tracing::info!(?transport, "other servers are heard");
                 if services.bus.has_untold.load(Ordering::Relaxed) {
@@ -84,12 +84,14 @@ async fn hear(services: &Services, transport: Transport) {
                 services.bus.measures.interrupted(transport);
                 tracing::warn!(?transport, "other servers are not heard: what they do is noticed seconds later");
             }
+            // Said once, not with each try.
+            Err(error) if is_said => {
+                tracing::debug!(error = &*error as &dyn std::error::Error, "other servers are still not heard");
+            }
             Err(error) => {
-                tracing::warn!(
-                    error = &*error as &dyn std::error::Error,
-                    ?transport,
-                    "other servers cannot be heard yet"
-                );
+                is_said = true;
+                let error = &*error as &dyn std::error::Error;
+                tracing::warn!(error, ?transport, "other servers are not heard: what they do is noticed seconds later");
             }
         }
         tokio::time::sleep(pause).await;

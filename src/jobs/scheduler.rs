@@ -131,15 +131,14 @@ impl State {
         let mut leases: HashMap<_, _> = found.into_iter().map(|lease| (lease.name.clone(), lease)).collect();
         for (place, watched) in self.watched.iter_mut().enumerate() {
             let now = self.services.clock.now();
-            let seen = match leases.remove(watched.job.name) {
-                Some(lease) => lease,
-                None => {
-                    let lease = Lease::new(watched.job.name, now);
-                    if !lease::add(&self.services.db, &lease).await? {
-                        continue;
-                    }
-                    lease
+            let seen = if let Some(lease) = leases.remove(watched.job.name) {
+                lease
+            } else {
+                let lease = Lease::new(watched.job.name, now);
+                if !lease::add(&self.services.db, &lease).await? {
+                    continue;
                 }
+                lease
             };
             if let Some(at) = seen.finished_at {
                 self.runs.finished(watched.job.name, at);

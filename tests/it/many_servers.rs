@@ -84,7 +84,7 @@ impl Servers {
 }
 
 /// Waits until a metric of a server has a value that is meant.
-async fn until(url: &str, name: &str, is_meant: impl Fn(i64) -> bool) {
+pub(crate) async fn until(url: &str, name: &str, is_meant: impl Fn(i64) -> bool) {
     let waiting = async {
         loop {
             let text = reqwest::get(format!("{url}/metrics")).await.unwrap().text().await.unwrap();
@@ -128,7 +128,7 @@ impl Follower {
     }
 
     /// Every entry came once, and in the log's order, to that of a deed that is done now.
-    async fn has_heard_everything(mut self) {
+    async fn has_heard_everything(mut self) -> EventStream {
         let last = create(&self.client, "The end").await;
         let mut heard = Vec::new();
         while heard.last() != Some(&last) {
@@ -142,6 +142,7 @@ impl Follower {
         let end = expected.iter().position(|id| *id == last).unwrap() + 1;
         expected.truncate(end);
         assert_eq!(heard, expected);
+        self.stream
     }
 }
 
@@ -288,6 +289,11 @@ async fn a_listening_connection_that_is_cut_off_comes_back_and_misses_nothing() 
     let servers = Servers::start(false).await;
     let admin = servers.admin(0).await;
     let follower = Follower::of(servers.admin(1).await).await;
+    // What anybody may say in the database is not believed: neither of a place where no log ends, nor what is no message.
+    let organization = servers.place.database.texts("SELECT id AS text FROM organizations").await.remove(0);
+    for said in [format!("x committed {organization} 999999 CLIENT -"), "?".to_owned()] {
+        servers.place.database.execute(&format!("NOTIFY claviger, '{said}'")).await.unwrap();
+    }
     for round in 1..=3 {
         let cut = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
                    WHERE datname = current_database() AND application_name = 'claviger events'";
@@ -304,11 +310,16 @@ async fn a_listening_connection_that_is_cut_off_comes_back_and_misses_nothing() 
         }
         create(&admin, &format!("Afterwards {round}")).await;
     }
-    follower.has_heard_everything().await;
+    let mut stream = follower.has_heard_everything().await;
     let elsewhere = servers.admin(2).await;
     elsewhere.run(READ).await.data();
+    // The entry of that sign-in.
+    stream.event().await.unwrap();
     servers.sign_out_by_command();
     until_refused(&elsewhere).await;
+    // Who is signed out hears no more, not even of that.
+    let (_, body) = tokio::time::timeout(AT_ONCE, stream.event()).await.expect("ended at once").unwrap();
+    assert_eq!(body["errors"][0]["extensions"]["code"], "UNAUTHENTICATED");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
