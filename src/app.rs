@@ -18,12 +18,14 @@ use housekeeping::Housekeeping;
 use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, KeyRingError, Random, SecretText};
 use crate::domain::audit_integrity::Verifications;
+use crate::domain::bus::Bus;
 use crate::domain::keys::{MissingKey, missing};
 use crate::domain::organization::{FirstAdmin, FirstStart, ensure, is_begun};
 use crate::domain::{self, Code, Cx, Record, Services};
 use crate::http::{Limits, LiveLimits, Server, router, serve};
 use crate::identity::password::Hasher;
 use crate::identity::{AccessTokens, Actor, Authenticator};
+use crate::jobs::Runs;
 use crate::limits::RateLimits;
 use crate::model::Clock;
 use crate::redis::{InvalidUrl, Redis};
@@ -168,10 +170,14 @@ impl App {
         };
         let (home, first_admin) = ensure(first_start).await?;
         let tokens = AccessTokens::new(&jwt_secret);
+        // The process, for whoever looks who holds a lease; and what tells it from another machine's.
+        let instance = format!("{}-{}", std::process::id(), hex::encode(random.bytes::<8>()));
         let redis = match &settings.redis_url {
             Some(url) => Some(Redis::open(url).await?),
             None => None,
         };
+        // By Redis or by the database, not by both.
+        let db = if redis.is_some() { db } else { db.telling_as(&instance) };
         let services = Services {
             authenticator: Authenticator::new(db.clone(), clock.clone(), tokens, keys.clone()),
             commits: Commits::default(),
@@ -186,6 +192,8 @@ impl App {
             passwords,
             links: links(settings),
             verifications: Verifications::default(),
+            bus: Bus::default(),
+            instance,
             home,
         };
         let (actor, record) = (Actor::system(services.home), Record::default());
@@ -246,10 +254,12 @@ impl App {
         let listener = listen(&settings.listen).await.map_err(wrong)?;
         let address = listener.local_addr().map_err(wrong)?;
         let services = self.services.clone();
-        let server = Server::new(settings, self.services, self.live_limits);
+        let runs = Runs::default();
+        let server = Server::new(settings, self.services, self.live_limits, &runs);
         let stop = server.stop_token();
         tokio::spawn(domain::commits::watch(services.clone(), stop.clone()));
-        let housekeeping = Housekeeping::start(settings, services, &stop);
+        tokio::spawn(domain::bus::follow(services.clone(), stop.clone()));
+        let housekeeping = Housekeeping::start(settings, services, runs, &stop);
         let task = tokio::spawn(serve(listener, router(server.clone()), Limits::default(), stop.clone()));
         Ok(Running { address, stop: stop.drop_guard(), task, server, housekeeping })
     }

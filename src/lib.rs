@@ -11,6 +11,8 @@ pub mod http;
 
 pub mod graphql;
 
+pub mod jobs;
+
 pub mod domain;
 
 pub mod audit;
@@ -22,6 +24,8 @@ pub mod store;
 pub mod upstream;
 
 pub mod redis;
+
+pub mod events;
 
 pub mod crypto;
 

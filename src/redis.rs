@@ -6,7 +6,8 @@ use std::error::Error;
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
+use futures_util::StreamExt as _;
+use redis::aio::{MultiplexedConnection, PubSubSink, PubSubStream};
 use redis::{AsyncConnectionConfig, Client, RedisError, RedisResult, Script};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::watch;
@@ -81,6 +82,31 @@ impl Redis {
         }
     }
 
+    /// Tells whoever is subscribed to the channel.
+    ///
+    /// # Errors
+    /// As for [`Redis::ask`].
+    pub async fn publish(&self, channel: &str, text: &str) -> Result<(), Away> {
+        let publish = async |mut link: MultiplexedConnection| {
+            redis::cmd("PUBLISH").arg(channel).arg(text).query_async::<()>(&mut link).await
+        };
+        self.ask(publish).await
+    }
+
+    /// Subscribes to a channel, on a connection of its own.
+    ///
+    /// # Errors
+    /// Where Redis is away.
+    pub async fn subscribe(&self, channel: &str) -> Result<Subscription, Box<dyn Error + Send + Sync>> {
+        let (sink, texts) = timeout(CONNECT, async {
+            let mut connection = self.client.get_async_pubsub().await?;
+            connection.subscribe(channel).await?;
+            Ok::<_, RedisError>(connection.split())
+        })
+        .await??;
+        Ok(Subscription { sink, texts })
+    }
+
     /// Many may find out at once: the first says so, and none takes away the connection that came after.
     fn lose(&self, link: &Arc<MultiplexedConnection>, error: &(dyn Error + 'static)) -> Away {
         let is_first = self.link.send_if_modified(|current| {
@@ -101,6 +127,29 @@ impl Redis {
         timeout(PATIENCE, probe(connection.clone())).await??;
         self.link.send_replace(Some(Arc::new(connection)));
         Ok(())
+    }
+}
+
+/// A connection that hears what is told on a channel.
+pub struct Subscription {
+    sink: PubSubSink,
+    texts: PubSubStream,
+}
+
+impl Subscription {
+    /// The next text; none: the connection broke. Nothing is lost where the wait is given up.
+    pub async fn next(&mut self) -> Option<String> {
+        let message = self.texts.next().await?;
+        // What is no text comes from nobody that is known: empty, it says nothing that anybody knows.
+        Some(message.get_payload().unwrap_or_default())
+    }
+
+    /// Asks whether the connection is still there: one that was cut off without a word is silent for ever.
+    ///
+    /// # Errors
+    /// Where it is not.
+    pub async fn check(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(timeout(CONNECT, self.sink.ping::<()>()).await??)
     }
 }
 

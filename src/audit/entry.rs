@@ -135,6 +135,7 @@ impl Entry {
             metadata: self.metadata.map(|metadata| metadata.to_string()),
             user_id,
             api_key_id: self.api_key,
+            changes_access: self.changes_access,
             ip_address: origin.ip_address.map(|address| address.to_string()),
             user_agent: origin.user_agent.clone(),
             request_id: origin.request_id.clone(),

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 
 use super::audit_integrity::Verifications;
+use super::bus::Bus;
 use super::error::{Error, Result};
 use super::quota::Rates;
 use crate::audit::{Commits, Origin};
@@ -46,6 +47,10 @@ pub struct Services {
     pub links: String,
     /// The verifications of audit logs that run.
     pub verifications: Verifications,
+    /// What it tells and hears of others.
+    pub bus: Bus,
+    /// The name of this server among those on the same database: made at its start, and no other's.
+    pub instance: String,
     /// The operator's organization, which also keeps the audit entries of deeds that belong to none.
     pub home: OrganizationId,
 }

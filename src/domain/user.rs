@@ -268,6 +268,7 @@ pub async fn reset_password(cx: Cx<'_>, email: &Email, password: &SecretText) ->
         users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
         let ended = sessions::revoke_all(tx, user.id, now).await?;
         let entry = Entry::new(AuditAction::Update, ResourceType::User)
+            .changing_access()
             .on(&user.id)
             .noting(json!({ "password": "reset", "sessionsEnded": ended }));
         Ok((user, entry))

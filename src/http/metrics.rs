@@ -17,6 +17,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::router::Server;
+use crate::events::Measures;
+use crate::jobs::Runs;
 use crate::store::PoolState;
 
 /// What is measured. Labels are names of the schema, of routes and of codes: nothing that a caller can invent.
@@ -57,7 +59,7 @@ const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 impl Metrics {
     /// Nothing measured yet.
     #[must_use]
-    pub fn new(database: &'static str, has_redis: bool) -> Self {
+    pub fn new(database: &'static str, has_redis: bool, jobs: &Runs, bus: &Measures) -> Self {
         let mut registry = Registry::with_prefix("claviger");
         let graphql_requests = Family::default();
         let graphql_duration: Family<Field, Histogram, fn() -> Histogram> =
@@ -90,6 +92,23 @@ impl Metrics {
         registry.register("sockets_open", "Open WebSockets", sockets.clone());
         registry.register("event_streams_open", "Open streams of server-sent events", event_streams.clone());
         registry.register("subscriptions_active", "Subscriptions that run", subscriptions.clone());
+        registry.register(
+            "bus_connected",
+            "Whether other servers are heard: 1, or 0 while what they do is noticed seconds later",
+            bus.connected.clone(),
+        );
+        registry.register(
+            "bus_interruptions",
+            "How often other servers were no longer heard",
+            bus.interruptions.clone(),
+        );
+        registry.register("job_runs", "Runs of jobs on this server, by how they ended", jobs.total.clone());
+        registry.register_with_unit(
+            "job_last_success_timestamp",
+            "When each job was last done to its end, whichever server did it",
+            Unit::Seconds,
+            jobs.last_success.clone(),
+        );
         Self {
             registry,
             graphql_requests,

@@ -24,6 +24,7 @@ use super::rate_limit::{RATE_LIMIT, RATE_LIMIT_POLICY};
 use super::{graphql, health, metrics, observe, panics, playground};
 use crate::domain::Services;
 use crate::graphql::Api;
+use crate::jobs::Runs;
 use crate::model::Timestamp;
 use crate::settings::Settings;
 
@@ -55,11 +56,11 @@ pub struct Server {
 impl Server {
     /// A server by these settings.
     #[must_use]
-    pub fn new(settings: &Settings, services: Arc<Services>, limits: LiveLimits) -> Arc<Self> {
+    pub fn new(settings: &Settings, services: Arc<Services>, limits: LiveLimits, runs: &Runs) -> Arc<Self> {
         Arc::new(Self {
             api: Api::new(),
             documents: Documents::new(settings.introspection),
-            metrics: Metrics::new(services.db.kind(), services.redis.is_some()),
+            metrics: Metrics::new(services.db.kind(), services.redis.is_some(), runs, &services.bus.measures),
             tasks: TaskTracker::new(),
             live: Live::new(limits),
             stop: CancellationToken::new(),

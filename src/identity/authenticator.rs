@@ -1,6 +1,6 @@
 //! From an access token or an API key to an actor, by what the database says now.
 //!
-//! The session or the key and its user are kept for seconds, and dropped at once by whoever changes them on this server.
+//! The session or the key and its user are kept for seconds, and dropped at once when they change, here or on a server that is heard.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -24,9 +24,11 @@ mod durability;
 mod examples;
 mod http;
 mod invitation;
+mod jobs;
 mod keys;
 mod limits;
 mod logs;
+mod many_servers;
 mod null_propagation;
 mod organization;
 

@@ -79,7 +79,7 @@ const IDS: &[(&str, &str)] = &[
 ];
 
 /// Tables whose rows belong to no organization.
-const SERVER_WIDE: &[&str] = &["encryption_keys"];
+const SERVER_WIDE: &[&str] = &["encryption_keys", "leases"];
 
 /// A record of a type in the organization of an administrator.
 pub(crate) async fn specimen(app: &TestApp, admin: &Client, of: &str, key: &str) -> Value {
