@@ -20,10 +20,12 @@ use crate::crypto::{KeyRing, KeyRingError, Random, SecretText};
 use crate::domain::audit_integrity::Verifications;
 use crate::domain::keys::{MissingKey, missing};
 use crate::domain::organization::{FirstAdmin, FirstStart, ensure, is_begun};
+use crate::domain::outbox::Outbox;
 use crate::domain::{self, Code, Cx, Record, Services};
 use crate::http::{Limits, LiveLimits, Server, router, serve};
 use crate::identity::password::Hasher;
 use crate::identity::{AccessTokens, Actor, Authenticator};
+use crate::mail::{Mailer, MailerError};
 use crate::model::Clock;
 use crate::settings::{DataDir, DataDirError, DatabaseUrl, Listen, Settings};
 use crate::store::{self, Db, MigrationError, OpenError};
@@ -62,6 +64,9 @@ pub enum StartError {
     /// The HTTP client cannot be made.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// Mails cannot be sent.
+    #[error(transparent)]
+    Mail(#[from] MailerError),
     /// Keys that records need are not in the ring.
     #[error("{}", lacking(.0))]
     MissingKeys(Vec<MissingKey>),
@@ -84,7 +89,10 @@ impl StartError {
     #[must_use]
     pub fn is_wrong_setting(&self) -> bool {
         match self {
-            Self::Keys(..) | Self::MissingKeys(_) | Self::Database(OpenError::Url(_)) => true,
+            Self::Keys(..)
+            | Self::MissingKeys(_)
+            | Self::Database(OpenError::Url(_))
+            | Self::Mail(MailerError::From(_)) => true,
             Self::FirstStart(error) => error.code() == Code::BadUserInput,
             Self::WrongKeys(error) => error.code() == Code::Conflict,
             Self::DataDir(_)
@@ -92,6 +100,7 @@ impl StartError {
             | Self::Store(_)
             | Self::Migration(_)
             | Self::Client(_)
+            | Self::Mail(_)
             | Self::NotBegun(_)
             | Self::Listen(..) => false,
         }
@@ -162,6 +171,8 @@ impl App {
             random,
             keys,
             passwords,
+            outbox: Outbox::new(Mailer::new(settings)?),
+            is_registration_open: settings.is_registration_open,
             links: links(settings),
             verifications: Verifications::default(),
             home,

@@ -18,6 +18,7 @@ pub mod identity;
 
 pub mod store;
 
+pub mod mail;
 pub mod upstream;
 
 pub mod crypto;

@@ -1,4 +1,4 @@
-//! What a server does by itself: it signs where the audit logs end, and removes what they need not keep.
+//! What a server does by itself: it signs where the audit logs end, removes what they need not keep, and sends the mails that wait.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,17 +8,22 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::Services;
 use crate::domain::audit_checkpoint::Checkpoints;
-use crate::domain::audit_retention;
+use crate::domain::{audit_retention, mail_token, outbox};
 use crate::settings::Settings;
 
 /// How often entries whose time is over are looked for.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// How often mails are looked for that nobody has told of: they are tried again, or another server wrote them and is gone.
+const MINUTE: Duration = Duration::from_secs(60);
+/// How often tokens are looked for whose time is over.
+const HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// The tasks that run beside the requests, until the server is told to stop.
 pub(super) struct Housekeeping {
     services: Arc<Services>,
     checkpoints: Option<JoinHandle<Checkpoints>>,
     retention: Option<JoinHandle<()>>,
+    mails: JoinHandle<()>,
 }
 
 impl Housekeeping {
@@ -27,11 +32,13 @@ impl Housekeeping {
             settings.audit_checkpoints.map(|every| tokio::spawn(checkpoints(services.clone(), every, stop.clone())));
         let retention =
             settings.audit_retention_days.map(|days| tokio::spawn(retention(services.clone(), days, stop.clone())));
-        Self { services, checkpoints, retention }
+        let mails = tokio::spawn(mails(services.clone(), stop.clone()));
+        Self { services, checkpoints, retention, mails }
     }
 
     /// Ends them, once no deed can follow: the last checkpoint is of all that was done.
     pub(super) async fn finish(self) {
+        told(self.mails.await);
         if let Some(retention) = self.retention {
             told(retention.await);
         }
@@ -71,6 +78,29 @@ async fn retention(services: Arc<Services>, days: u32, stop: CancellationToken) 
         }
         if stop.run_until_cancelled(tokio::time::sleep(DAY)).await.is_none() {
             return;
+        }
+    }
+}
+
+async fn mails(services: Arc<Services>, stop: CancellationToken) {
+    let mut hour = tokio::time::interval(HOUR);
+    loop {
+        // What is being sent is not cut off: it might be sent twice.
+        if let Err(error) = outbox::deliver(&services, &stop).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "sending mails broke off; it goes on within a minute"
+            );
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = services.outbox.woken() => {}
+            () = tokio::time::sleep(MINUTE) => {}
+            _ = hour.tick() => {
+                if let Err(error) = mail_token::remove_expired(&services).await {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "tokens whose time is over were not removed");
+                }
+            }
         }
     }
 }

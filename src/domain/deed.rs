@@ -68,6 +68,9 @@ async fn commit(cx: Cx<'_>, tx: Tx, entry: Entry) -> Result<()> {
         error => Error::internal(error),
     })?;
     cx.record.count();
+    if cx.record.take_mail() {
+        cx.services.outbox.wake();
+    }
     cx.services.commits.publish(Committed {
         organization: entry.organization_id,
         sequence,

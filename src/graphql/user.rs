@@ -51,7 +51,7 @@ impl User {
         self.0.id.to_string().into()
     }
 
-    /// The address to sign in with, unique on the server.
+    /// The address to sign in with, unique on the server. One that was registered is only once it is verified.
     async fn email(&self) -> &str {
         self.0.email.as_str()
     }

@@ -17,6 +17,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::router::Server;
+use crate::domain::outbox::Tally;
 use crate::store::PoolState;
 
 /// What is measured. Labels are names of the schema, of routes and of codes: nothing that a caller can invent.
@@ -28,6 +29,8 @@ pub struct Metrics {
     statements: Counter,
     pool_open: Gauge,
     pool_idle: Gauge,
+    mails: Family<Outcome, Counter>,
+    mails_waiting: Gauge,
     pub(super) sockets: Gauge,
     pub(super) event_streams: Gauge,
     pub(super) subscriptions: Gauge,
@@ -48,6 +51,11 @@ struct Field {
 struct HttpRequest {
     route: String,
     status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
 }
 
 /// From half a millisecond to the longest time that a request may take by default.
@@ -81,6 +89,13 @@ impl Metrics {
         registry.register("database_statements", "Statements sent to the database", statements.clone());
         registry.register("database_connections_open", "Open database connections", pool_open.clone());
         registry.register("database_connections_idle", "Database connections that nobody uses", pool_idle.clone());
+        let (mails, mails_waiting) = (Family::default(), Gauge::default());
+        registry.register(
+            "mails",
+            "Mails by outcome: sent, deferred (each time), refused for good, given up because their time was over",
+            mails.clone(),
+        );
+        registry.register("mails_waiting", "Mails that wait to be sent, by any server", mails_waiting.clone());
         let (sockets, event_streams, subscriptions) = (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register("sockets_open", "Open WebSockets", sockets.clone());
         registry.register("event_streams_open", "Open streams of server-sent events", event_streams.clone());
@@ -93,6 +108,8 @@ impl Metrics {
             statements,
             pool_open,
             pool_idle,
+            mails,
+            mails_waiting,
             sockets,
             event_streams,
             subscriptions,
@@ -112,7 +129,18 @@ impl Metrics {
         self.http_requests.get_or_create(&HttpRequest { route: route.to_owned(), status }).inc();
     }
 
-    fn text(&self, pool: PoolState, statements: u64) -> String {
+    fn text(&self, pool: PoolState, statements: u64, mails: &Tally) -> String {
+        let outcomes = [
+            ("sent", &mails.sent),
+            ("deferred", &mails.deferred),
+            ("refused", &mails.refused),
+            ("given_up", &mails.given_up),
+        ];
+        for (outcome, count) in outcomes {
+            let counter = self.mails.get_or_create(&Outcome { outcome });
+            counter.inner().store(count.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.mails_waiting.set(i64::try_from(mails.waiting.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
         self.statements.inner().store(statements, Ordering::Relaxed);
         self.pool_open.set(pool.open.into());
         self.pool_idle.set(pool.idle.into());
@@ -140,6 +168,7 @@ impl Drop for Counted {
 
 /// `/metrics`.
 pub(super) async fn handle(State(server): State<Arc<Server>>) -> impl IntoResponse {
-    let text = server.metrics.text(server.services.db.pool_state(), server.services.db.statements());
+    let services = &server.services;
+    let text = server.metrics.text(services.db.pool_state(), services.db.statements(), services.outbox.tally());
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
 }

@@ -67,7 +67,7 @@ impl Tx {
         Ok(sequence)
     }
 
-    /// Commits what no caller has done: when an API key was last used, and what finds it. Visible in the store alone, where
+    /// Commits what no caller has done: when an API key was last used, and what finds it; what became of a mail. Visible in the store alone, where
     /// `tests/it/architecture.rs` holds that nothing else calls it; whatever somebody does needs [`Tx::commit`].
     ///
     /// # Errors

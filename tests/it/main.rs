@@ -25,12 +25,16 @@ mod http;
 mod invitation;
 mod keys;
 mod logs;
+mod new_password;
 mod null_propagation;
 mod organization;
+mod outbox;
 
 mod page_walks;
 mod paging;
 mod password;
+mod profile;
+mod registration;
 mod roles;
 mod schema;
 mod search;

@@ -3,6 +3,7 @@
 mod app;
 mod graphql;
 mod live;
+mod mail;
 mod postgres;
 pub(crate) mod schema;
 mod upstream;
@@ -10,6 +11,7 @@ mod upstream;
 pub(crate) use app::{OTHER_ORGANIZATION, PASSWORD, TestApp};
 pub(crate) use graphql::{Answer, Client};
 pub(crate) use live::{EventStream, Socket, gauge, until_gauge};
+pub(crate) use mail::{Behaviour, SmtpSink};
 pub(crate) use postgres::TestDatabase;
 pub(crate) use upstream::{GOOD_KEY, MockUpstream};
 
