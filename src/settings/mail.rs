@@ -1,7 +1,5 @@
 //! The settings of mail: where it is handed over, and who it is from.
 
-use std::fmt;
-
 use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
 use url::{Host, Url};
@@ -103,14 +101,5 @@ impl Sender {
         }
         let email = email.parse().map_err(|_| wrong())?;
         Ok(Self { name: (!name.is_empty()).then(|| name.to_owned()), email })
-    }
-}
-
-impl fmt::Display for Sender {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.name {
-            Some(name) => write!(f, "{name} <{}>", self.email),
-            None => write!(f, "{}", self.email),
-        }
     }
 }

@@ -266,6 +266,71 @@ both_databases! {
     }
 }
 
+mod tls {
+    use super::*;
+    use crate::command_line::Place;
+    use crate::support::{PASSWORD, Tls, tls_of_localhost};
+
+    const CREDENTIALS: &str = "user:password@";
+
+    /// A server that sends by the sink, and has been told to send a mail. The certificate in the file is the one that it trusts.
+    async fn invites(url: &str, trusted: Option<&str>) -> (Place, crate::command_line::Served) {
+        let place = Place::new(TestDatabase::sqlite());
+        let mut command = place.command(&["serve"]);
+        command.env("SMTP_URL", url).env("MAIL_FROM", "noreply@claviger.example");
+        if let Some(file) = trusted {
+            command.env("SSL_CERT_FILE", file);
+        }
+        let server = Place::started(command);
+        invite_by(&Client::new(&server.url).signed_in("admin@localhost", PASSWORD).await).await;
+        (place, server)
+    }
+
+    async fn invite_by(admin: &Client) {
+        let input = json!({ "email": "ina@example.com", "fullName": "Ina", "role": "MEMBER" });
+        let deed = "mutation($i: InviteUserInput!) { inviteUser(input: $i) { user { id } } }";
+        admin.with(deed, json!({ "i": input })).await.data();
+    }
+
+    /// Waits until a mail was put off.
+    async fn until_deferred(url: &str) {
+        let line = "claviger_mails_total{outcome=\"deferred\"} 1";
+        while !reqwest::get(format!("{url}/metrics")).await.unwrap().text().await.unwrap().contains(line) {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_mail_goes_to_a_server_whose_certificate_is_trusted_and_to_no_other() {
+        let (acceptor, certificate) = tls_of_localhost();
+        let folder = tempfile::tempdir().unwrap();
+        let (own, other) = (folder.path().join("own.pem"), folder.path().join("other.pem"));
+        std::fs::write(&own, certificate).unwrap();
+        std::fs::write(&other, tls_of_localhost().1).unwrap();
+        for (tls, scheme, query) in
+            [(Tls::Immediate(acceptor.clone()), "smtps", ""), (Tls::StartTls(acceptor), "smtp", "?tls=required")]
+        {
+            let sink = SmtpSink::start_with(Behaviour::Take, tls).await;
+            let url = format!("{scheme}://{CREDENTIALS}localhost:{}{query}", sink.address.port());
+            let (_place, server) = invites(&url, other.to_str()).await;
+            until_deferred(&server.url).await;
+            assert!(sink.credentials().is_empty() && sink.seen().is_empty(), "{url}");
+            let _running = invites(&url, own.to_str()).await;
+            assert_eq!(sink.next().await.to, "ina@example.com");
+            assert_eq!(sink.credentials(), ["\0user\0password"]);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_server_that_offers_no_tls_is_told_nothing_where_tls_is_required() {
+        let sink = SmtpSink::start(Behaviour::Take).await;
+        let url = format!("smtp://{CREDENTIALS}localhost:{}?tls=required", sink.address.port());
+        let (_place, server) = invites(&url, None).await;
+        until_deferred(&server.url).await;
+        assert!(sink.credentials().is_empty() && sink.seen().is_empty());
+    }
+}
+
 mod a_mail_outlives_a_change_of_keys {
     use std::process::Command;
 

@@ -8,9 +8,11 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use mail_parser::MessageParser;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use rustls::pki_types::PrivateKeyDer;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc};
+use tokio_rustls::TlsAcceptor;
 
 use super::app::TestApp;
 use super::live::in_time;
@@ -76,9 +78,32 @@ pub(crate) enum Behaviour {
     Rude,
 }
 
+/// How the SMTP server protects its connections.
+#[derive(Clone)]
+pub(crate) enum Tls {
+    None,
+    Immediate(TlsAcceptor),
+    StartTls(TlsAcceptor),
+}
+
+/// What a server needs for TLS as `localhost`, and its certificate, for whoever is to trust it.
+pub(crate) fn tls_of_localhost() -> (TlsAcceptor, String) {
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::try_from(signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![cert.der().clone()], key)
+        .unwrap();
+    (TlsAcceptor::from(Arc::new(config)), cert.pem())
+}
+
 /// An SMTP server.
 pub(crate) struct SmtpSink {
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     shared: Arc<Shared>,
     taken: tokio::sync::Mutex<mpsc::UnboundedReceiver<Mail>>,
 }
@@ -94,6 +119,10 @@ struct Shared {
 
 impl SmtpSink {
     pub(crate) async fn start(behaviour: Behaviour) -> Self {
+        Self::start_with(behaviour, Tls::None).await
+    }
+
+    pub(crate) async fn start_with(behaviour: Behaviour, tls: Tls) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, taken) = mpsc::unbounded_channel();
@@ -107,8 +136,21 @@ impl SmtpSink {
         let state = shared.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let state = state.clone();
-                tokio::spawn(async move { state.serve(stream).await });
+                let (state, tls) = (state.clone(), tls.clone());
+                tokio::spawn(async move {
+                    match tls {
+                        Tls::None => drop(state.serve(stream, Some("220 sink.example"), false).await),
+                        Tls::Immediate(acceptor) => {
+                            let stream = acceptor.accept(stream).await.ok()?;
+                            state.serve(stream, Some("220 sink.example"), false).await;
+                        }
+                        Tls::StartTls(acceptor) => {
+                            let stream = state.serve(stream, Some("220 sink.example"), true).await?;
+                            state.serve(acceptor.accept(stream).await.ok()?, None, false).await;
+                        }
+                    }
+                    Some(())
+                });
             }
         });
         Self { address, shared, taken: tokio::sync::Mutex::new(taken) }
@@ -159,15 +201,26 @@ impl Shared {
         *self.behaviour.lock().unwrap()
     }
 
-    /// Speaks SMTP, as far as a client needs it; a client that is gone ends it.
-    async fn serve(&self, stream: TcpStream) -> Option<()> {
+    /// Speaks SMTP, as far as a client needs it; a client that is gone ends it. Returns the stream for TLS to begin on it, where the
+    /// client asks for that.
+    async fn serve<S>(&self, stream: S, greeting: Option<&str>, offers_tls: bool) -> Option<S>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         let mut stream = BufReader::new(stream);
         let mut recipients = Vec::new();
-        say(&mut stream, "220 sink.example").await?;
+        if let Some(greeting) = greeting {
+            say(&mut stream, greeting).await?;
+        }
         loop {
             let line = line(&mut stream).await?;
             let (verb, rest) = line.split_at(line.find([' ', ':']).unwrap_or(line.len()));
             match (verb.to_ascii_uppercase().as_str(), self.behaviour()) {
+                ("EHLO", _) if offers_tls => say(&mut stream, "250-sink.example\r\n250 STARTTLS").await?,
+                ("STARTTLS", _) if offers_tls => {
+                    say(&mut stream, "220 go on").await?;
+                    return Some(stream.into_inner());
+                }
                 ("EHLO", _) => say(&mut stream, "250-sink.example\r\n250 AUTH PLAIN").await?,
                 ("AUTH", behaviour) => {
                     let given = STANDARD.decode(rest.trim_start_matches(" PLAIN ")).unwrap();
@@ -189,7 +242,10 @@ impl Shared {
                         Behaviour::Content(answer) => say(&mut stream, answer).await?,
                         Behaviour::Vanish => return None,
                         // Until the client is gone.
-                        Behaviour::Hang => return stream.read_line(&mut String::new()).await.ok().map(|_| ()),
+                        Behaviour::Hang => {
+                            let _ = stream.read_line(&mut String::new()).await;
+                            return None;
+                        }
                         _ => {
                             // Before the client knows it: it may be gone by then, and has handed it over all the same.
                             let _ = self.taken.send(mail);
@@ -198,27 +254,32 @@ impl Shared {
                     }
                 }
                 ("QUIT", Behaviour::Rude) => {
-                    return stream.read_line(&mut String::new()).await.ok().map(|_| ());
+                    let _ = stream.read_line(&mut String::new()).await;
+                    return None;
                 }
-                ("QUIT", _) => return say(&mut stream, "221 bye").await,
+                ("QUIT", _) => {
+                    say(&mut stream, "221 bye").await?;
+                    return None;
+                }
                 _ => say(&mut stream, "250 ok").await?,
             }
         }
     }
 }
 
-async fn say(stream: &mut BufReader<TcpStream>, text: &str) -> Option<()> {
-    stream.get_mut().write_all(format!("{text}\r\n").as_bytes()).await.ok()
+async fn say<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut BufReader<S>, text: &str) -> Option<()> {
+    stream.get_mut().write_all(format!("{text}\r\n").as_bytes()).await.ok()?;
+    stream.get_mut().flush().await.ok()
 }
 
-async fn line(stream: &mut BufReader<TcpStream>) -> Option<String> {
+async fn line<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> Option<String> {
     let mut line = String::new();
     let length = stream.read_line(&mut line).await.ok()?;
     (length > 0).then(|| line.trim_end().to_owned())
 }
 
 /// The lines up to the dot, those with a dot in front without it.
-async fn content(stream: &mut BufReader<TcpStream>) -> Option<Vec<u8>> {
+async fn content<S: AsyncRead + Unpin>(stream: &mut BufReader<S>) -> Option<Vec<u8>> {
     let mut content = String::new();
     loop {
         let line = line(stream).await?;
