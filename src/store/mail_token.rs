@@ -83,8 +83,8 @@ pub async fn of_user(tx: &mut Tx, purpose: MailTokenPurpose, user: UserId) -> Re
 /// Where the database fails.
 pub async fn take(tx: &mut Tx, token: &MailToken) -> Result<bool> {
     let conn = tx.conn().await?;
-    let taken = on_conn!(conn, |c| diesel::delete(mail_tokens::table.find(&token.digest)).execute(c).await?);
-    Ok(taken > 0)
+    let ended = on_conn!(conn, |c| diesel::delete(mail_tokens::table.find(&token.digest)).execute(c).await?);
+    Ok(ended > 0)
 }
 
 /// Ends the tokens of a user, but for one that verifies the address that the user has: what else is on its way may have been asked for

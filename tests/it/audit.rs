@@ -51,7 +51,7 @@ pub(crate) const CALLS: &[(&str, &str, &str)] = &[
     (
         "updateProfile",
         r#"updateProfile(input: { fullName: "N", email: "KEY@example.com" }) { user { id } }"#,
-        r#"updateProfile(input: { fullName: null }) { user { id } }"#,
+        "updateProfile(input: { fullName: null }) { user { id } }",
     ),
     (
         "changePassword",

@@ -308,7 +308,7 @@ mod tls {
         std::fs::write(&own, certificate).unwrap();
         std::fs::write(&other, tls_of_localhost().1).unwrap();
         for (tls, scheme, query) in
-            [(Tls::Immediate(acceptor.clone()), "smtps", ""), (Tls::StartTls(acceptor), "smtp", "?tls=required")]
+            [(Tls::Immediate(acceptor.clone()), "smtps", ""), (Tls::Upgraded(acceptor), "smtp", "?tls=required")]
         {
             let sink = SmtpSink::start_with(Behaviour::Take, tls).await;
             let url = format!("{scheme}://{CREDENTIALS}localhost:{}{query}", sink.address.port());

@@ -83,7 +83,7 @@ pub(crate) enum Behaviour {
 pub(crate) enum Tls {
     None,
     Immediate(TlsAcceptor),
-    StartTls(TlsAcceptor),
+    Upgraded(TlsAcceptor),
 }
 
 /// What a server needs for TLS as `localhost`, and its certificate, for whoever is to trust it.
@@ -144,7 +144,7 @@ impl SmtpSink {
                             let stream = acceptor.accept(stream).await.ok()?;
                             state.serve(stream, Some("220 sink.example"), false).await;
                         }
-                        Tls::StartTls(acceptor) => {
+                        Tls::Upgraded(acceptor) => {
                             let stream = state.serve(stream, Some("220 sink.example"), true).await?;
                             state.serve(acceptor.accept(stream).await.ok()?, None, false).await;
                         }
