@@ -21,12 +21,14 @@ use crate::domain::audit_integrity::Verifications;
 use crate::domain::bus::Bus;
 use crate::domain::keys::{MissingKey, missing};
 use crate::domain::organization::{FirstAdmin, FirstStart, ensure, is_begun};
+use crate::domain::outbox::Outbox;
 use crate::domain::{self, Code, Cx, Record, Services};
 use crate::http::{Limits, LiveLimits, Server, router, serve};
 use crate::identity::password::Hasher;
 use crate::identity::{AccessTokens, Actor, Authenticator};
 use crate::jobs::Runs;
 use crate::limits::RateLimits;
+use crate::mail::{Mailer, MailerError};
 use crate::model::Clock;
 use crate::redis::{InvalidUrl, Redis};
 use crate::settings::{DataDir, DataDirError, DatabaseUrl, Listen, Settings, check_jwt_secret};
@@ -69,6 +71,9 @@ pub enum StartError {
     /// The HTTP client cannot be made.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// Mails cannot be sent.
+    #[error(transparent)]
+    Mail(#[from] MailerError),
     /// Keys that records need are not in the ring.
     #[error("{}", lacking(.0))]
     MissingKeys(Vec<MissingKey>),
@@ -98,6 +103,7 @@ impl StartError {
             | Self::Keys(..)
             | Self::MissingKeys(_)
             | Self::Database(OpenError::Url(_))
+            | Self::Mail(MailerError::From(_))
             | Self::Redis(_) => true,
             Self::FirstStart(error) => error.code() == Code::BadUserInput,
             Self::WrongKeys(error) => error.code() == Code::Conflict,
@@ -106,6 +112,7 @@ impl StartError {
             | Self::Store(_)
             | Self::Migration(_)
             | Self::Client(_)
+            | Self::Mail(_)
             | Self::NotBegun(_)
             | Self::Listen(..) => false,
         }
@@ -190,6 +197,8 @@ impl App {
             random,
             keys,
             passwords,
+            outbox: Outbox::new(Mailer::new(settings)?),
+            is_registration_open: settings.is_registration_open,
             links: links(settings),
             verifications: Verifications::default(),
             bus: Bus::default(),

@@ -21,6 +21,7 @@ pub mod identity;
 pub mod limits;
 pub mod store;
 
+pub mod mail;
 pub mod upstream;
 
 pub mod redis;

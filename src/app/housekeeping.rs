@@ -1,4 +1,4 @@
-//! What a server does by itself: it signs where the audit logs end, and does the jobs that come to it.
+//! What a server does by itself: it signs where the audit logs end, sends the mails that wait, and does the jobs that come to it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,14 +8,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::Services;
 use crate::domain::audit_checkpoint::Checkpoints;
+use crate::domain::outbox;
 use crate::jobs::{self, Pace, Runs, Scheduler};
 use crate::settings::Settings;
+
+/// How often mails are looked for that nobody has told of: they are tried again, or another server wrote them and is gone.
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// The tasks that run beside the requests, until the server is told to stop.
 pub(super) struct Housekeeping {
     services: Arc<Services>,
     /// Each server signs into its own log stream, so this is no job that one does for all.
     checkpoints: Option<JoinHandle<Checkpoints>>,
+    /// Each server sends what it is told of, so this is no such job either.
+    mails: JoinHandle<()>,
     jobs: Scheduler,
 }
 
@@ -23,22 +29,27 @@ impl Housekeeping {
     pub(super) fn start(settings: &Settings, services: Arc<Services>, runs: Runs, stop: &CancellationToken) -> Self {
         let checkpoints =
             settings.audit_checkpoints.map(|every| tokio::spawn(checkpoints(services.clone(), every, stop.clone())));
+        let mails = tokio::spawn(mails(services.clone(), stop.clone()));
         let jobs = Scheduler::start(jobs::all(settings), services.clone(), Pace::default(), runs, stop.clone());
-        Self { services, checkpoints, jobs }
+        Self { services, checkpoints, mails, jobs }
     }
 
     /// Ends them, once no deed can follow: the last checkpoint is of all that was done.
     pub(super) async fn finish(self) {
+        told(self.mails.await);
         self.jobs.finish().await;
-        if let Some(checkpoints) = self.checkpoints {
-            match checkpoints.await {
-                Ok(mut checkpoints) => checkpoints.write(&self.services).await,
-                Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "the checkpoints broke off");
-                }
-            }
+        if let Some(checkpoints) = self.checkpoints
+            && let Some(mut checkpoints) = told(checkpoints.await)
+        {
+            checkpoints.write(&self.services).await;
         }
     }
+}
+
+fn told<T>(ended: Result<T, tokio::task::JoinError>) -> Option<T> {
+    ended
+        .inspect_err(|error| tracing::error!(error = error as &dyn std::error::Error, "the housekeeping broke off"))
+        .ok()
 }
 
 async fn checkpoints(services: Arc<Services>, every: Duration, stop: CancellationToken) -> Checkpoints {
@@ -47,4 +58,21 @@ async fn checkpoints(services: Arc<Services>, every: Duration, stop: Cancellatio
         checkpoints.write(&services).await;
     }
     checkpoints
+}
+
+async fn mails(services: Arc<Services>, stop: CancellationToken) {
+    loop {
+        // What is being sent is not cut off: it might be sent twice.
+        if let Err(error) = outbox::deliver(&services, &stop).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "sending mails broke off; it goes on within a minute"
+            );
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = services.outbox.woken() => {}
+            () = tokio::time::sleep(MINUTE) => {}
+        }
+    }
 }

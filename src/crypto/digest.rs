@@ -20,6 +20,10 @@ pub enum Purpose {
     RefreshSuccessor,
     /// Finds an invitation.
     Invitation,
+    /// Finds what verifies an address.
+    EmailVerification,
+    /// Finds what sets a new password.
+    PasswordReset,
     /// Tells a key of the ring from another.
     KeyFingerprint,
     /// Finds an API key.
@@ -29,11 +33,13 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::UpstreamKeyFingerprint,
         Self::RefreshToken,
         Self::RefreshSuccessor,
         Self::Invitation,
+        Self::EmailVerification,
+        Self::PasswordReset,
         Self::KeyFingerprint,
         Self::ApiKey,
         Self::RateLimit,
@@ -46,6 +52,8 @@ impl Purpose {
             Self::RefreshToken => b"claviger/refresh-token",
             Self::RefreshSuccessor => b"claviger/refresh-successor",
             Self::Invitation => b"claviger/invitation",
+            Self::EmailVerification => b"claviger/email-verification",
+            Self::PasswordReset => b"claviger/password-reset",
             Self::KeyFingerprint => b"claviger/key-fingerprint",
             Self::ApiKey => b"claviger/api-key",
             Self::RateLimit => b"claviger/rate-limit",

@@ -1,6 +1,6 @@
 //! What every deed is given: the services it may use, who asks, and the record of what it leaves in the audit log.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::audit_integrity::Verifications;
 use super::bus::Bus;
 use super::error::{Error, Result};
+use super::outbox::Outbox;
 use super::quota::Rates;
 use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, Random};
@@ -43,6 +44,10 @@ pub struct Services {
     pub commits: Commits,
     /// Asks Claude upstreams.
     pub upstream: Upstream,
+    /// The mails that are to be sent.
+    pub outbox: Outbox,
+    /// Whether anybody may make an organization.
+    pub is_registration_open: bool,
     /// What the links that people are given begin with: where the frontend is, or the server itself, without a slash at the end.
     pub links: String,
     /// The verifications of audit logs that run.
@@ -97,6 +102,7 @@ impl Cx<'_> {
 #[derive(Debug, Default)]
 pub struct Record {
     written: AtomicUsize,
+    has_mail: AtomicBool,
     subject: Mutex<Subject>,
 }
 
@@ -120,6 +126,16 @@ impl Record {
 
     pub(super) fn count(&self) {
         self.written.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Says that there are mails to be sent, once what the deed does is committed.
+    pub(super) fn mail(&self) {
+        self.has_mail.store(true, Ordering::Release);
+    }
+
+    /// Whether there were, since this was last asked.
+    pub(super) fn take_mail(&self) -> bool {
+        self.has_mail.swap(false, Ordering::AcqRel)
     }
 
     /// Says what the deed that begins now is to be done to.

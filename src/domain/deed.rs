@@ -78,6 +78,9 @@ async fn commit(cx: Cx<'_>, tx: Tx, entry: Entry) -> Result<()> {
         }
     };
     cx.record.count();
+    if cx.record.take_mail() {
+        cx.services.outbox.wake();
+    }
     cx.services.commits.publish(Committed {
         organization: entry.organization_id,
         sequence,

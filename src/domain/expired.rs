@@ -13,8 +13,8 @@ const KEPT: TimeDelta = TimeDelta::days(7);
 /// How many rows one transaction removes: others that write wait for it on SQLite.
 const BATCH: i64 = 500;
 
-/// Removes sessions with their refresh tokens, invitations, and digests of replaced API keys that have ended long ago. Returns
-/// how many rows it were.
+/// Removes sessions with their refresh tokens, invitations, tokens by mail, and digests of replaced API keys that have ended long
+/// ago. Returns how many rows it were.
 ///
 /// # Errors
 /// Where the database fails; what was removed so far stays so.
@@ -22,7 +22,7 @@ pub async fn remove(services: &Services) -> Result<usize> {
     let before = services.clock.now() + -KEPT;
     let mut removed = 0;
     // A session's tokens come before it.
-    for what in [Ended::RefreshTokens, Ended::Sessions, Ended::Invitations, Ended::ApiKeyDigests] {
+    for what in [Ended::RefreshTokens, Ended::Sessions, Ended::Invitations, Ended::MailTokens, Ended::ApiKeyDigests] {
         loop {
             let count = expired::remove(&services.db, what, before, BATCH).await?;
             removed += count;

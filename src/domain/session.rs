@@ -11,7 +11,9 @@ use crate::audit::Entry;
 use crate::crypto::{Purpose, SecretText};
 use crate::identity::password::{PasswordHash, Verdict};
 use crate::identity::{Actor, Claims, SignedIn, SignedInBy};
-use crate::model::{Access, AuditAction, AuditOutcome, Email, Read, ResourceType, SessionId, Timestamp, UserStatus};
+use crate::model::{
+    Access, AuditAction, AuditOutcome, Email, ManageOneself, Read, ResourceType, SessionId, Timestamp, UserStatus,
+};
 use crate::store::Tx;
 use crate::store::session::{self as sessions, RefreshToken, Session};
 use crate::store::user::{self as users, User};
@@ -217,6 +219,29 @@ pub async fn sign_out(cx: Cx<'_>, presented: Option<&SecretText>, everywhere: bo
     })
     .await?;
     Ok(ended > 0)
+}
+
+/// Ends one of the caller's sessions.
+///
+/// # Errors
+/// Where nobody has signed in, or the caller has no such session that is alive.
+pub async fn revoke(cx: Cx<'_>, id: SessionId) -> Result<()> {
+    cx.actor.require::<ManageOneself>()?;
+    let caller = cx.actor.signed_in().ok_or_else(Error::unauthenticated)?;
+    let no_such_session = || Error::not_found("session");
+    // Before it is locked: that of another is none of the caller's business.
+    if find_many(cx, &[id]).await?.is_empty() {
+        return Err(no_such_session());
+    }
+    audited(cx, async |tx| {
+        let now = cx.services.clock.now();
+        let locked = sessions::lock_with_user(tx, id).await?;
+        let own = locked.filter(|(session, _)| session.user_id == caller.user && session.is_alive(now));
+        let (session, _) = own.ok_or_else(no_such_session)?;
+        sessions::revoke(tx, session.id, now).await?;
+        Ok(((), Entry::new(AuditAction::Revoke, ResourceType::Session).on(&session.id).changing_access()))
+    })
+    .await
 }
 
 /// Where the caller is signed in, newest first.

@@ -17,6 +17,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::router::Server;
+use crate::domain::outbox::Tally;
 use crate::events::Measures;
 use crate::jobs::Runs;
 use crate::store::PoolState;
@@ -31,6 +32,8 @@ pub struct Metrics {
     pool_open: Gauge,
     pool_idle: Gauge,
     redis_up: Gauge,
+    mails: Family<Outcome, Counter>,
+    mails_waiting: Gauge,
     pub(super) sockets: Gauge,
     pub(super) event_streams: Gauge,
     pub(super) subscriptions: Gauge,
@@ -51,6 +54,11 @@ struct Field {
 struct HttpRequest {
     route: String,
     status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
 }
 
 /// From half a millisecond to the longest time that a request may take by default.
@@ -88,6 +96,13 @@ impl Metrics {
         if has_redis {
             registry.register("redis_up", "Whether Redis is there: 1, or 0 while it is away", redis_up.clone());
         }
+        let (mails, mails_waiting) = (Family::default(), Gauge::default());
+        registry.register(
+            "mails",
+            "Mails by outcome: sent, deferred (each time), refused for good, given up because their time was over",
+            mails.clone(),
+        );
+        registry.register("mails_waiting", "Mails that wait to be sent, by any server", mails_waiting.clone());
         let (sockets, event_streams, subscriptions) = (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register("sockets_open", "Open WebSockets", sockets.clone());
         registry.register("event_streams_open", "Open streams of server-sent events", event_streams.clone());
@@ -118,6 +133,8 @@ impl Metrics {
             pool_open,
             pool_idle,
             redis_up,
+            mails,
+            mails_waiting,
             sockets,
             event_streams,
             subscriptions,
@@ -137,8 +154,19 @@ impl Metrics {
         self.http_requests.get_or_create(&HttpRequest { route: route.to_owned(), status }).inc();
     }
 
-    fn text(&self, pool: PoolState, statements: u64, is_redis_there: bool) -> String {
+    fn text(&self, pool: PoolState, statements: u64, mails: &Tally, is_redis_there: bool) -> String {
         self.redis_up.set(is_redis_there.into());
+        let outcomes = [
+            ("sent", &mails.sent),
+            ("deferred", &mails.deferred),
+            ("refused", &mails.refused),
+            ("given_up", &mails.given_up),
+        ];
+        for (outcome, count) in outcomes {
+            let counter = self.mails.get_or_create(&Outcome { outcome });
+            counter.inner().store(count.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.mails_waiting.set(i64::try_from(mails.waiting.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
         self.statements.inner().store(statements, Ordering::Relaxed);
         self.pool_open.set(pool.open.into());
         self.pool_idle.set(pool.idle.into());
@@ -166,8 +194,9 @@ impl Drop for Counted {
 
 /// `/metrics`.
 pub(super) async fn handle(State(server): State<Arc<Server>>) -> impl IntoResponse {
-    let is_redis_there = server.services.redis.as_ref().is_some_and(|redis| redis.is_there());
-    let (pool, statements) = (server.services.db.pool_state(), server.services.db.statements());
-    let text = server.metrics.text(pool, statements, is_redis_there);
+    let services = &server.services;
+    let is_redis_there = services.redis.as_ref().is_some_and(|redis| redis.is_there());
+    let (pool, statements) = (services.db.pool_state(), services.db.statements());
+    let text = server.metrics.text(pool, statements, services.outbox.tally(), is_redis_there);
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
 }

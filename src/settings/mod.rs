@@ -1,6 +1,7 @@
 //! The settings: read once, typed, and every wrong one named with where it came from.
 
 mod data_dir;
+mod mail;
 mod sources;
 mod table;
 
@@ -16,6 +17,7 @@ use tracing_subscriber::filter::LevelFilter;
 use url::{Host, Url};
 
 pub use data_dir::{DataDir, DataDirError};
+pub use mail::{Sender, SmtpServer, SmtpTls};
 pub use sources::{Problem, SettingsError, Sources};
 pub use table::{Kind, Setting, TABLE, markdown};
 
@@ -45,6 +47,12 @@ pub struct Settings {
     pub admin_email: Email,
     /// The first administrator's password; none: generated and printed once.
     pub admin_password: Option<SecretString>,
+    /// Whether anybody may make an organization.
+    pub is_registration_open: bool,
+    /// Where mails are handed over; none: they are written into the data folder.
+    pub smtp: Option<SmtpServer>,
+    /// Who mails are from.
+    pub mail_from: Sender,
     /// Origins of frontends that browsers may call from.
     pub frontend_urls: Vec<String>,
     /// Where the server is reached from outside.
@@ -163,6 +171,13 @@ impl Settings {
                 text.parse().map_err(|error: InvalidEmail| error.to_string())
             }),
             admin_password: reader.secret("ADMIN_PASSWORD", |_| Ok(())),
+            is_registration_open: reader.or("REGISTRATION", false, |text| match text {
+                "open" => Ok(true),
+                "closed" => Ok(false),
+                _ => Err("is neither \"open\" nor \"closed\"".to_owned()),
+            }),
+            smtp: reader.secret_as("SMTP_URL", SmtpServer::parse),
+            mail_from: reader.or("MAIL_FROM", Sender::nobody(), Sender::parse),
             frontend_urls: reader.or("FRONTEND_URL", Vec::new(), |text| list(text, origin)),
             public_url: reader.or("PUBLIC_URL", default_public_url(&listen), web_url),
             trusted_proxies: reader.or("TRUSTED_PROXIES", Vec::new(), |text| list(text, network)),
@@ -194,6 +209,9 @@ impl Settings {
             request_timeout: reader.or("REQUEST_TIMEOUT", Duration::from_secs(30), |text| seconds(text, 1, 600)),
             shutdown_timeout: reader.or("SHUTDOWN_TIMEOUT", Duration::from_secs(30), |text| seconds(text, 0, 600)),
         };
+        if settings.smtp.is_some() {
+            reader.needs("MAIL_FROM", "must be set where SMTP_URL is");
+        }
         reader.finish()?;
         Ok(settings)
     }

@@ -53,7 +53,10 @@ settings! {
     Secret "CREDENTIAL_ENCRYPTION_KEYS", "generated into DATA_DIR", "`v2:base64,v1:base64`: the first seals, all open; also `CREDENTIAL_ENCRYPTION_KEYS_FILE`";
     Plain "ADMIN_EMAIL", "`admin@localhost`", "the first administrator's address, for the first start";
     Secret "ADMIN_PASSWORD", "generated and printed once", "the first administrator's password, for the first start; also `ADMIN_PASSWORD_FILE`";
-    Url "FRONTEND_URL", "none", "origins that browsers may call from, comma-separated; invitations lead to the first";
+    Plain "REGISTRATION", "`closed`", "`open`: anybody may make an organization of their own";
+    Secret "SMTP_URL", "none: mails are written to `<DATA_DIR>/outbox`", "where mails are handed over: `smtps://user:password@host` (TLS), `smtp://…` (STARTTLS; without TLS on this machine or with `?tls=none`); also `SMTP_URL_FILE`";
+    Plain "MAIL_FROM", "`Claviger <claviger@localhost>`", "who mails are from; must be set where `SMTP_URL` is";
+    Url "FRONTEND_URL", "none", "origins that browsers may call from, comma-separated; links in mails and invitations lead to the first";
     Url "PUBLIC_URL", "from HOST and PORT", "where the server is reached from outside, for links; with https, browsers are told to stay with it";
     Plain "TRUSTED_PROXIES", "none", "addresses and networks whose X-Forwarded-For, X-Request-Id and traceparent are believed, comma-separated";
     Url "ANTHROPIC_BASE_URL", "`https://api.anthropic.com`", "the default upstream";

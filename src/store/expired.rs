@@ -1,4 +1,4 @@
-//! What has ended and nobody needs any more: sessions with their refresh tokens, invitations, digests of replaced API keys.
+//! What has ended and nobody needs any more: sessions with their refresh tokens, invitations, tokens by mail, digests of replaced API keys.
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
@@ -6,7 +6,7 @@ use diesel_async::RunQueryDsl;
 use super::backend::{Db, on_conn};
 use super::error::Result;
 use super::locks::all_locked_that_are_free;
-use super::tables::{api_key_digests, invitations, refresh_tokens, sessions};
+use super::tables::{api_key_digests, invitations, mail_tokens, refresh_tokens, sessions};
 use super::tx::Tx;
 use crate::model::{RefreshTokenId, SessionId, Timestamp, UserId};
 
@@ -20,6 +20,8 @@ pub enum Ended {
     Sessions,
     /// Invitations that were not accepted.
     Invitations,
+    /// Tokens by mail that were not used.
+    MailTokens,
     /// What raw API keys were found by that have been replaced.
     ApiKeyDigests,
 }
@@ -46,7 +48,7 @@ pub async fn remove(db: &Db, what: Ended, before: Timestamp, most: i64) -> Resul
 
 /// Rows that somebody has locked are left for the next time, so that nobody who locks several can be waiting in a circle.
 async fn delete(tx: &mut Tx, what: Ended, before: Timestamp, most: i64) -> Result<usize> {
-    use {api_key_digests as d, invitations as i, refresh_tokens as r, sessions as s};
+    use {api_key_digests as d, invitations as i, mail_tokens as m, refresh_tokens as r, sessions as s};
     let conn = tx.conn().await?;
     Ok(match what {
         Ended::RefreshTokens => {
@@ -64,6 +66,11 @@ async fn delete(tx: &mut Tx, what: Ended, before: Timestamp, most: i64) -> Resul
             let ended = i::table.filter(i::expires_at.lt(before)).limit(most).select(i::user_id);
             let ids: Vec<UserId> = all_locked_that_are_free!(conn, ended)?;
             on_conn!(conn, |c| diesel::delete(i::table.filter(i::user_id.eq_any(&ids))).execute(c).await?)
+        }
+        Ended::MailTokens => {
+            let ended = m::table.filter(m::expires_at.lt(before)).limit(most).select(m::digest);
+            let digests: Vec<Vec<u8>> = all_locked_that_are_free!(conn, ended)?;
+            on_conn!(conn, |c| diesel::delete(m::table.filter(m::digest.eq_any(&digests))).execute(c).await?)
         }
         Ended::ApiKeyDigests => {
             let ended = d::table.filter(d::expires_at.lt(Some(before))).limit(most).select(d::digest);

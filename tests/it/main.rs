@@ -29,13 +29,17 @@ mod keys;
 mod limits;
 mod logs;
 mod many_servers;
+mod new_password;
 mod null_propagation;
 mod organization;
+mod outbox;
 
 mod page_walks;
 mod paging;
 mod password;
+mod profile;
 mod redis;
+mod registration;
 mod roles;
 mod schema;
 mod search;

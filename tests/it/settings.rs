@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use claviger::settings::{
-    DatabaseUrl, Kind, LogFormat, Settings, SettingsError, Sources, TABLE, WithoutRedis, markdown,
+    DatabaseUrl, Kind, LogFormat, Settings, SettingsError, SmtpTls, Sources, TABLE, WithoutRedis, markdown,
 };
 use proptest::prelude::*;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -461,5 +461,61 @@ proptest! {
         value in r"(sqlite|postgres|https?|)(://)?[\[\]:@/?#,.*a-z0-9%=-]{0,30}",
     ) {
         let _ = load(&[(TABLE[index].name, &value)]);
+    }
+}
+
+#[test]
+fn mail_is_handed_over_with_tls_unless_it_stays_here_or_is_told_otherwise() {
+    let smtp = |url: &str| load(&[("SMTP_URL", url), ("MAIL_FROM", "a@b.example")]).unwrap().smtp.unwrap();
+    for (url, tls, port) in [
+        ("smtps://mail.example.com", SmtpTls::Immediate, 465),
+        ("smtps://mail.example.com:2465/", SmtpTls::Immediate, 2465),
+        ("smtps://localhost", SmtpTls::Immediate, 465),
+        ("smtp://mail.example.com", SmtpTls::StartTls, 587),
+        ("smtp://mail.example.com:25?tls=required", SmtpTls::StartTls, 25),
+        ("smtp://mail.example.com?tls=none", SmtpTls::None, 25),
+        ("smtp://localhost:1025", SmtpTls::None, 1025),
+        ("smtp://127.0.0.1", SmtpTls::None, 25),
+        ("smtp://[::1]:1025", SmtpTls::None, 1025),
+        ("smtp://localhost?tls=required", SmtpTls::StartTls, 587),
+    ] {
+        let server = smtp(url);
+        assert_eq!((server.tls, server.port), (tls, port), "{url}");
+    }
+    let server = smtp("smtps://us%40er:p%3A%C3%A9+@mail.example.com");
+    let (user, password) = server.credentials.as_ref().unwrap();
+    assert_eq!((user.as_str(), password.expose_secret()), ("us@er", "p:\u{e9}+"));
+    assert!(!format!("{server:?}").contains("p:"));
+    for wrong in [
+        "mail.example.com",
+        "http://mail.example.com",
+        "smtp://",
+        "smtp://mail.example.com/path",
+        "smtp://mail.example.com#part",
+        "smtps://mail.example.com?tls=none",
+        "smtp://mail.example.com?tls=maybe",
+        "smtp://user@mail.example.com",
+        "smtp://:password@mail.example.com",
+        "smtp://user:password@mail.example.com?tls=none",
+    ] {
+        assert_eq!(wrong_names(&[("SMTP_URL", wrong), ("MAIL_FROM", "a@b.example")]), ["SMTP_URL"], "{wrong}");
+    }
+    assert_eq!(wrong_names(&[("SMTP_URL", "smtps://mail.example.com")]), ["MAIL_FROM"]);
+}
+
+#[test]
+fn a_sender_is_an_address_with_or_without_a_name() {
+    let sender = |text: &str| {
+        let sender = load(&[("MAIL_FROM", text)]).unwrap().mail_from;
+        (sender.name, sender.email.to_string())
+    };
+    let named = |name: &str| (Some(name.to_owned()), "a@b.example".to_owned());
+    assert_eq!(sender("A@b.example"), (None, "a@b.example".to_owned()));
+    assert_eq!(sender("<a@b.example>"), (None, "a@b.example".to_owned()));
+    assert_eq!(sender("Acme, Inc. <a@b.example>"), named("Acme, Inc."));
+    assert_eq!(sender("\"Acme\" <a@b.example>"), named("Acme"));
+    for wrong in ["Acme", "Acme <>", "Acme <a@b.example", "A <b> <a@b.example>", "A\r\nBcc: x@y.example <a@b.example>"]
+    {
+        assert_eq!(wrong_names(&[("MAIL_FROM", wrong)]), ["MAIL_FROM"], "{wrong}");
     }
 }

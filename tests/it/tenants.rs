@@ -50,6 +50,7 @@ const IDS: &[(&str, &str)] = &[
     ("Query.auditLogs(filter.requestId)", REQUEST),
     ("Client.tasks(filter.clientId)", "Client"),
     ("Client.tasks(filter.assigneeId)", "User"),
+    ("Mutation.revokeSession(input.id)", "Session"),
     ("Mutation.updateUser(input.id)", "User"),
     ("Mutation.deleteUser(input.id)", "User"),
     ("Mutation.updateClaudeAccount(input.id)", "ClaudeAccount"),
