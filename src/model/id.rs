@@ -91,10 +91,10 @@ const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 /// The place of each byte in the alphabet.
 const DIGITS: [u8; 256] = {
     let mut digits = [NO_DIGIT; 256];
-    let mut place = 0;
-    while place < ALPHABET.len() {
-        digits[ALPHABET[place] as usize] = place as u8;
-        place += 1;
+    let mut digit = 0_u8;
+    while (digit as usize) < ALPHABET.len() {
+        digits[ALPHABET[digit as usize] as usize] = digit;
+        digit += 1;
     }
     digits
 };
