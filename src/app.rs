@@ -18,13 +18,19 @@ use housekeeping::Housekeeping;
 use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, KeyRingError, Random, SecretText};
 use crate::domain::audit_integrity::Verifications;
+use crate::domain::bus::Bus;
 use crate::domain::keys::{MissingKey, missing};
 use crate::domain::organization::{FirstAdmin, FirstStart, ensure, is_begun};
+use crate::domain::outbox::Outbox;
 use crate::domain::{self, Code, Cx, Record, Services};
 use crate::http::{Limits, LiveLimits, Server, router, serve};
 use crate::identity::password::Hasher;
 use crate::identity::{AccessTokens, Actor, Authenticator};
+use crate::jobs::Runs;
+use crate::limits::RateLimits;
+use crate::mail::{Mailer, MailerError};
 use crate::model::Clock;
+use crate::redis::{InvalidUrl, Redis};
 use crate::settings::{DataDir, DataDirError, DatabaseUrl, Listen, Settings, check_jwt_secret};
 use crate::store::{self, Db, MigrationError, OpenError};
 use crate::upstream::{ClientError, Upstream};
@@ -65,9 +71,15 @@ pub enum StartError {
     /// The HTTP client cannot be made.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// Mails cannot be sent.
+    #[error(transparent)]
+    Mail(#[from] MailerError),
     /// Keys that records need are not in the ring.
     #[error("{}", lacking(.0))]
     MissingKeys(Vec<MissingKey>),
+    /// Redis cannot be found by its URL.
+    #[error("REDIS_URL cannot be used")]
+    Redis(#[from] InvalidUrl),
     /// The address cannot be listened on.
     #[error("cannot listen on {0}")]
     Listen(Listen, #[source] std::io::Error),
@@ -87,7 +99,12 @@ impl StartError {
     #[must_use]
     pub fn is_wrong_setting(&self) -> bool {
         match self {
-            Self::JwtSecret(_) | Self::Keys(..) | Self::MissingKeys(_) | Self::Database(OpenError::Url(_)) => true,
+            Self::JwtSecret(_)
+            | Self::Keys(..)
+            | Self::MissingKeys(_)
+            | Self::Database(OpenError::Url(_))
+            | Self::Mail(MailerError::From(_))
+            | Self::Redis(_) => true,
             Self::FirstStart(error) => error.code() == Code::BadUserInput,
             Self::WrongKeys(error) => error.code() == Code::Conflict,
             Self::DataDir(_)
@@ -95,6 +112,7 @@ impl StartError {
             | Self::Store(_)
             | Self::Migration(_)
             | Self::Client(_)
+            | Self::Mail(_)
             | Self::NotBegun(_)
             | Self::Listen(..) => false,
         }
@@ -159,17 +177,32 @@ impl App {
         };
         let (home, first_admin) = ensure(first_start).await?;
         let tokens = AccessTokens::new(&jwt_secret);
+        // The process, for whoever looks who holds a lease; and what tells it from another machine's.
+        let instance = format!("{}-{}", std::process::id(), hex::encode(random.bytes::<8>()));
+        let redis = match &settings.redis_url {
+            Some(url) => Some(Redis::open(url).await?),
+            None => None,
+        };
+        // By Redis or by the database, not by both.
+        let db = if redis.is_some() { db } else { db.telling_as(&instance) };
         let services = Services {
             authenticator: Authenticator::new(db.clone(), clock.clone(), tokens, keys.clone()),
             commits: Commits::default(),
             upstream: Upstream::new(settings.anthropic_base_url.clone(), settings.upstream_allowed_hosts.clone())?,
             db,
+            limits: RateLimits::new(clock.clone(), redis.clone(), settings.rate_limit_without_redis, keys.clone()),
+            rates: settings.into(),
+            redis,
             clock,
             random,
             keys,
             passwords,
+            outbox: Outbox::new(Mailer::new(settings)?),
+            is_registration_open: settings.is_registration_open,
             links: links(settings),
             verifications: Verifications::default(),
+            bus: Bus::default(),
+            instance,
             home,
         };
         let (actor, record) = (Actor::system(services.home), Record::default());
@@ -230,10 +263,12 @@ impl App {
         let listener = listen(&settings.listen).await.map_err(wrong)?;
         let address = listener.local_addr().map_err(wrong)?;
         let services = self.services.clone();
-        let server = Server::new(settings, self.services, self.live_limits);
+        let runs = Runs::default();
+        let server = Server::new(settings, self.services, self.live_limits, &runs);
         let stop = server.stop_token();
         tokio::spawn(domain::commits::watch(services.clone(), stop.clone()));
-        let housekeeping = Housekeeping::start(settings, services, &stop);
+        tokio::spawn(domain::bus::follow(services.clone(), stop.clone()));
+        let housekeeping = Housekeeping::start(settings, services, runs, &stop);
         let task = tokio::spawn(serve(listener, router(server.clone()), Limits::default(), stop.clone()));
         Ok(Running { address, stop: stop.drop_guard(), task, server, housekeeping })
     }

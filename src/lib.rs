@@ -11,14 +11,22 @@ pub mod http;
 
 pub mod graphql;
 
+pub mod jobs;
+
 pub mod domain;
 
 pub mod audit;
 pub mod identity;
 
+pub mod limits;
 pub mod store;
 
+pub mod mail;
 pub mod upstream;
+
+pub mod redis;
+
+pub mod events;
 
 pub mod crypto;
 

@@ -1,4 +1,4 @@
-//! What a server does by itself: it signs where the audit logs end, and removes what they need not keep.
+//! What a server does by itself: it signs where the audit logs end, sends the mails that wait, and does the jobs that come to it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,33 +8,36 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::Services;
 use crate::domain::audit_checkpoint::Checkpoints;
-use crate::domain::audit_retention;
+use crate::domain::outbox;
+use crate::jobs::{self, Pace, Runs, Scheduler};
 use crate::settings::Settings;
 
-/// How often entries whose time is over are looked for.
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// How often mails are looked for that nobody has told of: they are tried again, or another server wrote them and is gone.
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// The tasks that run beside the requests, until the server is told to stop.
 pub(super) struct Housekeeping {
     services: Arc<Services>,
+    /// Each server signs into its own log stream, so this is no job that one does for all.
     checkpoints: Option<JoinHandle<Checkpoints>>,
-    retention: Option<JoinHandle<()>>,
+    /// Each server sends what it is told of, so this is no such job either.
+    mails: JoinHandle<()>,
+    jobs: Scheduler,
 }
 
 impl Housekeeping {
-    pub(super) fn start(settings: &Settings, services: Arc<Services>, stop: &CancellationToken) -> Self {
+    pub(super) fn start(settings: &Settings, services: Arc<Services>, runs: Runs, stop: &CancellationToken) -> Self {
         let checkpoints =
             settings.audit_checkpoints.map(|every| tokio::spawn(checkpoints(services.clone(), every, stop.clone())));
-        let retention =
-            settings.audit_retention_days.map(|days| tokio::spawn(retention(services.clone(), days, stop.clone())));
-        Self { services, checkpoints, retention }
+        let mails = tokio::spawn(mails(services.clone(), stop.clone()));
+        let jobs = Scheduler::start(jobs::all(settings), services.clone(), Pace::default(), runs, stop.clone());
+        Self { services, checkpoints, mails, jobs }
     }
 
     /// Ends them, once no deed can follow: the last checkpoint is of all that was done.
     pub(super) async fn finish(self) {
-        if let Some(retention) = self.retention {
-            told(retention.await);
-        }
+        told(self.mails.await);
+        self.jobs.finish().await;
         if let Some(checkpoints) = self.checkpoints
             && let Some(mut checkpoints) = told(checkpoints.await)
         {
@@ -57,20 +60,19 @@ async fn checkpoints(services: Arc<Services>, every: Duration, stop: Cancellatio
     checkpoints
 }
 
-async fn retention(services: Arc<Services>, days: u32, stop: CancellationToken) {
+async fn mails(services: Arc<Services>, stop: CancellationToken) {
     loop {
-        // Stopped in the middle of a batch, that one is rolled back.
-        match stop.run_until_cancelled(Box::pin(audit_retention::run(&services, days))).await {
-            None => return,
-            Some(Ok(0)) => {}
-            Some(Ok(removed)) => tracing::info!(removed, days, "audit entries whose time was over were removed"),
-            Some(Err(error)) => tracing::warn!(
+        // What is being sent is not cut off: it might be sent twice.
+        if let Err(error) = outbox::deliver(&services, &stop).await {
+            tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "the retention of the audit log broke off; it goes on at the next time"
-            ),
+                "sending mails broke off; it goes on within a minute"
+            );
         }
-        if stop.run_until_cancelled(tokio::time::sleep(DAY)).await.is_none() {
-            return;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = services.outbox.woken() => {}
+            () = tokio::time::sleep(MINUTE) => {}
         }
     }
 }

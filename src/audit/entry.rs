@@ -95,6 +95,13 @@ impl Entry {
         self
     }
 
+    /// Says in whose log it belongs: a deed of nobody that concerns an organization.
+    #[must_use]
+    pub fn in_log_of(mut self, organization: OrganizationId) -> Self {
+        self.organization = Some(organization);
+        self
+    }
+
     /// Says that it changes who may ask for what: callers are looked at again before anybody hears of it.
     #[must_use]
     pub fn changing_access(mut self) -> Self {
@@ -135,6 +142,7 @@ impl Entry {
             metadata: self.metadata.map(|metadata| metadata.to_string()),
             user_id,
             api_key_id: self.api_key,
+            changes_access: self.changes_access,
             ip_address: origin.ip_address.map(|address| address.to_string()),
             user_agent: origin.user_agent.clone(),
             request_id: origin.request_id.clone(),

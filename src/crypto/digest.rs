@@ -20,20 +20,29 @@ pub enum Purpose {
     RefreshSuccessor,
     /// Finds an invitation.
     Invitation,
+    /// Finds what verifies an address.
+    EmailVerification,
+    /// Finds what sets a new password.
+    PasswordReset,
     /// Tells a key of the ring from another.
     KeyFingerprint,
     /// Finds an API key.
     ApiKey,
+    /// Names the bucket of a rate limit.
+    RateLimit,
 }
 
 impl Purpose {
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::UpstreamKeyFingerprint,
         Self::RefreshToken,
         Self::RefreshSuccessor,
         Self::Invitation,
+        Self::EmailVerification,
+        Self::PasswordReset,
         Self::KeyFingerprint,
         Self::ApiKey,
+        Self::RateLimit,
     ];
 
     /// Part of the derivation: changing it makes every stored digest of the purpose useless.
@@ -43,8 +52,11 @@ impl Purpose {
             Self::RefreshToken => b"claviger/refresh-token",
             Self::RefreshSuccessor => b"claviger/refresh-successor",
             Self::Invitation => b"claviger/invitation",
+            Self::EmailVerification => b"claviger/email-verification",
+            Self::PasswordReset => b"claviger/password-reset",
             Self::KeyFingerprint => b"claviger/key-fingerprint",
             Self::ApiKey => b"claviger/api-key",
+            Self::RateLimit => b"claviger/rate-limit",
         }
     }
 }

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use chrono::TimeDelta;
 use serde_json::json;
 
+use super::attempts::{Attempt, Guess};
 use super::client;
 use super::context::Cx;
 use super::deed::audited;
 use super::error::{Error, FieldError, Result};
+use super::quota::{self, Window};
 use super::validation::{Checks, Patch, check_search};
 use crate::audit::{Changes, Entry, Field, Recorded};
 use crate::crypto::{Purpose, RawApiKey, SecretText};
@@ -34,6 +36,14 @@ const MOST_AT_ONCE: i64 = 10_000;
 /// What the API can tell without rounding.
 const MOST_TOKENS: i64 = (1 << 53) - 1;
 const MOST_COST: MicroUsd = MicroUsd::from_usd(1_000_000_000);
+
+/// A raw key that can be used.
+pub struct Verified {
+    /// The key.
+    pub found: Arc<FoundApiKey>,
+    /// What is left of its limits.
+    pub quota: Vec<Window>,
+}
 
 /// The input of [`create`].
 #[derive(Default)]
@@ -202,17 +212,28 @@ pub async fn find_many(cx: Cx<'_>, ids: &[ApiKeyId]) -> Result<Vec<ApiKey>> {
 /// Where nobody is signed in.
 pub async fn of_viewer(cx: Cx<'_>) -> Result<Option<ApiKey>> {
     let permit = cx.actor.introspect()?;
-    let Some(SignedIn { user, by: SignedInBy::ApiKey(id), .. }) = cx.actor.signed_in() else { return Ok(None) };
+    let Some(SignedIn { user, by: SignedInBy::ApiKey(id, _), .. }) = cx.actor.signed_in() else { return Ok(None) };
     let mut conn = cx.services.db.read().await?;
     Ok(keys::find_many(&mut conn, &Whose::Own(permit, user), &[id]).await?.pop())
 }
 
-/// What a raw key is good for, and the key where it is valid; whoever has it may ask. That is no use of the key.
+/// What a raw key is good for, and where it is valid the key and what is left of its limits; whoever has it may ask. That is no use
+/// of the key.
 ///
 /// # Errors
-/// Where the database fails.
-pub async fn verify(cx: Cx<'_>, raw: SecretText) -> Result<(ApiKeyVerificationCode, Option<Arc<FoundApiKey>>)> {
-    Ok(cx.services.authenticator.verify_api_key(raw, cx.origin.ip_address).await?)
+/// Where the database fails, or too many keys were asked for that are none.
+pub async fn verify(cx: Cx<'_>, raw: SecretText) -> Result<(ApiKeyVerificationCode, Option<Verified>)> {
+    let attempt = Attempt::begin(cx, Guess::ApiKey).await?;
+    let (code, found) = cx.services.authenticator.verify_api_key(raw, cx.origin.ip_address).await?;
+    if !matches!(code, ApiKeyVerificationCode::Malformed | ApiKeyVerificationCode::NotFound) {
+        attempt.succeeded().await;
+    }
+    let Some(found) = found else { return Ok((code, None)) };
+    let quota = quota::of_api_key(cx, found.key.id, (&found.key).into()).await?;
+    if quota.iter().any(|window| window.remaining == 0) {
+        return Ok((ApiKeyVerificationCode::RateLimited, None));
+    }
+    Ok((code, Some(Verified { found, quota })))
 }
 
 /// Makes a key. The raw key is told once, here.

@@ -1,17 +1,22 @@
 //! What every deed is given: the services it may use, who asks, and the record of what it leaves in the audit log.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
 
 use super::audit_integrity::Verifications;
+use super::bus::Bus;
 use super::error::{Error, Result};
+use super::outbox::Outbox;
+use super::quota::Rates;
 use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, Random};
 use crate::identity::password::Hasher;
 use crate::identity::{Actor, Authenticator};
+use crate::limits::RateLimits;
 use crate::model::{Clock, Id, Kind, OrganizationId, ResourceType};
+use crate::redis::Redis;
 use crate::store::Db;
 use crate::upstream::Upstream;
 
@@ -19,6 +24,8 @@ use crate::upstream::Upstream;
 pub struct Services {
     /// The database.
     pub db: Db,
+    /// Redis, where there is one.
+    pub redis: Option<Arc<Redis>>,
     /// The time.
     pub clock: Clock,
     /// Randomness.
@@ -29,14 +36,26 @@ pub struct Services {
     pub passwords: Hasher,
     /// Tells who is behind a token or an API key.
     pub authenticator: Authenticator,
+    /// How much is left of rate limits.
+    pub limits: RateLimits,
+    /// What the rate limits are.
+    pub rates: Rates,
     /// Tells what was committed.
     pub commits: Commits,
     /// Asks Claude upstreams.
     pub upstream: Upstream,
+    /// The mails that are to be sent.
+    pub outbox: Outbox,
+    /// Whether anybody may make an organization.
+    pub is_registration_open: bool,
     /// What the links that people are given begin with: where the frontend is, or the server itself, without a slash at the end.
     pub links: String,
     /// The verifications of audit logs that run.
     pub verifications: Verifications,
+    /// What it tells and hears of others.
+    pub bus: Bus,
+    /// The name of this server among those on the same database: made at its start, and no other's.
+    pub instance: String,
     /// The operator's organization, which also keeps the audit entries of deeds that belong to none.
     pub home: OrganizationId,
 }
@@ -83,6 +102,7 @@ impl Cx<'_> {
 #[derive(Debug, Default)]
 pub struct Record {
     written: AtomicUsize,
+    has_mail: AtomicBool,
     subject: Mutex<Subject>,
 }
 
@@ -106,6 +126,16 @@ impl Record {
 
     pub(super) fn count(&self) {
         self.written.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Says that there are mails to be sent, once what the deed does is committed.
+    pub(super) fn mail(&self) {
+        self.has_mail.store(true, Ordering::Release);
+    }
+
+    /// Whether there were, since this was last asked.
+    pub(super) fn take_mail(&self) -> bool {
+        self.has_mail.swap(false, Ordering::AcqRel)
     }
 
     /// Says what the deed that begins now is to be done to.

@@ -1,8 +1,10 @@
 //! A deed and its audit entry, in one transaction.
 
+use super::bus;
 use super::context::Cx;
 use super::error::{Error, Result};
 use crate::audit::{Committed, Entry};
+use crate::events::News;
 use crate::model::{Access, AuditAction, AuditOutcome, Denied, ResourceType};
 use crate::store::audit_log::NewAuditLog;
 use crate::store::{self, Tx};
@@ -63,16 +65,29 @@ async fn commit(cx: Cx<'_>, tx: Tx, entry: Entry) -> Result<()> {
     if changes_access {
         cx.services.authenticator.forget();
     }
-    let sequence = committed.map_err(|error| match error {
-        error @ store::Error::Unavailable(_) => Error::unavailable(error),
-        error => Error::internal(error),
-    })?;
+    let sequence = match committed {
+        Ok(sequence) => sequence,
+        Err(error) => {
+            if changes_access {
+                bus::tell(cx.services, News::Missed).await;
+            }
+            return Err(match error {
+                error @ store::Error::Unavailable(_) => Error::unavailable(error),
+                error => Error::internal(error),
+            });
+        }
+    };
     cx.record.count();
+    if cx.record.take_mail() {
+        cx.services.outbox.wake();
+    }
     cx.services.commits.publish(Committed {
         organization: entry.organization_id,
         sequence,
         resource_type: Some(entry.resource_type),
     });
+    let (organization, about) = (entry.organization_id, entry.resource_type);
+    bus::tell(cx.services, News::Committed { organization, sequence, about, changes_access }).await;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
+use std::time::Duration;
 
 use crate::identity::NoPermit;
 use crate::identity::password::NotHashed;
@@ -25,6 +26,8 @@ pub enum Code {
     NotFound,
     /// It collides with what is there.
     Conflict,
+    /// It was asked for too often.
+    RateLimited,
     /// The time limit was reached.
     Timeout,
     /// Something that the server needs is away: try again.
@@ -43,6 +46,7 @@ impl Code {
             Self::BadUserInput => "BAD_USER_INPUT",
             Self::NotFound => "NOT_FOUND",
             Self::Conflict => "CONFLICT",
+            Self::RateLimited => "RATE_LIMITED",
             Self::Timeout => "TIMEOUT",
             Self::ServiceUnavailable => "SERVICE_UNAVAILABLE",
             Self::Internal => "INTERNAL_SERVER_ERROR",
@@ -52,7 +56,7 @@ impl Code {
     /// Whether the caller was turned away, rather than the deed tried and failed.
     #[must_use]
     pub fn is_denial(self) -> bool {
-        matches!(self, Self::Unauthenticated | Self::Forbidden)
+        matches!(self, Self::Unauthenticated | Self::Forbidden | Self::RateLimited)
     }
 }
 
@@ -71,12 +75,13 @@ pub struct Error {
     code: Code,
     message: Cow<'static, str>,
     fields: Vec<FieldError>,
+    retry_after: Option<Duration>,
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
     fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, message: message.into(), fields: Vec::new(), cause: None }
+        Self { code, message: message.into(), fields: Vec::new(), retry_after: None, cause: None }
     }
 
     /// Nobody is signed in.
@@ -117,6 +122,12 @@ impl Error {
         Self::new(Code::Conflict, message)
     }
 
+    /// It was asked for too often: in so long it may be tried again.
+    #[must_use]
+    pub fn rate_limited(message: &'static str, retry_after: Duration) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::new(Code::RateLimited, message) }
+    }
+
     /// The time limit was reached.
     #[must_use]
     pub fn timeout() -> Self {
@@ -154,11 +165,23 @@ impl Error {
         &self.message
     }
 
+    /// In how many seconds it may be tried again.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<u64> {
+        self.retry_after.map(whole_seconds)
+    }
+
     /// Which fields are wrong.
     #[must_use]
     pub fn fields(&self) -> &[FieldError] {
         &self.fields
     }
+}
+
+/// Rounded up: whoever waits that long has waited long enough.
+#[must_use]
+pub fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
 impl fmt::Display for Error {

@@ -3,18 +3,22 @@
 use chrono::TimeDelta;
 use serde_json::json;
 
+use super::attempts::{Attempt, Guess};
 use super::context::Cx;
 use super::deed::audited;
 use super::error::{Error, Result};
+use super::outbox;
 use super::session::{self, Tokens};
 use super::user::{NAME_LENGTH, TAKEN, lock_organization};
 use super::validation::Checks;
 use crate::audit::{Changes, Entry};
 use crate::crypto::{Purpose, SecretText};
 use crate::identity::password;
-use crate::model::{AuditAction, ManageUsers, ResourceType, Role, Timestamp, UserId, UserStatus};
+use crate::mail::templates;
+use crate::model::{AuditAction, ManageUsers, Read, ResourceType, Role, Timestamp, UserId, UserStatus};
 use crate::store;
 use crate::store::invitation::{self as invitations, Invitation};
+use crate::store::organization as organizations;
 use crate::store::user::{self as users, User};
 
 /// How long an invitation can be accepted.
@@ -39,12 +43,13 @@ pub struct Accept {
 }
 
 /// Invites somebody into the caller's organization, or once more who was invited there and has not accepted: then the new name
-/// and role hold, and the invitation before this one has ended. Returns the link to accept it with, which is told once.
+/// and role hold, and the invitation before this one has ended. Returns the link to accept it with, which is told once,
+/// and sent by mail.
 ///
 /// # Errors
 /// Without permission, with wrong input, or where the address is taken.
 pub async fn invite(cx: Cx<'_>, input: Invite) -> Result<(User, SecretText)> {
-    let permit = cx.actor.require::<ManageUsers>()?;
+    let (permit, reading) = (cx.actor.require::<ManageUsers>()?, cx.actor.require::<Read>()?);
     let mut checks = Checks::new();
     let email = checks.email("email", &input.email);
     let full_name = checks.line("fullName", &input.full_name, NAME_LENGTH);
@@ -92,6 +97,10 @@ pub async fn invite(cx: Cx<'_>, input: Invite) -> Result<(User, SecretText)> {
             Some(_) => return Err(Error::conflict(TAKEN)),
         };
         invitations::replace(tx, &new_invitation(cx, user.id, &token, now)).await?;
+        let organization = organizations::find(tx.conn().await?, &reading).await?;
+        let name = organization.as_ref().map_or("", |organization| organization.name.as_str());
+        let letter = templates::invitation(&user.email, name, &url);
+        outbox::queue(cx, tx, user.organization_id, &letter, outbox::THREE_DAYS).await?;
         let entry = Entry::new(AuditAction::Invite, ResourceType::User).on(&user.id).with(changes);
         Ok(((user, url), entry))
     })
@@ -99,11 +108,19 @@ pub async fn invite(cx: Cx<'_>, input: Invite) -> Result<(User, SecretText)> {
 }
 
 /// Accepts an invitation: the user gets a password, is active from then on, and signed in. That does not show whose the address
-/// is: the link was told to whoever invited, and no mail was sent to the address.
+/// is: the link was told to whoever invited, too.
 ///
 /// # Errors
-/// `UNAUTHENTICATED`, with one text and after the same work, for every reason that lies in the token; wrong input otherwise.
+/// `UNAUTHENTICATED`, with one text and after the same work, for every reason that lies in the token; `RATE_LIMITED` after too many
+/// that were not good; wrong input otherwise.
 pub async fn accept(cx: Cx<'_>, input: Accept) -> Result<Tokens> {
+    let attempt = Attempt::begin(cx, Guess::Invitation).await?;
+    let done = accept_once(cx, input).await;
+    attempt.end(&done).await;
+    done
+}
+
+async fn accept_once(cx: Cx<'_>, input: Accept) -> Result<Tokens> {
     let digests = cx.services.keys.digests(Purpose::Invitation, input.token.expose().as_bytes());
     let digests: Vec<_> = digests.iter().map(|digest| digest.as_bytes().to_vec()).collect();
     let found = invitations::find(&mut cx.services.db.read().await?, &digests).await?;

@@ -8,13 +8,15 @@ use serde_json::json;
 use super::context::{Cx, Services};
 use super::deed::audited;
 use super::error::{Code, Error, Result};
-use super::{audit_retention, claude_account, credential};
+use super::{audit_retention, claude_account, credential, outbox};
 use crate::audit::Entry;
 use crate::crypto::KeyRing;
 use crate::identity::Actor;
-use crate::model::{AuditAction, ClaudeAccountId, CredentialId, ManageClaudeAccounts, ResourceType, RotateKeys};
+use crate::model::{
+    AuditAction, ClaudeAccountId, CredentialId, MailId, ManageClaudeAccounts, ResourceType, RotateKeys,
+};
 use crate::store::audit_chain::{self, AuditSeal};
-use crate::store::{self, claude_account as accounts, keys};
+use crate::store::{self, claude_account as accounts, keys, outbox as waiting_mails};
 
 /// A key that records need, and that the ring lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,6 +129,14 @@ pub async fn rotate(cx: Cx<'_>, most: i64, mut progress: impl FnMut(&Rotated)) -
                     break;
                 }
             }
+            let mut after = None;
+            loop {
+                let batch = mails(cx, version, after, most).await?;
+                after = batch.last;
+                if !note(&mut rotated, batch, &mut progress) {
+                    break;
+                }
+            }
             note(&mut rotated, seal(cx, version).await?, &mut progress);
         }
     }
@@ -219,6 +229,27 @@ async fn upstream_keys(
             records += 1;
         }
         Ok((Batch { records, failed, last: Some(last) }, entry(cx, "upstreamKeys", records)))
+    })
+    .await
+}
+
+/// The next mails that wait.
+async fn mails(cx: Cx<'_>, version: &str, after: Option<MailId>, most: i64) -> Result<Batch<MailId>> {
+    let permit = cx.actor.require::<RotateKeys>()?;
+    let wanted = waiting_mails::next_of_key(&mut cx.services.db.read().await?, &permit, version, after, most).await?;
+    let Some(last) = wanted.last().copied() else { return Ok(Batch::empty()) };
+    audited(cx, async |tx| {
+        let (mut records, mut failed) = (0, Vec::new());
+        for mut mail in waiting_mails::lock_of_key(tx, &permit, version, &wanted).await? {
+            match outbox::reseal(cx, &mut mail) {
+                Ok(()) => {
+                    waiting_mails::update_sealed(tx, &permit, &mail).await?;
+                    records += 1;
+                }
+                Err(error) => failed.push(failure(&format!("the mail {}", mail.id), &error)),
+            }
+        }
+        Ok((Batch { records, failed, last: Some(last) }, entry(cx, "mails", records)))
     })
     .await
 }

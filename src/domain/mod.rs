@@ -1,5 +1,6 @@
 //! The deeds, one file a noun: what may be done, by whom, under which rules. Knows neither GraphQL nor HTTP nor SQL.
 
+mod attempts;
 mod context;
 mod deed;
 mod error;
@@ -11,15 +12,23 @@ pub mod audit_export;
 pub mod audit_integrity;
 pub mod audit_log;
 pub mod audit_retention;
+pub mod bus;
 pub mod claude_account;
 pub mod client;
 pub mod commits;
 pub mod credential;
 pub mod demonstration;
 pub mod encryption_key;
+pub mod expired;
 pub mod invitation;
 pub mod keys;
+pub mod mail_token;
 pub mod organization;
+pub mod outbox;
+pub mod password;
+pub mod profile;
+pub mod quota;
+pub mod registration;
 pub mod scale;
 pub mod session;
 pub mod task;
@@ -27,5 +36,5 @@ pub mod user;
 
 pub use context::{Cx, Record, Services};
 pub use deed::{audited, record_failure};
-pub use error::{Code, Error, FieldError, Result};
+pub use error::{Code, Error, FieldError, Result, whole_seconds};
 pub use validation::Patch;

@@ -3,6 +3,7 @@
 use chrono::TimeDelta;
 use serde_json::json;
 
+use super::attempts::{Attempt, Guess};
 use super::context::Cx;
 use super::deed::audited;
 use super::error::{Error, Result};
@@ -10,7 +11,9 @@ use crate::audit::Entry;
 use crate::crypto::{Purpose, SecretText};
 use crate::identity::password::{PasswordHash, Verdict};
 use crate::identity::{Actor, Claims, SignedIn, SignedInBy};
-use crate::model::{Access, AuditAction, AuditOutcome, Email, Read, ResourceType, SessionId, Timestamp, UserStatus};
+use crate::model::{
+    Access, AuditAction, AuditOutcome, Email, ManageOneself, Read, ResourceType, SessionId, Timestamp, UserStatus,
+};
 use crate::store::Tx;
 use crate::store::session::{self as sessions, RefreshToken, Session};
 use crate::store::user::{self as users, User};
@@ -41,21 +44,39 @@ pub struct Tokens {
 /// Signs a user in.
 ///
 /// # Errors
-/// `UNAUTHENTICATED`, with one text and after the same work, for every reason that lies in the input.
+/// `UNAUTHENTICATED`, with one text and after the same work, for every reason that lies in the input; `RATE_LIMITED` after too many
+/// attempts, whether or not there is such a user.
 pub async fn sign_in(cx: Cx<'_>, email: &str, password: &SecretText) -> Result<Tokens> {
-    if let Some(tokens) = try_sign_in(cx, email, password).await? {
-        return Ok(tokens);
-    }
+    let attempt = match Attempt::begin(cx, Guess::SignIn(email)).await {
+        Ok(attempt) => attempt,
+        Err(refused) => {
+            // The entry belongs in the log of whose password is guessed at.
+            if let Some((user, _)) = find(cx, email).await? {
+                cx.record.concerns(user.organization_id, ResourceType::User, user.id);
+            }
+            return Err(refused);
+        }
+    };
     // Of two sign-ins at once that replace a hash of an older kind, the second finds the new hash the second time.
-    try_sign_in(cx, email, password).await?.ok_or_else(|| Error::refused(WRONG_SIGN_IN))
+    let done = match try_sign_in(cx, email, password).await {
+        Ok(None) => try_sign_in(cx, email, password).await,
+        done => done,
+    };
+    let done = done.and_then(|tokens| tokens.ok_or_else(|| Error::refused(WRONG_SIGN_IN)));
+    attempt.end(&done).await;
+    done
+}
+
+async fn find(cx: Cx<'_>, email: &str) -> Result<Option<(User, Option<String>)>> {
+    match email.parse::<Email>() {
+        Ok(email) => Ok(users::find_by_email(&mut cx.services.db.read().await?, &email).await?),
+        Err(_) => Ok(None),
+    }
 }
 
 /// `None` where the password's hash was replaced while the password was compared with it.
 async fn try_sign_in(cx: Cx<'_>, email: &str, password: &SecretText) -> Result<Option<Tokens>> {
-    let known = match email.parse::<Email>() {
-        Ok(email) => users::find_by_email(&mut cx.services.db.read().await?, &email).await?,
-        Err(_) => None,
-    };
+    let known = find(cx, email).await?;
     let hash = known.as_ref().and_then(|(_, hash)| hash.clone()).map(PasswordHash::from);
     let verdict = cx.in_time(cx.services.passwords.verify(password, hash)).await??;
     let Some((user, verified)) = known else { return Err(Error::refused(WRONG_SIGN_IN)) };
@@ -113,8 +134,15 @@ pub(super) async fn begin(cx: Cx<'_>, tx: &mut Tx, user: &User) -> Result<(Sessi
 /// comes back within seconds: then it gets the current one again.
 ///
 /// # Errors
-/// `UNAUTHENTICATED` for every reason that lies in the token.
+/// `UNAUTHENTICATED` for every reason that lies in the token; `RATE_LIMITED` after too many that were not good.
 pub async fn refresh(cx: Cx<'_>, presented: &SecretText) -> Result<Tokens> {
+    let attempt = Attempt::begin(cx, Guess::RefreshToken).await?;
+    let done = rotate(cx, presented).await;
+    attempt.end(&done).await;
+    done
+}
+
+async fn rotate(cx: Cx<'_>, presented: &SecretText) -> Result<Tokens> {
     let token = find_token(cx, presented).await?.ok_or_else(|| Error::refused(WRONG_REFRESH_TOKEN))?;
     audited(cx, async |tx| {
         let now = cx.services.clock.now();
@@ -191,6 +219,29 @@ pub async fn sign_out(cx: Cx<'_>, presented: Option<&SecretText>, everywhere: bo
     })
     .await?;
     Ok(ended > 0)
+}
+
+/// Ends one of the caller's sessions.
+///
+/// # Errors
+/// Where nobody has signed in, or the caller has no such session that is alive.
+pub async fn revoke(cx: Cx<'_>, id: SessionId) -> Result<()> {
+    cx.actor.require::<ManageOneself>()?;
+    let caller = cx.actor.signed_in().ok_or_else(Error::unauthenticated)?;
+    let no_such_session = || Error::not_found("session");
+    // Before it is locked: that of another is none of the caller's business.
+    if find_many(cx, &[id]).await?.is_empty() {
+        return Err(no_such_session());
+    }
+    audited(cx, async |tx| {
+        let now = cx.services.clock.now();
+        let locked = sessions::lock_with_user(tx, id).await?;
+        let own = locked.filter(|(session, _)| session.user_id == caller.user && session.is_alive(now));
+        let (session, _) = own.ok_or_else(no_such_session)?;
+        sessions::revoke(tx, session.id, now).await?;
+        Ok(((), Entry::new(AuditAction::Revoke, ResourceType::Session).on(&session.id).changing_access()))
+    })
+    .await
 }
 
 /// Where the caller is signed in, newest first.

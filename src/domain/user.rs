@@ -19,7 +19,7 @@ use crate::store::{self, Tx, invitation as invitations, organization as organiza
 pub(super) const NAME_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
 pub(super) const TAKEN: &str = "A user with this email address exists.";
 const NOT_ACCEPTED: &str = "The user has not accepted the invitation yet.";
-const LAST_ADMIN: &str = "The organization needs an active ADMIN, and this is the last one.";
+pub(super) const LAST_ADMIN: &str = "The organization needs an active ADMIN, and this is the last one.";
 
 /// The input of [`update`].
 #[derive(Default)]
@@ -208,7 +208,7 @@ fn no_such_user() -> Error {
     Error::not_found("user")
 }
 
-fn is_active_admin(user: &User) -> bool {
+pub(super) fn is_active_admin(user: &User) -> bool {
     user.role == Role::Admin && user.status == UserStatus::Active
 }
 
@@ -268,6 +268,7 @@ pub async fn reset_password(cx: Cx<'_>, email: &Email, password: &SecretText) ->
         users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
         let ended = sessions::revoke_all(tx, user.id, now).await?;
         let entry = Entry::new(AuditAction::Update, ResourceType::User)
+            .changing_access()
             .on(&user.id)
             .noting(json!({ "password": "reset", "sessionsEnded": ended }));
         Ok((user, entry))

@@ -13,6 +13,7 @@ use super::declarations::{
 use super::error::Result;
 use super::inputs::{filter_id, id_inputs, patch, payloads, searched, target};
 use super::loaders::Loaders;
+use super::quota::Quota;
 use super::scalars::{BigInt, DateTime, Decimal};
 use super::user::{self, User};
 use crate::crypto::SecretText;
@@ -168,6 +169,11 @@ impl ApiKey {
     /// Counts the changes, from 1; `expectedVersion` compares with it. Using it changes nothing.
     async fn version(&self) -> i32 {
         self.0.version
+    }
+
+    /// What is left of its limits.
+    async fn quota(&self, ctx: &Context<'_>) -> Result<Quota> {
+        Ok(domain::quota::of_api_key(ctx.cx(), self.0.id, (&*self.0).into()).await?.into())
     }
 }
 
@@ -397,6 +403,8 @@ pub(super) struct ApiKeyVerification {
     scopes: Option<Vec<ApiKeyScope>>,
     /// When it ends by itself; null: never.
     expires_at: Option<DateTime>,
+    /// What is left of its limits.
+    quota: Option<Quota>,
 }
 
 /// What asking for a raw key came to.
@@ -458,14 +466,16 @@ impl ApiKeyQuery {
         Ok(Some(Connection::new(slice, &name, filter, move |row| order.position(row))))
     }
 
-    /// What a raw key is good for when it is used from the address that asks. Asking is no use of it.
+    /// What a raw key is good for when it is used from the address that asks. Asking is no use of it. An address that asks for many
+    /// keys that are none is told `RATE_LIMITED`.
     #[graphql(directive = public::apply(), directive = post_only::apply())]
     async fn verify_api_key(
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "The raw key.")] key: String,
     ) -> Result<ApiKeyVerification> {
-        let (code, found) = deeds::verify(ctx.cx(), SecretText::from(key)).await?;
+        let (code, verified) = deeds::verify(ctx.cx(), SecretText::from(key)).await?;
+        let (found, quota) = verified.map(|verified| (verified.found, verified.quota.into())).unzip();
         let key = found.as_ref().map(|found| &found.key);
         Ok(ApiKeyVerification {
             valid: key.is_some(),
@@ -474,6 +484,7 @@ impl ApiKeyQuery {
             name: key.map(|key| key.name.clone()),
             scopes: key.map(|key| key.scopes.iter().map(ApiKeyScope::from).collect()),
             expires_at: key.and_then(|key| key.expires_at).map(DateTime),
+            quota,
         })
     }
 }

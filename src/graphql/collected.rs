@@ -38,7 +38,7 @@ impl Collected {
     }
 
     /// The names of its root fields.
-    pub(super) fn root_fields(&self) -> impl Iterator<Item = &str> {
+    pub fn root_fields(&self) -> impl Iterator<Item = &str> {
         self.operation.selection_set.node.items.iter().filter_map(|item| match &item.node {
             Selection::Field(field) => Some(field.node.name.node.as_str()),
             Selection::InlineFragment(_) | Selection::FragmentSpread(_) => None,

@@ -49,10 +49,11 @@ pub(super) struct Edge<T: Listed> {
 /// The order of a list: its name in cursors, and where a row stands in it.
 struct Order<T: Listed> {
     name: String,
-    position: PositionOf<T::Row>,
+    position: Place<T>,
 }
 
-type PositionOf<R> = Box<dyn Fn(&R) -> Position + Send + Sync>;
+/// Tells where a row stands.
+type Place<T> = Box<dyn Fn(&<T as Listed>::Row) -> Position + Send + Sync>;
 
 impl<T: Listed> Edge<T> {
     /// Made for who asks for it: few do.

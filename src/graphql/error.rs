@@ -42,6 +42,9 @@ pub fn finish_errors(errors: &mut [ServerError], request_id: &str) {
         if let Some(source) = error.source.as_ref().and_then(|source| source.downcast_ref::<domain::Error>()) {
             extensions.set("code", source.code().as_str());
             set_fields(extensions, source);
+            if let Some(seconds) = source.retry_after() {
+                extensions.set("retryAfter", seconds);
+            }
             log(source);
         } else if extensions.get("code").is_none() {
             // The library's own: it has no path where the document was refused, and one where an input could not be read.

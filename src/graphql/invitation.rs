@@ -26,7 +26,7 @@ pub(super) struct InviteUserInput {
 pub(super) struct InviteUserPayload {
     /// The user, who is INVITED.
     user: User,
-    /// Where the invitation is accepted, with the token after `#token=`. It is told once, serves once, and for seven days.
+    /// Where the invitation is accepted, with the token after `#token=`. A mail has it, too. It is told once, serves once, and for seven days.
     invitation_url: String,
 }
 

@@ -249,9 +249,10 @@ struct Next<R: Read> {
 }
 
 /// Whoever waits for it drives it on: one who gives up takes nothing from the others.
-struct Reading<R: Read>(Shared<BoxFuture<'static, Answers<R>>>);
+struct Reading<R: Read>(Shared<BoxFuture<'static, Batched<R>>>);
 
-type Answers<R> = Arc<HashMap<<R as Read>::Key, Found<<R as Read>::Value>>>;
+/// What was found for the keys of a batch, for all who asked.
+type Batched<R> = Arc<HashMap<<R as Read>::Key, Found<<R as Read>::Value>>>;
 
 impl<R: Read> Gathering<R> {
     fn new(caller: &Arc<Caller>, asked: &Arc<AtomicUsize>) -> Self {

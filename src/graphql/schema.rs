@@ -26,6 +26,9 @@ use super::loaders::Loaders;
 use super::middleware::AuditMutations;
 use super::node::{Node, NodeQuery};
 use super::organization::{OrganizationMutation, OrganizationQuery};
+use super::password::PasswordMutation;
+use super::profile::ProfileMutation;
+use super::registration::RegistrationMutation;
 use super::response::complete;
 use super::schema_types::SchemaTypes;
 use super::session::SessionMutation;
@@ -54,6 +57,9 @@ struct Query(
 #[graphql(name = "Mutation")]
 struct Mutation(
     SessionMutation,
+    RegistrationMutation,
+    PasswordMutation,
+    ProfileMutation,
     InvitationMutation,
     UserMutation,
     OrganizationMutation,

@@ -7,6 +7,7 @@ use async_graphql::{Context, ID, InputObject, Object, OneofObject, SimpleObject}
 use super::context::ContextExt;
 use super::declarations::{AuditAction, Declared, ResourceType, audits, public};
 use super::error::Result;
+use super::inputs::target;
 use super::scalars::DateTime;
 use super::viewer::NewViewer;
 use crate::crypto::SecretText;
@@ -134,6 +135,20 @@ pub(super) struct SignOutPayload {
     signed_out: bool,
 }
 
+/// Which session to end.
+#[derive(InputObject)]
+pub(super) struct RevokeSessionInput {
+    /// Which session, of one's own.
+    id: ID,
+}
+
+/// The session has ended.
+#[derive(SimpleObject)]
+pub(super) struct RevokeSessionPayload {
+    /// The id.
+    revoked_id: ID,
+}
+
 #[derive(Default)]
 pub(super) struct SessionMutation;
 
@@ -175,5 +190,16 @@ impl SessionMutation {
         let token = input.refresh_token.map(SecretText::from);
         let signed_out = deeds::sign_out(ctx.cx(), token.as_ref(), input.everywhere.unwrap_or(false)).await?;
         Ok(Some(SignOutPayload { signed_out }))
+    }
+
+    /// Ends one of one's own sessions. What is signed in by it is cut off at once.
+    #[graphql(directive = audits::apply(AuditAction::Revoke, ResourceType::Session))]
+    async fn revoke_session(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Which session.")] input: RevokeSessionInput,
+    ) -> Result<Option<RevokeSessionPayload>> {
+        deeds::revoke(ctx.cx(), target(&input.id, "session")?).await?;
+        Ok(Some(RevokeSessionPayload { revoked_id: input.id }))
     }
 }

@@ -53,7 +53,7 @@ impl User {
         self.0.id.to_string().into()
     }
 
-    /// The address to sign in with, unique on the server.
+    /// The address to sign in with, unique on the server. One that was registered is only once it is verified.
     async fn email(&self) -> &str {
         self.0.email.as_str()
     }
@@ -73,8 +73,8 @@ impl User {
         self.0.status.into()
     }
 
-    /// When the address was shown to be the user's; null: it was not. An invitation whose link was not mailed to the address
-    /// does not show it, and the server sends no mail yet.
+    /// When the address was shown to be the user's; null: it was not. To accept an invitation does not show it: whoever invited
+    /// was told the link, too.
     async fn email_verified_at(&self) -> Option<DateTime> {
         self.0.email_verified_at.map(DateTime)
     }

@@ -13,6 +13,7 @@ use super::declarations::{Declared, Permission, public};
 use super::error::Result;
 use super::loaders::Loaders;
 use super::organization::Organization;
+use super::quota::Quota;
 use super::session::Session;
 use super::user::{Role, User};
 use crate::domain::{self, Error, Record};
@@ -85,6 +86,11 @@ impl Viewer {
     /// What the role may do; of an API key, what its scopes allow of it.
     async fn permissions(&self, ctx: &Context<'_>) -> Result<Vec<Permission>> {
         Ok(signed_in(ctx)?.access.permissions().into_iter().map(Permission::from).collect())
+    }
+
+    /// What is left of the caller's limits: of the API key's own, or of the user's requests.
+    async fn quota(&self, ctx: &Context<'_>) -> Result<Quota> {
+        Ok(domain::quota::of_viewer(ctx.cx()).await?.into())
     }
 
     /// Where the user is signed in, newest first.

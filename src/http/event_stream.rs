@@ -81,7 +81,7 @@ async fn stream(server: &Arc<Server>, asker: Asker, prepared: Prepared, events: 
     };
     let Some(_held) = server.live.hold(&actor, asker.context.client_address) else {
         let message = "You have too many open sockets and streams.";
-        let refused = Unexecuted::new(StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED", message);
+        let refused = Unexecuted::rate_limited(message, 1);
         return events.refuse(errors(refused, &request_id)).await;
     };
     let sender = events.0.clone();

@@ -24,7 +24,7 @@ use super::observe::RequestContext;
 use super::playground;
 use super::request::GraphqlRequest;
 use super::router::{API_KEY, Server};
-use super::{event_stream, websocket};
+use super::{event_stream, rate_limit, websocket};
 use crate::audit::Origin;
 use crate::crypto::{RawApiKey, SecretText, sha256};
 use crate::graphql::collected::Collected;
@@ -44,13 +44,25 @@ pub(super) struct Unexecuted {
     pub(super) status: StatusCode,
     pub(super) code: &'static str,
     pub(super) errors: Vec<ServerError>,
+    /// What the answer has besides.
+    pub(super) headers: Box<HeaderMap>,
 }
 
 impl Unexecuted {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         let mut error = ServerError::new(message, None);
         error.extensions.get_or_insert_default().set("code", code);
-        Self { status, code, errors: vec![error] }
+        Self { status, code, errors: vec![error], headers: Box::default() }
+    }
+
+    /// The caller has had enough for now, and may try again in so many seconds.
+    pub(super) fn rate_limited(message: impl Into<String>, retry_after: u64) -> Self {
+        let mut refused = Self::new(StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED", message);
+        for error in &mut refused.errors {
+            error.extensions.get_or_insert_default().set("retryAfter", retry_after);
+        }
+        refused.headers.insert(header::RETRY_AFTER, retry_after.into());
+        refused
     }
 
     fn bad_request(message: impl Into<String>) -> Self {
@@ -69,7 +81,8 @@ impl From<Rejected> for Unexecuted {
         match rejected {
             Rejected::Refused(refusal) => refusal.into(),
             Rejected::Invalid(errors) => {
-                Self { status: StatusCode::BAD_REQUEST, code: "GRAPHQL_VALIDATION_FAILED", errors }
+                let (status, code) = (StatusCode::BAD_REQUEST, "GRAPHQL_VALIDATION_FAILED");
+                Self { status, code, errors, headers: Box::default() }
             }
         }
     }
@@ -134,8 +147,7 @@ async fn execute(
             let message = "A subscription is answered over a WebSocket, or where Accept has text/event-stream.";
             return Err(Unexecuted::bad_request(message));
         }
-        OperationType::Subscription => return Ok(event_stream::subscribe(server, context, headers, prepared)),
-        OperationType::Query | OperationType::Mutation => {}
+        OperationType::Query | OperationType::Mutation | OperationType::Subscription => {}
     }
     if method != Method::POST
         && let Some(field) = server.api.post_only(&prepared.operation)
@@ -145,12 +157,19 @@ async fn execute(
     }
     let asking = authenticate(server, headers, context.client_address).await?;
     asking.note_use(server);
+    let limits = rate_limit::take(server, &asking.actor, context.client_address, &prepared).await?;
+    if prepared.is_subscription() {
+        let mut response = event_stream::subscribe(server, context, headers, prepared);
+        response.headers_mut().extend(limits);
+        return Ok(response);
+    }
     let answer = execute_once(server, prepared, asking.actor, origin(context, headers), ()).await;
     let status = match answer_type {
         AnswerType::GraphqlResponse if answer.is_request_error => StatusCode::BAD_REQUEST,
         _ => StatusCode::OK,
     };
     let mut response = respond(status, answer_type, answer.body());
+    response.headers_mut().extend(limits);
     if asking.is_refused {
         let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
         response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
@@ -175,6 +194,11 @@ impl Prepared {
 
     pub(super) fn is_subscription(&self) -> bool {
         self.kind == OperationType::Subscription
+    }
+
+    /// How many deeds it is.
+    pub(super) fn mutations(&self) -> usize {
+        if self.is_mutation() { self.operation.root_fields().count() } else { 0 }
     }
 }
 
@@ -447,7 +471,9 @@ fn unexecuted(mut refused: Unexecuted, answer_type: AnswerType, context: &Reques
         if status == StatusCode::OK || answer_type != AnswerType::EventStream { answer_type } else { AnswerType::Json };
     finish_errors(&mut refused.errors, &context.request_id);
     let body = serde_json::json!({ "errors": refused.errors });
-    respond(status, answer_type, body.to_string().into_bytes())
+    let mut response = respond(status, answer_type, body.to_string().into_bytes());
+    response.headers_mut().extend(*refused.headers);
+    response
 }
 
 fn respond(status: StatusCode, answer_type: AnswerType, body: Vec<u8>) -> Response {

@@ -70,6 +70,7 @@ pub(super) async fn detailed(
                     "reachable": database.is_ok(),
                     "connections": { "open": pool.open, "idle": pool.idle },
                 },
+                "redis": server.services.redis.as_ref().map(|redis| json!({ "reachable": redis.is_there() })),
             });
             answer(StatusCode::OK, body)
         }

@@ -17,6 +17,9 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::router::Server;
+use crate::domain::outbox::Tally;
+use crate::events::Measures;
+use crate::jobs::Runs;
 use crate::store::PoolState;
 
 /// What is measured. Labels are names of the schema, of routes and of codes: nothing that a caller can invent.
@@ -28,6 +31,9 @@ pub struct Metrics {
     statements: Counter,
     pool_open: Gauge,
     pool_idle: Gauge,
+    redis_up: Gauge,
+    mails: Family<Outcome, Counter>,
+    mails_waiting: Gauge,
     pub(super) sockets: Gauge,
     pub(super) event_streams: Gauge,
     pub(super) subscriptions: Gauge,
@@ -50,13 +56,18 @@ struct HttpRequest {
     status: u16,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
 /// From half a millisecond to the longest time that a request may take by default.
 const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
 
 impl Metrics {
     /// Nothing measured yet.
     #[must_use]
-    pub fn new(database: &'static str) -> Self {
+    pub fn new(database: &'static str, has_redis: bool, jobs: &Runs, bus: &Measures) -> Self {
         let mut registry = Registry::with_prefix("claviger");
         let graphql_requests = Family::default();
         let graphql_duration: Family<Field, Histogram, fn() -> Histogram> =
@@ -81,10 +92,38 @@ impl Metrics {
         registry.register("database_statements", "Statements sent to the database", statements.clone());
         registry.register("database_connections_open", "Open database connections", pool_open.clone());
         registry.register("database_connections_idle", "Database connections that nobody uses", pool_idle.clone());
+        let redis_up = Gauge::default();
+        if has_redis {
+            registry.register("redis_up", "Whether Redis is there: 1, or 0 while it is away", redis_up.clone());
+        }
+        let (mails, mails_waiting) = (Family::default(), Gauge::default());
+        registry.register(
+            "mails",
+            "Mails by outcome: sent, deferred (each time), refused for good, given up because their time was over",
+            mails.clone(),
+        );
+        registry.register("mails_waiting", "Mails that wait to be sent, by any server", mails_waiting.clone());
         let (sockets, event_streams, subscriptions) = (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register("sockets_open", "Open WebSockets", sockets.clone());
         registry.register("event_streams_open", "Open streams of server-sent events", event_streams.clone());
         registry.register("subscriptions_active", "Subscriptions that run", subscriptions.clone());
+        registry.register(
+            "bus_connected",
+            "Whether other servers are heard: 1, or 0 while what they do is noticed seconds later",
+            bus.connected.clone(),
+        );
+        registry.register(
+            "bus_interruptions",
+            "How often other servers were no longer heard",
+            bus.interruptions.clone(),
+        );
+        registry.register("job_runs", "Runs of jobs on this server, by how they ended", jobs.total.clone());
+        registry.register_with_unit(
+            "job_last_success_timestamp",
+            "When each job was last done to its end, whichever server did it",
+            Unit::Seconds,
+            jobs.last_success.clone(),
+        );
         Self {
             registry,
             graphql_requests,
@@ -93,6 +132,9 @@ impl Metrics {
             statements,
             pool_open,
             pool_idle,
+            redis_up,
+            mails,
+            mails_waiting,
             sockets,
             event_streams,
             subscriptions,
@@ -112,7 +154,19 @@ impl Metrics {
         self.http_requests.get_or_create(&HttpRequest { route: route.to_owned(), status }).inc();
     }
 
-    fn text(&self, pool: PoolState, statements: u64) -> String {
+    fn text(&self, pool: PoolState, statements: u64, mails: &Tally, is_redis_there: bool) -> String {
+        self.redis_up.set(is_redis_there.into());
+        let outcomes = [
+            ("sent", &mails.sent),
+            ("deferred", &mails.deferred),
+            ("refused", &mails.refused),
+            ("given_up", &mails.given_up),
+        ];
+        for (outcome, count) in outcomes {
+            let counter = self.mails.get_or_create(&Outcome { outcome });
+            counter.inner().store(count.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.mails_waiting.set(i64::try_from(mails.waiting.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
         self.statements.inner().store(statements, Ordering::Relaxed);
         self.pool_open.set(pool.open.into());
         self.pool_idle.set(pool.idle.into());
@@ -140,6 +194,9 @@ impl Drop for Counted {
 
 /// `/metrics`.
 pub(super) async fn handle(State(server): State<Arc<Server>>) -> impl IntoResponse {
-    let text = server.metrics.text(server.services.db.pool_state(), server.services.db.statements());
+    let services = &server.services;
+    let is_redis_there = services.redis.as_ref().is_some_and(|redis| redis.is_there());
+    let (pool, statements) = (services.db.pool_state(), services.db.statements());
+    let text = server.metrics.text(pool, statements, services.outbox.tally(), is_redis_there);
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
 }

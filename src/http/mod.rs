@@ -12,6 +12,7 @@ mod observe;
 mod operations;
 mod panics;
 mod playground;
+mod rate_limit;
 mod request;
 mod router;
 mod serve;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::extract::ws::Message;
+use axum::http::StatusCode;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -12,6 +13,7 @@ use tokio::time::Instant;
 
 use super::graphql::{Unexecuted, authenticate, execute_once, origin, prepare};
 use super::live::{Asker, Held};
+use super::rate_limit;
 use super::request::GraphqlRequest;
 use super::router::Server;
 use super::subscription::{End, Sink, errors, follow, json};
@@ -189,15 +191,25 @@ pub(super) async fn perform(
             return refuse(refused, request_id, answers).await;
         }
     };
-    if prepared.is_subscription() {
-        return follow(server, asker, prepared, answers).await;
-    }
-    let asking = match authenticate(server, &asker.headers, asker.context.client_address).await {
+    let address = asker.context.client_address;
+    let asking = match authenticate(server, &asker.headers, address).await {
         Ok(asking) if asking.is_refused => return End::Revoked,
         Ok(asking) => asking,
+        // It tries again by itself.
+        Err(refused) if prepared.is_subscription() && refused.status == StatusCode::SERVICE_UNAVAILABLE => {
+            return follow(server, asker, prepared, answers).await;
+        }
         Err(refused) => return refuse(refused, request_id, answers).await,
     };
     asking.note_use(server);
+    // What is left is told where there is nothing left: a socket has no headers to tell it in.
+    if let Err(refused) = rate_limit::take(server, &asking.actor, address, &prepared).await {
+        server.metrics.graphql_request("none", refused.code);
+        return refuse(refused, request_id, answers).await;
+    }
+    if prepared.is_subscription() {
+        return follow(server, asker, prepared, answers).await;
+    }
     let place = if prepared.is_mutation() { answers.begin_mutation() } else { None };
     let executed = execute_once(server, prepared, asking.actor, origin(&asker.context, &asker.headers), place).await;
     if executed.is_request_error {

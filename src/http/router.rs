@@ -20,9 +20,11 @@ use tower_http::cors::CorsLayer;
 use super::documents::Documents;
 use super::live::{Live, LiveLimits};
 use super::metrics::Metrics;
+use super::rate_limit::{RATE_LIMIT, RATE_LIMIT_POLICY};
 use super::{graphql, health, metrics, observe, panics, playground};
 use crate::domain::Services;
 use crate::graphql::Api;
+use crate::jobs::Runs;
 use crate::model::Timestamp;
 use crate::settings::Settings;
 
@@ -54,11 +56,11 @@ pub struct Server {
 impl Server {
     /// A server by these settings.
     #[must_use]
-    pub fn new(settings: &Settings, services: Arc<Services>, limits: LiveLimits) -> Arc<Self> {
+    pub fn new(settings: &Settings, services: Arc<Services>, limits: LiveLimits, runs: &Runs) -> Arc<Self> {
         Arc::new(Self {
             api: Api::new(),
             documents: Documents::new(settings.introspection),
-            metrics: Metrics::new(services.db.kind()),
+            metrics: Metrics::new(services.db.kind(), services.redis.is_some(), runs, &services.bus.measures),
             tasks: TaskTracker::new(),
             live: Live::new(limits),
             stop: CancellationToken::new(),
@@ -123,7 +125,7 @@ fn cors(server: &Server) -> CorsLayer {
         .allow_origin(server.frontend_urls.clone())
         .allow_methods([Method::GET, Method::POST])
         .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, HeaderName::from_static("x-request-id"), API_KEY])
-        .expose_headers([HeaderName::from_static("x-request-id"), header::RETRY_AFTER])
+        .expose_headers([HeaderName::from_static("x-request-id"), header::RETRY_AFTER, RATE_LIMIT, RATE_LIMIT_POLICY])
         .max_age(Duration::from_secs(3600))
 }
 

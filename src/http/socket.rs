@@ -354,7 +354,7 @@ impl Session {
         let mut answers = self.operations.answers(id.clone(), self.queue.clone(), place);
         if is_refused {
             let message = "The socket has as many operations as it may have at once.";
-            let refused = Unexecuted::new(StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED", message);
+            let refused = Unexecuted::rate_limited(message, 1);
             answers.refuse(errors(refused, &asker.context.request_id)).await;
             return Ok(());
         }

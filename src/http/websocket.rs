@@ -54,7 +54,7 @@ pub(super) fn accept(
     };
     let Some(held) = server.live.hold_at(context.client_address) else {
         let message = "Your address has too many open sockets that nobody has signed in on.";
-        return Err(Unexecuted::new(StatusCode::TOO_MANY_REQUESTS, "RATE_LIMITED", message));
+        return Err(Unexecuted::rate_limited(message, 1));
     };
     let asker = Asker { headers: headers.clone(), context: context.clone() };
     let server = server.clone();

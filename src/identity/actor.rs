@@ -1,6 +1,7 @@
 //! The actor of a request: nobody, or a signed-in user as the database knows them now.
 
 use crate::model::{Access, ApiKeyId, Denied, Grant, OrganizationId, Permit, Read, Role, SessionId, UserId};
+use crate::store::api_key::ApiKey;
 
 /// Who does a deed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +31,23 @@ pub enum SignedInBy {
     /// The session of an access token.
     Session(SessionId),
     /// An API key, which acts in its owner's name.
-    ApiKey(ApiKeyId),
+    ApiKey(ApiKeyId, ApiKeyRates),
+}
+
+/// How often an API key may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ApiKeyRates {
+    /// How many requests a minute, where it has a limit of its own.
+    pub per_minute: Option<u32>,
+    /// How many requests an hour, where it has a limit of its own.
+    pub per_hour: Option<u32>,
+}
+
+impl From<&ApiKey> for ApiKeyRates {
+    fn from(key: &ApiKey) -> Self {
+        let limit = |limit: Option<i32>| limit.and_then(|limit| limit.try_into().ok());
+        Self { per_minute: limit(key.rate_limit_per_minute), per_hour: limit(key.rate_limit_per_hour) }
+    }
 }
 
 impl SignedIn {
@@ -39,7 +56,7 @@ impl SignedIn {
     pub fn session(&self) -> Option<SessionId> {
         match self.by {
             SignedInBy::Session(id) => Some(id),
-            SignedInBy::ApiKey(_) => None,
+            SignedInBy::ApiKey(..) => None,
         }
     }
 
@@ -47,7 +64,7 @@ impl SignedIn {
     #[must_use]
     pub fn api_key(&self) -> Option<ApiKeyId> {
         match self.by {
-            SignedInBy::ApiKey(id) => Some(id),
+            SignedInBy::ApiKey(id, _) => Some(id),
             SignedInBy::Session(_) => None,
         }
     }

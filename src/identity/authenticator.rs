@@ -1,6 +1,6 @@
 //! From an access token or an API key to an actor, by what the database says now.
 //!
-//! The session or the key and its user are kept for seconds, and dropped at once by whoever changes them on this server.
+//! The session or the key and its user are kept for seconds, and dropped at once when they change, here or on a server that is heard.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -123,7 +123,7 @@ impl Authenticator {
         let role = found.key.issued_with.map_or(found.role, |limit| found.role.at_most(limit));
         let actor = Actor::User(SignedIn {
             user: found.key.owner_id,
-            by: SignedInBy::ApiKey(found.key.id),
+            by: SignedInBy::ApiKey(found.key.id, (&found.key).into()),
             access: Access::new(found.key.organization_id, role).within(found.key.scopes),
         });
         Ok((actor, SentApiKey { found, digest, address }))

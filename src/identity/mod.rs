@@ -9,5 +9,5 @@ mod key_uses;
 pub mod password;
 
 pub use access_token::{ACCESS_TOKEN_LIFETIME, AccessTokens, Claims, InvalidToken};
-pub use actor::{Actor, NoPermit, SignedIn, SignedInBy};
+pub use actor::{Actor, ApiKeyRates, NoPermit, SignedIn, SignedInBy};
 pub use authenticator::{Authenticator, Refused, SentApiKey};

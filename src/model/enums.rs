@@ -51,6 +51,9 @@ names! {
     /// Whether a user may sign in.
     UserStatus { Invited = "INVITED", Active = "ACTIVE", Suspended = "SUSPENDED" }
 
+    /// What a token that came by mail is good for.
+    MailTokenPurpose { VerifyEmail = "VERIFY_EMAIL", ResetPassword = "RESET_PASSWORD" }
+
     /// Whether the relay may use an account.
     ClaudeAccountStatus { Active = "ACTIVE", Suspended = "SUSPENDED", Expired = "EXPIRED", Pending = "PENDING" }
 

@@ -51,6 +51,8 @@ pub mod kind {
         ApiKey = "key",
         /// An entry of the audit log.
         AuditLog = "audit",
+        /// A mail that is to be sent.
+        Mail = "mail",
     }
 }
 
@@ -77,6 +79,8 @@ pub type CredentialId = Id<kind::Credential>;
 pub type ApiKeyId = Id<kind::ApiKey>;
 /// Id of an audit entry.
 pub type AuditLogId = Id<kind::AuditLog>;
+/// Id of a mail.
+pub type MailId = Id<kind::Mail>;
 
 /// Not an id of the kind that was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -20,20 +20,20 @@ pub use chain::{ChainPoint, InvalidChainPoint};
 pub use clock::Clock;
 pub use email::{Email, InvalidEmail};
 pub use enums::{
-    AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus, ClaudeTier, ClientStatus, Plan,
-    ResourceType, TaskPriority, TaskStatus, UnknownName, UserStatus,
+    AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus, ClaudeTier, ClientStatus,
+    MailTokenPurpose, Plan, ResourceType, TaskPriority, TaskStatus, UnknownName, UserStatus,
 };
 pub use id::{
-    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Id, InvalidId, Kind, OrganizationId, RefreshTokenId,
-    SessionId, TaskId, UserId, kind,
+    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Id, InvalidId, Kind, MailId, OrganizationId,
+    RefreshTokenId, SessionId, TaskId, UserId, kind,
 };
 pub use json_object::{InvalidJsonObject, JsonObject};
 pub use money::{InvalidAmount, MicroUsd};
 pub use page::{Cursor, Direction, MAX_PAGE_SIZE, Page, PageSlice, Position, SortKey, Window};
 pub use permission::{
     Access, ArchiveClients, DeleteCredentials, DeleteTasks, Denied, Grant, ManageApiKeys, ManageClaudeAccounts,
-    ManageOrganization, ManageOwnApiKeys, ManageUsers, Permission, Permit, PruneAuditLogs, Read, RevealCredentials,
-    Role, RotateKeys, ViewAuditLogs, ViewUsers, WriteClients, WriteCredentials, WriteTasks,
+    ManageOneself, ManageOrganization, ManageOwnApiKeys, ManageUsers, Permission, Permit, PruneAuditLogs, Read,
+    RevealCredentials, Role, RotateKeys, ViewAuditLogs, ViewUsers, WriteClients, WriteCredentials, WriteTasks,
 };
 pub use text::breaks_a_line;
 pub use timestamp::Timestamp;

@@ -132,6 +132,8 @@ grants! {
     ViewUsers => Some(Permission::ViewUsers),
     /// To invite, change and delete users.
     ManageUsers => Some(Permission::ManageUsers),
+    /// To change one's own name, address and password, to end one's own sessions, and to leave.
+    ManageOneself => None,
     /// To change the organization.
     ManageOrganization => Some(Permission::ManageOrganization),
     /// To manage the API keys of all.

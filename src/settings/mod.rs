@@ -1,6 +1,7 @@
 //! The settings: read once, typed, and every wrong one named with where it came from.
 
 mod data_dir;
+mod mail;
 mod sources;
 mod table;
 
@@ -16,6 +17,7 @@ use tracing_subscriber::filter::LevelFilter;
 use url::{Host, Url};
 
 pub use data_dir::{DataDir, DataDirError};
+pub use mail::{Sender, SmtpServer, SmtpTls};
 pub use sources::{Problem, SettingsError, Sources};
 pub use table::{Kind, Setting, TABLE, markdown};
 
@@ -31,6 +33,8 @@ pub struct Settings {
     pub database_url: DatabaseUrl,
     /// How many connections to it at most.
     pub database_pool_size: u32,
+    /// Which Redis, for what several servers share; none: this server is the only one, and keeps it in memory.
+    pub redis_url: Option<SecretString>,
     /// Where the server keeps files.
     pub data_dir: PathBuf,
     /// Where it listens.
@@ -43,6 +47,12 @@ pub struct Settings {
     pub admin_email: Email,
     /// The first administrator's password; none: generated and printed once.
     pub admin_password: Option<SecretString>,
+    /// Whether anybody may make an organization.
+    pub is_registration_open: bool,
+    /// Where mails are handed over; none: they are written into the data folder.
+    pub smtp: Option<SmtpServer>,
+    /// Who mails are from.
+    pub mail_from: Sender,
     /// Origins of frontends that browsers may call from.
     pub frontend_urls: Vec<String>,
     /// Where the server is reached from outside.
@@ -57,6 +67,16 @@ pub struct Settings {
     pub audit_checkpoints: Option<Duration>,
     /// How many days audit entries are kept; none: for ever.
     pub audit_retention_days: Option<u32>,
+    /// How many requests an hour an API key may make that has no limits of its own; none: any number.
+    pub default_rate_limit_per_hour: Option<u32>,
+    /// How many requests a minute may come from an address without a sign-in; none: any number.
+    pub anonymous_rate_limit_per_minute: Option<u32>,
+    /// How many requests a minute a signed-in user may make; none: any number.
+    pub user_rate_limit_per_minute: Option<u32>,
+    /// How many sign-ins from an address may fail in an hour.
+    pub failed_sign_ins_per_hour: u32,
+    /// What holds of rate limits while Redis is away.
+    pub rate_limit_without_redis: WithoutRedis,
     /// What is logged.
     pub log_level: String,
     /// How it is logged.
@@ -106,6 +126,17 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
+/// What holds of rate limits while Redis is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WithoutRedis {
+    /// Each server has its own.
+    Local,
+    /// There are none.
+    Open,
+    /// Nothing that is limited is done.
+    Closed,
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -131,6 +162,7 @@ impl Settings {
         let settings = Self {
             database_url: reader.or("DATABASE_URL", default_database, database_url),
             database_pool_size: reader.or("DATABASE_POOL_SIZE", 10, |text| number(text, 1, 500)),
+            redis_url: reader.or("REDIS_URL", None, |text| redis_url(text).map(Some)),
             data_dir,
             listen: listen.clone(),
             jwt_secret: reader.secret("JWT_SECRET", check_jwt_secret),
@@ -139,6 +171,13 @@ impl Settings {
                 text.parse().map_err(|error: InvalidEmail| error.to_string())
             }),
             admin_password: reader.secret("ADMIN_PASSWORD", |_| Ok(())),
+            is_registration_open: reader.or("REGISTRATION", false, |text| match text {
+                "open" => Ok(true),
+                "closed" => Ok(false),
+                _ => Err("is neither \"open\" nor \"closed\"".to_owned()),
+            }),
+            smtp: reader.secret_as("SMTP_URL", SmtpServer::parse),
+            mail_from: reader.or("MAIL_FROM", Sender::nobody(), Sender::parse),
             frontend_urls: reader.or("FRONTEND_URL", Vec::new(), |text| list(text, origin)),
             public_url: reader.or("PUBLIC_URL", default_public_url(&listen), web_url),
             trusted_proxies: reader.or("TRUSTED_PROXIES", Vec::new(), |text| list(text, network)),
@@ -148,6 +187,16 @@ impl Settings {
                 Ok(Some(minutes(text, 0, 10_080)?).filter(|every| !every.is_zero()))
             }),
             audit_retention_days: reader.or("AUDIT_RETENTION_DAYS", None, |text| number(text, 1, 36_500).map(Some)),
+            default_rate_limit_per_hour: reader.or("DEFAULT_RATE_LIMIT_PER_HOUR", Some(1_000), limit),
+            anonymous_rate_limit_per_minute: reader.or("RATE_LIMIT_ANONYMOUS_PER_MINUTE", Some(120), limit),
+            user_rate_limit_per_minute: reader.or("RATE_LIMIT_USER_PER_MINUTE", Some(600), limit),
+            failed_sign_ins_per_hour: reader.or("FAILED_SIGN_INS_PER_HOUR", 60, |text| number(text, 1, 1_000_000)),
+            rate_limit_without_redis: reader.or("RATE_LIMIT_WITHOUT_REDIS", WithoutRedis::Local, |text| match text {
+                "local" => Ok(WithoutRedis::Local),
+                "open" => Ok(WithoutRedis::Open),
+                "closed" => Ok(WithoutRedis::Closed),
+                _ => Err("is neither \"local\", \"open\" nor \"closed\"".to_owned()),
+            }),
             log_level: reader.or("LOG_LEVEL", "info".to_owned(), log_filter),
             log_format: reader.or("LOG_FORMAT", default_log_format(), |text| match text {
                 "pretty" => Ok(LogFormat::Pretty),
@@ -160,6 +209,9 @@ impl Settings {
             request_timeout: reader.or("REQUEST_TIMEOUT", Duration::from_secs(30), |text| seconds(text, 1, 600)),
             shutdown_timeout: reader.or("SHUTDOWN_TIMEOUT", Duration::from_secs(30), |text| seconds(text, 0, 600)),
         };
+        if settings.smtp.is_some() {
+            reader.needs("MAIL_FROM", "must be set where SMTP_URL is");
+        }
         reader.finish()?;
         Ok(settings)
     }
@@ -191,6 +243,25 @@ fn database_url(text: &str) -> Result<DatabaseUrl, String> {
     }
 }
 
+fn redis_url(text: &str) -> Result<SecretString, String> {
+    let url = Url::parse(text).ok();
+    let is_known = url.as_ref().is_some_and(|url| match url.scheme() {
+        "redis" | "rediss" => url.has_host(),
+        "redis+unix" => url.path().len() > 1,
+        _ => false,
+    });
+    if !is_known {
+        return Err(
+            "is not a URL like redis://host:6379/0, rediss://host:6380/0 or redis+unix:///run/redis.sock".into()
+        );
+    }
+    // The client takes `#insecure` for leave to believe any certificate.
+    if url.is_some_and(|url| url.fragment().is_some()) {
+        return Err("must have no fragment".into());
+    }
+    Ok(text.into())
+}
+
 fn is_of_scheme(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.')
 }
@@ -210,6 +281,11 @@ fn number(text: &str, least: u32, most: u32) -> Result<u32, String> {
         .ok()
         .filter(|number| (least..=most).contains(number))
         .ok_or_else(|| format!("is not a number from {least} to {most}"))
+}
+
+/// 0 stands for no limit.
+fn limit(text: &str) -> Result<Option<u32>, String> {
+    number(text, 0, 1_000_000).map(|limit| Some(limit).filter(|limit| *limit > 0))
 }
 
 fn seconds(text: &str, least: u32, most: u32) -> Result<Duration, String> {

@@ -197,6 +197,23 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A secret that is more than text.
+    pub(super) fn secret_as<T>(&mut self, name: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        let mut parsed = None;
+        self.secret(name, |text| {
+            parsed = Some(parse(text.trim())?);
+            Ok(())
+        });
+        parsed
+    }
+
+    /// Notes a setting that is not set and must be.
+    pub(super) fn needs(&mut self, name: &str, message: &str) {
+        if !self.sources.values.contains_key(name) {
+            self.fail(name, message.to_owned(), "not set".to_owned());
+        }
+    }
+
     fn fail(&mut self, name: &str, message: String, origin: String) {
         self.problems.push(Problem { name: name.to_owned(), message, origin });
     }

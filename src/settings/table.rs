@@ -45,6 +45,7 @@ macro_rules! settings {
 settings! {
     Url "DATABASE_URL", "`sqlite://<DATA_DIR>/claviger.db`", "`sqlite://<path>` or `postgres://…`";
     Plain "DATABASE_POOL_SIZE", "`10`", "connections to the database at most, 1 to 500";
+    Url "REDIS_URL", "none: in memory", "`redis://…`, with TLS `rediss://…`, or `redis+unix:///…`: what several servers share";
     Plain "DATA_DIR", "`./data`", "where files are kept; made with mode 0700";
     Plain "HOST", "`127.0.0.1`", "the IP address to listen on, or a name: then the first of its addresses that can be listened on";
     Plain "PORT", "`3001`", "the port to listen on; 0 takes a free one";
@@ -52,13 +53,21 @@ settings! {
     Secret "CREDENTIAL_ENCRYPTION_KEYS", "generated into DATA_DIR", "`v2:base64,v1:base64`: the first seals, all open; also `CREDENTIAL_ENCRYPTION_KEYS_FILE`";
     Plain "ADMIN_EMAIL", "`admin@localhost`", "the first administrator's address, for the first start";
     Secret "ADMIN_PASSWORD", "generated and printed once", "the first administrator's password, for the first start; also `ADMIN_PASSWORD_FILE`";
-    Url "FRONTEND_URL", "none", "origins that browsers may call from, comma-separated; invitations lead to the first";
+    Plain "REGISTRATION", "`closed`", "`open`: anybody may make an organization of their own";
+    Secret "SMTP_URL", "none: mails are written to `<DATA_DIR>/outbox`", "where mails are handed over: `smtps://user:password@host` (TLS), `smtp://…` (STARTTLS; without TLS on this machine or with `?tls=none`); also `SMTP_URL_FILE`";
+    Plain "MAIL_FROM", "`Claviger <claviger@localhost>`", "who mails are from; must be set where `SMTP_URL` is";
+    Url "FRONTEND_URL", "none", "origins that browsers may call from, comma-separated; links in mails and invitations lead to the first";
     Url "PUBLIC_URL", "from HOST and PORT", "where the server is reached from outside, for links; with https, browsers are told to stay with it";
     Plain "TRUSTED_PROXIES", "none", "addresses and networks whose X-Forwarded-For, X-Request-Id and traceparent are believed, comma-separated";
     Url "ANTHROPIC_BASE_URL", "`https://api.anthropic.com`", "the default upstream";
     Plain "UPSTREAM_ALLOWED_HOSTS", "none", "hosts, with or without a port, that accounts may name over plain HTTP or at private addresses";
     Plain "AUDIT_CHECKPOINT_MINUTES", "`60`", "how often the ends of the audit logs are signed into the log, and when the server stops; 0 to 10080, 0: never";
     Plain "AUDIT_RETENTION_DAYS", "none: kept", "days that audit entries are kept, 1 to 36500; a signed seal keeps the rest verifiable";
+    Plain "DEFAULT_RATE_LIMIT_PER_HOUR", "`1000`", "requests an hour of an API key that has no limits of its own, up to 1000000; 0: any number";
+    Plain "RATE_LIMIT_ANONYMOUS_PER_MINUTE", "`120`", "requests a minute from an address without a sign-in, up to 1000000; 0: any number";
+    Plain "RATE_LIMIT_USER_PER_MINUTE", "`600`", "requests a minute of a signed-in user, up to 1000000; 0: any number";
+    Plain "FAILED_SIGN_INS_PER_HOUR", "`60`", "sign-ins from an address that may fail in an hour, 1 to 1000000";
+    Plain "RATE_LIMIT_WITHOUT_REDIS", "`local`", "while Redis is away: `local`, each server counts by itself; `open`, requests are not limited; `closed`, they are refused. What guards against guessing is `local` always";
     Plain "LOG_LEVEL", "`info`", "`error`, `warn`, `info`, `debug`, `trace`, or a filter like `info,claviger=debug`";
     Plain "LOG_FORMAT", "`pretty` on a terminal, else `json`", "`pretty` or `json`";
     Url "OTEL_EXPORTER_OTLP_ENDPOINT", "none", "where traces are sent, as OTLP over HTTP, like `http://localhost:4318`";

@@ -57,6 +57,8 @@ pub struct NewAuditLog {
     pub user_id: Option<UserId>,
     /// With which API key of that user's.
     pub api_key_id: Option<ApiKeyId>,
+    /// Whether it changed who may ask for what, which other servers are told.
+    pub changes_access: bool,
     /// From where.
     pub ip_address: Option<String>,
     /// With which program.
@@ -347,6 +349,18 @@ pub async fn end(conn: &mut Conn, permit: &Permit<Read>) -> Result<i64> {
 /// Where the database fails.
 pub async fn ends(conn: &mut Conn) -> Result<Vec<(OrganizationId, i64)>> {
     Ok(on_conn!(conn, |c| audit_heads::table
+        .select((audit_heads::organization_id, audit_heads::sequence))
+        .load(c)
+        .await?))
+}
+
+/// The same of those organizations that are named.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn ends_of(conn: &mut Conn, organizations: &[OrganizationId]) -> Result<Vec<(OrganizationId, i64)>> {
+    Ok(on_conn!(conn, |c| audit_heads::table
+        .filter(audit_heads::organization_id.eq_any(organizations))
         .select((audit_heads::organization_id, audit_heads::sequence))
         .load(c)
         .await?))

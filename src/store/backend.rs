@@ -14,12 +14,11 @@ use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{
     AnsiTransactionManager, AsyncConnection, AsyncPgConnection, SimpleAsyncConnection, TransactionManager,
 };
-use rustls_platform_verifier::ConfigVerifierExt;
 use secrecy::ExposeSecret as _;
-use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::{Error, OpenError, Result};
 use super::lease::{Activity, Calls, Lease, Manager};
+use super::notifications::Endpoint;
 use super::postgres_url::{place, postgres_config};
 use super::statements::Statements;
 use crate::model::Page;
@@ -38,6 +37,10 @@ pub struct Db {
     kind: Kind,
     statements: Statements,
     place: Arc<str>,
+    /// Where servers can tell each other something: of PostgreSQL.
+    pub(super) endpoint: Option<Endpoint>,
+    /// In whose name other servers are told of each commit; none: they are not.
+    pub(super) tells_as: Option<Arc<str>>,
 }
 
 #[derive(Clone)]
@@ -113,7 +116,7 @@ impl Db {
     /// Where an SQLite file cannot be opened or PostgreSQL cannot be reached.
     pub async fn open(url: &DatabaseUrl, pool_size: u32, statement_timeout: Duration) -> Result<Self, OpenError> {
         let statements = Statements::default();
-        let (kind, place) = match url {
+        let (kind, place, endpoint) = match url {
             DatabaseUrl::Sqlite(path) => {
                 let pool = async |size, mode| {
                     let pool = sqlite_pool(path, size, mode, &statements).await;
@@ -123,16 +126,18 @@ impl Db {
                 let writer = pool(1, Mode::Write).await?;
                 let readers = pool(pool_size, Mode::Read).await?;
                 let scanners = pool(pool_size, Mode::Scan).await?;
-                (Kind::Sqlite { writer, readers, scanners, path: path.clone() }, path.display().to_string())
+                (Kind::Sqlite { writer, readers, scanners, path: path.clone() }, path.display().to_string(), None)
             }
             DatabaseUrl::Postgres(url) => {
                 let config = postgres_config(url.expose_secret()).map_err(|error| OpenError::Url(error.into()))?;
                 let place = place(&config);
-                let pool = postgres_pool(config, pool_size, statement_timeout, &statements).await;
-                (Kind::Postgres(pool.map_err(|cause| OpenError::Postgres(place.clone(), cause))?), place)
+                let failed = |cause| OpenError::Postgres(place.clone(), cause);
+                let endpoint = Endpoint::new(config).map_err(|error| failed(error.into()))?;
+                let pool = postgres_pool(endpoint.clone(), pool_size, statement_timeout, &statements).await;
+                (Kind::Postgres(pool.map_err(failed)?), place, Some(endpoint))
             }
         };
-        Ok(Self { kind, statements, place: place.into() })
+        Ok(Self { kind, statements, place: place.into(), endpoint, tells_as: None })
     }
 
     /// Where the database is, without a password: the file, or `host:port/name`.
@@ -403,14 +408,12 @@ fn turn_on_write_ahead_log(conn: &mut SqliteConnection) -> diesel::QueryResult<(
 }
 
 async fn postgres_pool(
-    config: tokio_postgres::Config,
+    endpoint: Endpoint,
     size: u32,
     statement_timeout: Duration,
     statements: &Statements,
 ) -> Result<Pool<PgConn>, Box<dyn StdError + Send + Sync>> {
-    let sink = ToLog { place: place(&config).into() };
-    let config = Arc::new(config);
-    let tls = MakeRustlsConnect::new(rustls::ClientConfig::with_platform_verifier()?);
+    let sink = ToLog { place: place(&endpoint.config).into() };
     // The language of messages is a superuser's to choose: see `is_passing`.
     let session = format!(
         "SET default_transaction_read_only = on;
@@ -420,8 +423,7 @@ async fn postgres_pool(
         timeout = statement_timeout.as_millis()
     );
     let statements = statements.clone();
-    let connect =
-        move |activity| open_postgres(config.clone(), tls.clone(), session.clone(), statements.clone(), activity);
+    let connect = move |activity| open_postgres(endpoint.clone(), session.clone(), statements.clone(), activity);
     // The pool would try again and again, and then say only that it took too long.
     match tokio::time::timeout(CHECKOUT_TIMEOUT, connect(Activity::default())).await {
         Ok(connected) => drop(connected?),
@@ -436,14 +438,16 @@ async fn postgres_pool(
 }
 
 async fn open_postgres(
-    config: Arc<tokio_postgres::Config>,
-    tls: MakeRustlsConnect,
+    endpoint: Endpoint,
     session: String,
     statements: Statements,
     activity: Activity,
 ) -> ConnectionResult<PgConn> {
-    let (client, connection) =
-        config.connect(tls).await.map_err(|error| ConnectionError::BadConnection(describe(&error)))?;
+    let (client, connection) = endpoint
+        .config
+        .connect(endpoint.tls)
+        .await
+        .map_err(|error| ConnectionError::BadConnection(describe(&error)))?;
     let mut conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
     conn.batch_execute(&session).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
     conn.set_instrumentation(statements.observe(activity));

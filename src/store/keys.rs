@@ -11,7 +11,7 @@ use super::credential::CredentialSecret;
 use super::error::Result;
 use super::locks::all_locked;
 use super::tables::{
-    api_key_digests, api_keys, audit_seals, claude_accounts, credential_secrets, credentials, organizations,
+    api_key_digests, api_keys, audit_seals, claude_accounts, credential_secrets, credentials, organizations, outbox,
 };
 use super::tx::Tx;
 use crate::model::{ClaudeAccountId, CredentialId, OrganizationId, Permit, RotateKeys, Timestamp};
@@ -48,7 +48,14 @@ pub async fn versions(conn: &mut Conn) -> Result<Vec<String>> {
             .first(c)
             .await
             .optional()?);
-        match secret.into_iter().chain(account).chain(seal).min() {
+        let mail: Option<String> = on_conn!(conn, |c| outbox::table
+            .filter(outbox::key_version.gt(&last))
+            .order(outbox::key_version)
+            .select(outbox::key_version)
+            .first(c)
+            .await
+            .optional()?);
+        match secret.into_iter().chain(account).chain(seal).chain(mail).min() {
             Some(next) => found.push(next),
             None => return Ok(found),
         }
@@ -75,7 +82,9 @@ pub async fn count(conn: &mut Conn, version: &str) -> Result<i64> {
         .count()
         .get_result(c)
         .await?);
-    Ok(secrets + accounts + seals)
+    let mails: i64 =
+        on_conn!(conn, |c| outbox::table.filter(outbox::key_version.eq(version)).count().get_result(c).await?);
+    Ok(secrets + accounts + seals + mails)
 }
 
 /// The digests of the raw keys that can still be used, with their API keys. Such a digest cannot be made anew without the raw

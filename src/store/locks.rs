@@ -49,3 +49,21 @@ macro_rules! all_locked_but_for_references {
     };
 }
 pub(super) use all_locked_but_for_references;
+
+/// As [`all_locked`], but rows that another transaction has locked are left out: whoever waits for none is in nobody's circle.
+macro_rules! all_locked_that_are_free {
+    ($on:expr, $query:expr) => {
+        match $on {
+            $crate::store::backend::Conn::Sqlite(conn) => {
+                let conn: &mut $crate::store::backend::SqliteConn = &mut **conn;
+                diesel_async::RunQueryDsl::load($query, conn).await
+            }
+            $crate::store::backend::Conn::Postgres(conn) => {
+                let conn: &mut $crate::store::backend::PgConn = &mut **conn;
+                let query = diesel::QueryDsl::skip_locked(diesel::QueryDsl::for_update($query));
+                diesel_async::RunQueryDsl::load(query, conn).await
+            }
+        }
+    };
+}
+pub(super) use all_locked_that_are_free;

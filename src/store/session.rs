@@ -167,6 +167,19 @@ pub async fn revoke_all(tx: &mut Tx, user: UserId, at: Timestamp) -> Result<usiz
     .await?))
 }
 
+/// Ends all sessions of a user who is locked already, but one. Returns how many were alive.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn revoke_others(tx: &mut Tx, user: UserId, but: SessionId, at: Timestamp) -> Result<usize> {
+    let conn = tx.conn().await?;
+    let others = sessions::user_id.eq(user).and(sessions::id.ne(but)).and(sessions::revoked_at.is_null());
+    Ok(on_conn!(conn, |c| diesel::update(sessions::table.filter(others))
+        .set(sessions::revoked_at.eq(Some(at)))
+        .execute(c)
+        .await?))
+}
+
 /// The session and its user, as they are now: what a request with an access token is judged by.
 ///
 /// # Errors

@@ -308,6 +308,36 @@ diesel::table! {
 }
 
 diesel::table! {
+    use diesel::sql_types::{Binary, Nullable, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    mail_tokens (digest) {
+        digest -> Binary,
+        purpose -> Text,
+        user_id -> Nullable<Text>,
+        email -> Text,
+        created_at -> UtcTimestamp,
+        expires_at -> UtcTimestamp,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::{Binary, Integer, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    outbox (id) {
+        id -> Text,
+        organization_id -> Text,
+        sealed -> Binary,
+        key_version -> Text,
+        attempts -> Integer,
+        due_at -> UtcTimestamp,
+        created_at -> UtcTimestamp,
+        give_up_at -> UtcTimestamp,
+    }
+}
+
+diesel::table! {
     use diesel::sql_types::{Binary, Text};
     use crate::store::fields::UtcTimestamp;
 
@@ -318,10 +348,27 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    use diesel::sql_types::{BigInt, Nullable, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    leases (name) {
+        name -> Text,
+        holder -> Nullable<Text>,
+        term -> BigInt,
+        changed_at -> UtcTimestamp,
+        finished_at -> Nullable<UtcTimestamp>,
+    }
+}
+
 diesel::joinable!(sessions -> users (user_id));
+diesel::joinable!(refresh_tokens -> sessions (session_id));
 diesel::joinable!(invitations -> users (user_id));
+diesel::joinable!(mail_tokens -> users (user_id));
 diesel::joinable!(api_keys -> users (owner_id));
 diesel::joinable!(api_key_digests -> api_keys (api_key_id));
 diesel::allow_tables_to_appear_in_same_query!(users, sessions);
+diesel::allow_tables_to_appear_in_same_query!(sessions, refresh_tokens);
 diesel::allow_tables_to_appear_in_same_query!(users, invitations);
+diesel::allow_tables_to_appear_in_same_query!(users, mail_tokens);
 diesel::allow_tables_to_appear_in_same_query!(users, api_keys, api_key_digests);

@@ -1,8 +1,11 @@
 //! The transaction that every write needs, and that can only be committed together with its audit entry.
 
+use std::sync::Arc;
+
 use super::audit_log::{self, NewAuditLog};
 use super::backend::{Conn, Db};
 use super::error::Result;
+use super::notifications;
 
 /// A transaction for writing. It begins with its first statement, so that what is refused before costs no connection.
 ///
@@ -50,12 +53,12 @@ impl Tx {
         Ok(self.conn.insert(conn))
     }
 
-    /// Appends the entry and commits it with all that was written. Returns the entry's place in its organization's log.
+    /// Appends the entry and commits it with all that was written; by PostgreSQL, other servers hear of it. Returns the entry's place in its organization's log.
     ///
     /// # Errors
     /// Then nothing lasts: neither the writes nor the entry.
     pub async fn commit(mut self, entry: &NewAuditLog) -> Result<i64> {
-        let sequence = match audit_log::append(&mut self, entry).await {
+        let sequence = match self.append(entry).await {
             Ok(sequence) => sequence,
             Err(error) => {
                 // What went wrong first is told; the pool closes a connection on which the transaction is still open.
@@ -67,8 +70,20 @@ impl Tx {
         Ok(sequence)
     }
 
-    /// Commits what no caller has done: when an API key was last used, and what finds it. Visible in the store alone, where
-    /// `tests/it/architecture.rs` holds that nothing else calls it; whatever somebody does needs [`Tx::commit`].
+    async fn append(&mut self, entry: &NewAuditLog) -> Result<i64> {
+        let sequence = audit_log::append(self, entry).await?;
+        notifications::tell(self, entry, sequence).await?;
+        Ok(sequence)
+    }
+
+    /// In whose name other servers are told of what is committed; none: they are not.
+    pub(super) fn tells_as(&self) -> Option<Arc<str>> {
+        self.db.tells_as.clone()
+    }
+
+    /// Commits what no caller has done: when an API key was last used, and what finds it; that what has ended long ago is gone;
+    /// which server does a job; what became of a mail. Visible in the store alone, where `tests/it/architecture.rs` holds that
+    /// nothing else calls it; whatever somebody does needs [`Tx::commit`].
     ///
     /// # Errors
     /// Then nothing lasts.

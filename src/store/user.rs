@@ -9,13 +9,14 @@ use super::backend::{Conn, on_conn};
 use super::error::{Error, Result};
 use super::fields::{distinct, fold};
 use super::locks::{all_locked_but_for_references, first_locked};
+use super::mail_token;
 use super::page::{bounded, keyset};
 use super::search::searched;
 use super::tables::users;
 use super::tx::Tx;
 use crate::model::{
-    ApiKeyId, Direction, Email, ManageUsers, OrganizationId, Page, PageSlice, Permit, Position, Read, Role, SortKey,
-    Timestamp, UserId, UserStatus, ViewUsers,
+    ApiKeyId, Direction, Email, Grant, ManageOneself, ManageUsers, OrganizationId, Page, PageSlice, Permit, Position,
+    Read, Role, SortKey, Timestamp, UserId, UserStatus, ViewUsers,
 };
 
 /// A person who belongs to one organization.
@@ -27,7 +28,8 @@ pub struct User {
     pub id: UserId,
     /// The organization.
     pub organization_id: OrganizationId,
-    /// The address, unique over all organizations among those who are not deleted.
+    /// The address. The one to sign in with is unique over all organizations among those who are not deleted; one that was
+    /// registered and is not verified yet is nobody's.
     pub email: Email,
     /// The name.
     pub full_name: String,
@@ -155,12 +157,25 @@ pub async fn count(conn: &mut Conn, permit: &Permit<ViewUsers>, filter: &UserFil
 /// # Errors
 /// [`Error::Duplicate`] where the address is taken.
 pub async fn insert(tx: &mut Tx, user: &User) -> Result<()> {
+    insert_under(tx, user, Some(&user.email)).await
+}
+
+/// The same, but the address counts for nothing yet: nobody signs in with it, and it stays free for others, until
+/// [`claim_address`].
+///
+/// # Errors
+/// Where the database fails.
+pub async fn insert_unverified(tx: &mut Tx, user: &User) -> Result<()> {
+    insert_under(tx, user, None).await
+}
+
+async fn insert_under(tx: &mut Tx, user: &User, email_key: Option<&Email>) -> Result<()> {
     let (name, search_text, rank) = user.derived();
     let conn = tx.conn().await?;
     on_conn!(conn, |c| diesel::insert_into(users::table)
         .values((
             user,
-            users::email_key.eq(Some(&user.email)),
+            users::email_key.eq(email_key),
             users::full_name_folded.eq(&name),
             users::search_text.eq(&search_text),
             users::last_sign_in_rank.eq(rank),
@@ -177,6 +192,23 @@ pub async fn insert(tx: &mut Tx, user: &User) -> Result<()> {
 pub async fn find_by_email(conn: &mut Conn, email: &Email) -> Result<Option<(User, Option<String>)>> {
     Ok(on_conn!(conn, |c| users::table
         .filter(users::email_key.eq(Some(email)))
+        .select((User::as_select(), users::password_hash))
+        .first(c)
+        .await
+        .optional()?))
+}
+
+/// A user of the caller's organization, and the hash of the password: for the caller itself, who gives the password once more.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn find_with_hash(
+    conn: &mut Conn,
+    permit: &Permit<ManageOneself>,
+    id: UserId,
+) -> Result<Option<(User, Option<String>)>> {
+    Ok(on_conn!(conn, |c| users::table
+        .filter(users::organization_id.eq(permit.organization()).and(users::id.eq(id)).and(users::deleted_at.is_null()))
         .select((User::as_select(), users::password_hash))
         .first(c)
         .await
@@ -289,7 +321,7 @@ pub async fn lock_by_email(tx: &mut Tx, email: &Email) -> Result<Option<User>> {
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn has_other_admin(tx: &mut Tx, permit: &Permit<ManageUsers>, id: UserId) -> Result<bool> {
+pub async fn has_other_admin<G: Grant>(tx: &mut Tx, permit: &Permit<G>, id: UserId) -> Result<bool> {
     let conn = tx.conn().await?;
     let other = on_conn!(conn, |c| users::table
         .filter(users::organization_id.eq(permit.organization()).and(users::deleted_at.is_null()))
@@ -324,16 +356,42 @@ pub async fn update(tx: &mut Tx, user: &User) -> Result<()> {
     if changed == 0 { Err(Error::Stale) } else { Ok(()) }
 }
 
+/// Makes the address of a user who is locked already the one to sign in with, from [`update`] on.
+///
+/// # Errors
+/// [`Error::Duplicate`] where it is another's by now.
+pub async fn claim_address(tx: &mut Tx, user: &User) -> Result<()> {
+    let conn = tx.conn().await?;
+    on_conn!(conn, |c| diesel::update(users::table.find(user.id))
+        .set(users::email_key.eq(Some(&user.email)))
+        .execute(c)
+        .await?);
+    Ok(())
+}
+
 /// Deletes a user who is locked already, and revokes the user's API keys: the row stays, for what refers to it, and the address
 /// is free again. Nobody signs in as this user any more, by whatever it is judged. Returns the keys that were not revoked before.
 ///
 /// # Errors
 /// Where the database fails.
 pub async fn delete(tx: &mut Tx, permit: &Permit<ManageUsers>, id: UserId, at: Timestamp) -> Result<Vec<ApiKeyId>> {
+    remove(tx, permit.organization(), id, at).await
+}
+
+/// The same, for the caller itself, who is locked already.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn leave(tx: &mut Tx, permit: &Permit<ManageOneself>, id: UserId, at: Timestamp) -> Result<Vec<ApiKeyId>> {
+    remove(tx, permit.organization(), id, at).await
+}
+
+async fn remove(tx: &mut Tx, organization: OrganizationId, id: UserId, at: Timestamp) -> Result<Vec<ApiKeyId>> {
     let revoked = api_key::revoke_all(tx, id, at).await?;
+    mail_token::end_all(tx, id).await?;
     let conn = tx.conn().await?;
     on_conn!(conn, |c| diesel::update(
-        users::table.filter(users::organization_id.eq(permit.organization()).and(users::id.eq(id)))
+        users::table.filter(users::organization_id.eq(organization).and(users::id.eq(id)))
     )
     .set((
         users::email_key.eq(None::<Email>),

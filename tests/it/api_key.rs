@@ -352,7 +352,7 @@ both_databases! {
         let admin = app.admin().await;
         let bounds = json!({
             "name": "M", "scopes": ["ADMIN_WRITE"], "expiresInDays": 10, "allowedIps": ["127.0.0.0/8"], "allowedModels": ["claude-*"],
-            "rateLimitPerMinute": 10, "costLimitUsdPerMonth": "5",
+            "rateLimitPerMinute": 100, "costLimitUsdPerMonth": "5",
         });
         let with = |changes: Value| {
             let mut input = bounds.clone();
@@ -364,7 +364,7 @@ both_databases! {
         for wider in [
             json!({ "scopes": ["RELAY"] }), json!({ "scopes": ["ADMIN_WRITE", "RELAY"] }), json!({ "expiresInDays": 11 }),
             json!({ "expiresInDays": null }), json!({ "allowedIps": null }), json!({ "allowedIps": ["127.0.0.1", "10.0.0.1"] }),
-            json!({ "allowedModels": ["*"] }), json!({ "allowedModels": [] }), json!({ "rateLimitPerMinute": 11 }),
+            json!({ "allowedModels": ["*"] }), json!({ "allowedModels": [] }), json!({ "rateLimitPerMinute": 101 }),
             json!({ "rateLimitPerMinute": null }), json!({ "costLimitUsdPerMonth": "5.000001" }),
         ] {
             assert_eq!(try_create(&maker, with(wider.clone())).await.code(), "FORBIDDEN", "{wider}");

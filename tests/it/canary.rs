@@ -10,6 +10,7 @@ use tracing::dispatcher::{Dispatch, set_default};
 
 use crate::calls::Call;
 use crate::claude_account::create;
+use crate::invitation::join;
 use crate::logs::Captured;
 use crate::support::schema::{Place, Schema, assert_lines};
 use crate::support::{Client, MockUpstream, PASSWORD, TestApp, TestDatabase};
@@ -23,8 +24,10 @@ const SECRETS: &[&str] = &[
     "PasswordInput.plain",
     "RefreshSessionInput.refreshToken",
     "ReplaceClaudeAccountKeyInput.apiKey",
+    "ResetPasswordInput.token",
     "SignOutInput.refreshToken",
     "UpdateCredentialInput.secret",
+    "VerifyEmailInput.token",
     "Query.verifyApiKey.key",
 ];
 
@@ -103,16 +106,24 @@ async fn plant(app: &TestApp, admin: &Client) -> String {
         let is_secret = SECRETS.contains(&place.name.as_str());
         let canary = format!("{}{n}", if is_secret { SECRET } else { PLAIN });
         let mut call = Call::fresh(app, admin, name, &format!("sk-ant-fresh-{n}")).await;
+        // Whose password is a canary by then signs in no more.
+        let somebody = match name.as_str() {
+            "Mutation.changePassword" => join(app, admin, &format!("somebody-{n}@example.com"), "ADMIN").await.1,
+            _ => admin.clone(),
+        };
+        // Each from a network of its own: wrong passwords from here would lock out who signs in for the next call.
+        let from = format!("2001:db8:{n:x}::1");
+        let (somebody, anonymous) = (somebody.from(&from), app.anonymous().from(&from));
         for value in values(&canary, place) {
             call.put(&place.path, value);
-            note(&call.send(admin).await.body);
-            note(&call.send(&app.anonymous()).await.body);
+            note(&call.send(&somebody).await.body);
+            note(&call.send(&anonymous).await.body);
         }
         call.put(&place.path, json!(canary));
         let written_out = call.written_out("");
         let broken = [call.written_out("nope: 1"), format!("{written_out} }}"), written_out.replace("\") {", ") {")];
         for document in broken.iter().chain([&written_out]) {
-            note(&admin.run(document).await.body);
+            note(&somebody.run(document).await.body);
         }
     }
     errors
@@ -148,7 +159,7 @@ fn assert_is_nowhere(text: &str, places: &[(&str, &str)]) {
 }
 
 /// Everything that the database keeps.
-async fn kept(app: &TestApp) -> String {
+pub(crate) async fn kept(app: &TestApp) -> String {
     if let Some(path) = app.database.url.strip_prefix("sqlite://") {
         let files = ["", "-wal", "-shm"].map(|suffix| std::fs::read(format!("{path}{suffix}")).unwrap_or_default());
         return String::from_utf8_lossy(&files.concat()).into_owned();
@@ -159,7 +170,7 @@ async fn kept(app: &TestApp) -> String {
 }
 
 async fn secrets_stand_nowhere(database: TestDatabase, log: Captured) {
-    let app = TestApp::start(database, []).await;
+    let app = TestApp::start(database, [("TRUSTED_PROXIES", "127.0.0.1".to_owned())]).await;
     let admin = app.admin().await;
     let errors = plant(&app, &admin).await;
     let metrics = reqwest::get(format!("{}/metrics", app.url)).await.unwrap().text().await.unwrap();

@@ -353,6 +353,7 @@ fn settings_that_only_the_start_can_judge_end_with_2() {
         ("CREDENTIAL_ENCRYPTION_KEYS", "v1:short", "CREDENTIAL_ENCRYPTION_KEYS entry 1 is not of the form"),
         ("DATABASE_URL", "postgres://u:CANARY@h/d?sslmode=some", "DATABASE_URL is not a valid PostgreSQL URL: "),
         ("DATABASE_URL", "postgres://u:CANARY@h/d?unknown=CANARY", "unknown"),
+        ("REDIS_URL", "redis://u:CANARY@h/CANARY", "REDIS_URL cannot be used: "),
     ] {
         let place = Place::new(TestDatabase::sqlite());
         let output = place.command(&["serve"]).env(name, value).output().unwrap();

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use crate::audit::{count, entries};
 use crate::calls::Call;
-use crate::support::both_databases;
 use crate::support::schema::{Schema, assert_lines, directive, is_root, required_permission};
+use crate::support::{PASSWORD, both_databases};
 use crate::tenants::specimen;
 
 const ROLES: [&str; 4] = ["ADMIN", "MANAGER", "MEMBER", "READ_ONLY"];
@@ -34,9 +34,9 @@ const PERMISSIONS: &[(&str, &[&str])] = &[
 ];
 
 /// Nobody needs to be signed in.
-const PUBLIC: &str = "public";
+pub(crate) const PUBLIC: &str = "public";
 /// Whoever is signed in may.
-const MEMBERS: &str = "members";
+pub(crate) const MEMBERS: &str = "members";
 
 /// What each root field needs: a permission, `MEMBERS` or `PUBLIC`.
 const NEEDS: &[(&str, &str)] = &[
@@ -64,6 +64,12 @@ const NEEDS: &[(&str, &str)] = &[
     ("Mutation.refreshSession", PUBLIC),
     ("Mutation.signOut", PUBLIC),
     ("Mutation.acceptInvitation", PUBLIC),
+    ("Mutation.register", PUBLIC),
+    ("Mutation.verifyEmail", PUBLIC),
+    ("Mutation.requestPasswordReset", PUBLIC),
+    ("Mutation.resetPassword", PUBLIC),
+    ("Mutation.updateProfile", MEMBERS),
+    ("Mutation.changePassword", MEMBERS),
     ("Mutation.inviteUser", "MANAGE_USERS"),
     ("Mutation.updateUser", "MANAGE_USERS"),
     ("Mutation.deleteUser", "MANAGE_USERS"),
@@ -89,6 +95,9 @@ const NEEDS: &[(&str, &str)] = &[
     ("Mutation.updateApiKey", "MANAGE_OWN_API_KEYS"),
     ("Mutation.regenerateApiKey", "MANAGE_OWN_API_KEYS"),
     ("Mutation.revokeApiKey", "MANAGE_OWN_API_KEYS"),
+    ("Mutation.revokeSession", MEMBERS),
+    // The last: who has called it is gone.
+    ("Mutation.deleteMyAccount", MEMBERS),
     ("Subscription.auditLogAdded", "VIEW_AUDIT_LOGS"),
     ("Subscription.claudeAccountChanged", "MANAGE_CLAUDE_ACCOUNTS"),
 ];
@@ -127,6 +136,11 @@ fn refusal(needs: &str, role: Option<&str>) -> Option<&'static str> {
             (!roles.contains(&role)).then_some("FORBIDDEN")
         }
     }
+}
+
+/// What a root field needs.
+pub(crate) fn needs(name: &str) -> &'static str {
+    needs_of(NEEDS, name)
 }
 
 fn needs_of(table: &[(&str, &'static str)], name: &str) -> &'static str {
@@ -200,7 +214,12 @@ both_databases! {
             for (role, client) in &callers {
                 let case = format!("{name} for {}", role.unwrap_or("nobody"));
                 let key = format!("sk-ant-{name}-{}", role.unwrap_or("nobody"));
-                let call = Call::fresh(&app, &admin, name, &key).await;
+                let mut call = Call::fresh(&app, &admin, name, &key).await;
+                if let (&"Mutation.revokeSession", Some(role)) = (name, role) {
+                    // Only one's own is found.
+                    let again = app.anonymous().signed_in(&format!("{}@example.com", role.to_lowercase()), PASSWORD).await;
+                    call.put(&["input".to_owned(), "id".to_owned()], specimen(&app, &again, "Session", "").await);
+                }
                 let before = count(&admin).await;
                 let answer = call.send(client).await;
                 if role.is_some_and(|role| BEYOND.contains(&(*name, role))) {

@@ -9,8 +9,23 @@ use crate::support::both_databases;
 use crate::support::schema::{Schema, directive};
 
 /// The mutations that need somebody who has signed in: those on users and sign-ins.
-const NOT_BY_API_KEY: [&str; 7] =
-    ["acceptInvitation", "deleteUser", "inviteUser", "refreshSession", "signIn", "signOut", "updateUser"];
+const NOT_BY_API_KEY: [&str; 15] = [
+    "acceptInvitation",
+    "changePassword",
+    "deleteMyAccount",
+    "deleteUser",
+    "inviteUser",
+    "refreshSession",
+    "register",
+    "requestPasswordReset",
+    "resetPassword",
+    "revokeSession",
+    "signIn",
+    "signOut",
+    "updateProfile",
+    "updateUser",
+    "verifyEmail",
+];
 
 #[test]
 fn the_committed_schema_is_the_servers_own() {

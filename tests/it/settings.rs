@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use claviger::settings::{DatabaseUrl, Kind, LogFormat, Settings, SettingsError, Sources, TABLE, markdown};
+use claviger::settings::{
+    DatabaseUrl, Kind, LogFormat, Settings, SettingsError, SmtpTls, Sources, TABLE, WithoutRedis, markdown,
+};
 use proptest::prelude::*;
 use secrecy::{ExposeSecret as _, SecretString};
 
@@ -34,10 +36,16 @@ fn without_settings_the_defaults_hold() {
     assert_eq!(settings.frontend_urls, Vec::<String>::new());
     assert_eq!(settings.public_url.as_str(), "http://127.0.0.1:3001/");
     assert_eq!(settings.trusted_proxies, []);
+    assert_eq!(exposed(settings.redis_url.as_ref()), None);
     assert_eq!(settings.anthropic_base_url.as_str(), "https://api.anthropic.com/");
     assert_eq!(settings.upstream_allowed_hosts, Vec::<String>::new());
     assert_eq!(settings.audit_checkpoints, Some(Duration::from_secs(3600)));
     assert_eq!(settings.audit_retention_days, None);
+    assert_eq!(settings.default_rate_limit_per_hour, Some(1000));
+    assert_eq!(settings.anonymous_rate_limit_per_minute, Some(120));
+    assert_eq!(settings.user_rate_limit_per_minute, Some(600));
+    assert_eq!(settings.failed_sign_ins_per_hour, 60);
+    assert_eq!(settings.rate_limit_without_redis, WithoutRedis::Local);
     assert_eq!(settings.log_level, "info");
     assert!(settings.introspection && settings.playground);
     assert_eq!(settings.request_timeout, Duration::from_secs(30));
@@ -67,6 +75,7 @@ fn each_setting_has_its_effect() {
     let settings = load(&[
         ("DATABASE_URL", "postgresql://claviger:pw@db.internal/claviger"),
         ("DATABASE_POOL_SIZE", "500"),
+        ("REDIS_URL", "rediss://claviger:pw@redis.internal:6380/1"),
         ("DATA_DIR", "/var/lib/claviger"),
         ("HOST", "::1"),
         ("PORT", "0"),
@@ -81,6 +90,11 @@ fn each_setting_has_its_effect() {
         ("UPSTREAM_ALLOWED_HOSTS", "models.internal:8443,Localhost,[::1]:80"),
         ("AUDIT_CHECKPOINT_MINUTES", "5"),
         ("AUDIT_RETENTION_DAYS", "400"),
+        ("DEFAULT_RATE_LIMIT_PER_HOUR", "5000"),
+        ("RATE_LIMIT_ANONYMOUS_PER_MINUTE", "0"),
+        ("RATE_LIMIT_USER_PER_MINUTE", "1000000"),
+        ("FAILED_SIGN_INS_PER_HOUR", "10"),
+        ("RATE_LIMIT_WITHOUT_REDIS", "closed"),
         ("LOG_LEVEL", "warn,claviger=debug"),
         ("LOG_FORMAT", "json"),
         ("INTROSPECTION", "off"),
@@ -91,6 +105,7 @@ fn each_setting_has_its_effect() {
     .unwrap();
     assert!(matches!(&settings.database_url, DatabaseUrl::Postgres(url) if url.expose_secret().contains(":pw@")));
     assert_eq!(settings.database_pool_size, 500);
+    assert_eq!(exposed(settings.redis_url.as_ref()), Some("rediss://claviger:pw@redis.internal:6380/1"));
     assert_eq!(settings.data_dir, Path::new("/var/lib/claviger"));
     assert_eq!(settings.listen.to_string(), "[::1]:0");
     assert_eq!(exposed(settings.jwt_secret.as_ref()), Some("0123456789abcdef0123456789abcdef"));
@@ -106,6 +121,11 @@ fn each_setting_has_its_effect() {
     assert_eq!(settings.audit_checkpoints, Some(Duration::from_secs(300)));
     assert_eq!(settings.audit_retention_days, Some(400));
     assert_eq!(load(&[("AUDIT_CHECKPOINT_MINUTES", "0")]).unwrap().audit_checkpoints, None);
+    assert_eq!(settings.default_rate_limit_per_hour, Some(5000));
+    assert_eq!(settings.anonymous_rate_limit_per_minute, None);
+    assert_eq!(settings.user_rate_limit_per_minute, Some(1_000_000));
+    assert_eq!(settings.failed_sign_ins_per_hour, 10);
+    assert_eq!(settings.rate_limit_without_redis, WithoutRedis::Closed);
     assert_eq!(settings.log_level, "warn,claviger=debug");
     assert_eq!(settings.log_format, LogFormat::Json);
     assert!(!settings.introspection && !settings.playground);
@@ -135,6 +155,16 @@ const WRONG: &[(&str, &str)] = &[
     ("DATABASE_URL", "mysql://localhost/claviger"),
     ("DATABASE_URL", "claviger.db"),
     ("DATABASE_URL", "postgres://[::1/claviger"),
+    ("REDIS_URL", "redis.internal:6379"),
+    ("REDIS_URL", "redis://"),
+    ("REDIS_URL", "http://redis.internal"),
+    ("REDIS_URL", "rediss://redis.internal/#insecure"),
+    ("REDIS_URL", "redis+unix://"),
+    ("RATE_LIMIT_USER_PER_MINUTE", "1000001"),
+    ("RATE_LIMIT_ANONYMOUS_PER_MINUTE", "-1"),
+    ("DEFAULT_RATE_LIMIT_PER_HOUR", "many"),
+    ("FAILED_SIGN_INS_PER_HOUR", "0"),
+    ("RATE_LIMIT_WITHOUT_REDIS", "off"),
     ("DATABASE_POOL_SIZE", "0"),
     ("DATABASE_POOL_SIZE", "501"),
     ("DATABASE_POOL_SIZE", "ten"),
@@ -431,5 +461,61 @@ proptest! {
         value in r"(sqlite|postgres|https?|)(://)?[\[\]:@/?#,.*a-z0-9%=-]{0,30}",
     ) {
         let _ = load(&[(TABLE[index].name, &value)]);
+    }
+}
+
+#[test]
+fn mail_is_handed_over_with_tls_unless_it_stays_here_or_is_told_otherwise() {
+    let smtp = |url: &str| load(&[("SMTP_URL", url), ("MAIL_FROM", "a@b.example")]).unwrap().smtp.unwrap();
+    for (url, tls, port) in [
+        ("smtps://mail.example.com", SmtpTls::Immediate, 465),
+        ("smtps://mail.example.com:2465/", SmtpTls::Immediate, 2465),
+        ("smtps://localhost", SmtpTls::Immediate, 465),
+        ("smtp://mail.example.com", SmtpTls::StartTls, 587),
+        ("smtp://mail.example.com:25?tls=required", SmtpTls::StartTls, 25),
+        ("smtp://mail.example.com?tls=none", SmtpTls::None, 25),
+        ("smtp://localhost:1025", SmtpTls::None, 1025),
+        ("smtp://127.0.0.1", SmtpTls::None, 25),
+        ("smtp://[::1]:1025", SmtpTls::None, 1025),
+        ("smtp://localhost?tls=required", SmtpTls::StartTls, 587),
+    ] {
+        let server = smtp(url);
+        assert_eq!((server.tls, server.port), (tls, port), "{url}");
+    }
+    let server = smtp("smtps://us%40er:p%3A%C3%A9+@mail.example.com");
+    let (user, password) = server.credentials.as_ref().unwrap();
+    assert_eq!((user.as_str(), password.expose_secret()), ("us@er", "p:\u{e9}+"));
+    assert!(!format!("{server:?}").contains("p:"));
+    for wrong in [
+        "mail.example.com",
+        "http://mail.example.com",
+        "smtp://",
+        "smtp://mail.example.com/path",
+        "smtp://mail.example.com#part",
+        "smtps://mail.example.com?tls=none",
+        "smtp://mail.example.com?tls=maybe",
+        "smtp://user@mail.example.com",
+        "smtp://:password@mail.example.com",
+        "smtp://user:password@mail.example.com?tls=none",
+    ] {
+        assert_eq!(wrong_names(&[("SMTP_URL", wrong), ("MAIL_FROM", "a@b.example")]), ["SMTP_URL"], "{wrong}");
+    }
+    assert_eq!(wrong_names(&[("SMTP_URL", "smtps://mail.example.com")]), ["MAIL_FROM"]);
+}
+
+#[test]
+fn a_sender_is_an_address_with_or_without_a_name() {
+    let sender = |text: &str| {
+        let sender = load(&[("MAIL_FROM", text)]).unwrap().mail_from;
+        (sender.name, sender.email.to_string())
+    };
+    let named = |name: &str| (Some(name.to_owned()), "a@b.example".to_owned());
+    assert_eq!(sender("A@b.example"), (None, "a@b.example".to_owned()));
+    assert_eq!(sender("<a@b.example>"), (None, "a@b.example".to_owned()));
+    assert_eq!(sender("Acme, Inc. <a@b.example>"), named("Acme, Inc."));
+    assert_eq!(sender("\"Acme\" <a@b.example>"), named("Acme"));
+    for wrong in ["Acme", "Acme <>", "Acme <a@b.example", "A <b> <a@b.example>", "A\r\nBcc: x@y.example <a@b.example>"]
+    {
+        assert_eq!(wrong_names(&[("MAIL_FROM", wrong)]), ["MAIL_FROM"], "{wrong}");
     }
 }

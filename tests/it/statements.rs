@@ -10,12 +10,17 @@ async fn statements(app: &TestApp) -> u64 {
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
-/// How many statements a query sends, once the session is known.
+/// How many statements a query sends, once the session is known: the least of a few times, since the server's own jobs send
+/// some too.
 async fn sent(app: &TestApp, client: &Client, query: &str) -> (u64, Value) {
-    client.run("{ viewer { role } }").await;
-    let before = statements(app).await;
-    let data = client.run(query).await.data().clone();
-    (statements(app).await - before, data)
+    let (mut least, mut data) = (u64::MAX, Value::Null);
+    for _ in 0..3 {
+        client.run("{ viewer { role } }").await;
+        let before = statements(app).await;
+        data = client.run(query).await.data().clone();
+        least = least.min(statements(app).await - before);
+    }
+    (least, data)
 }
 
 async fn fill(client: &Client, from: usize, to: usize) {

@@ -50,6 +50,7 @@ const IDS: &[(&str, &str)] = &[
     ("Query.auditLogs(filter.requestId)", REQUEST),
     ("Client.tasks(filter.clientId)", "Client"),
     ("Client.tasks(filter.assigneeId)", "User"),
+    ("Mutation.revokeSession(input.id)", "Session"),
     ("Mutation.updateUser(input.id)", "User"),
     ("Mutation.deleteUser(input.id)", "User"),
     ("Mutation.updateClaudeAccount(input.id)", "ClaudeAccount"),
@@ -79,7 +80,7 @@ const IDS: &[(&str, &str)] = &[
 ];
 
 /// Tables whose rows belong to no organization.
-const SERVER_WIDE: &[&str] = &["encryption_keys"];
+const SERVER_WIDE: &[&str] = &["encryption_keys", "leases"];
 
 /// A record of a type in the organization of an administrator.
 pub(crate) async fn specimen(app: &TestApp, admin: &Client, of: &str, key: &str) -> Value {

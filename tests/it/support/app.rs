@@ -18,7 +18,7 @@ pub(crate) const PASSWORD: &str = "correct horse battery staple";
 pub(crate) struct TestApp {
     pub(crate) database: TestDatabase,
     // Kept for as long as the server needs it.
-    _data_dir: tempfile::TempDir,
+    pub(super) data_dir: tempfile::TempDir,
     pub(crate) url: String,
     /// Seconds that the server's clock is ahead.
     ahead: Arc<AtomicI64>,
@@ -51,11 +51,17 @@ impl TestApp {
             ("ADMIN_PASSWORD", PASSWORD.to_owned()),
             ("UPSTREAM_ALLOWED_HOSTS", "127.0.0.1".to_owned()),
             ("FRONTEND_URL", "https://app.example.com".to_owned()),
+            // Tests ask more often than people do; those of the limits set their own.
+            ("RATE_LIMIT_ANONYMOUS_PER_MINUTE", "1000000".to_owned()),
+            ("RATE_LIMIT_USER_PER_MINUTE", "1000000".to_owned()),
+            ("DEFAULT_RATE_LIMIT_PER_HOUR", "1000000".to_owned()),
+            ("FAILED_SIGN_INS_PER_HOUR", "1000000".to_owned()),
+            ("REGISTRATION", "open".to_owned()),
         ];
         settings.extend(more);
         let mut app = Self {
             database,
-            _data_dir: data_dir,
+            data_dir,
             url: String::new(),
             ahead: Arc::default(),
             settings,

@@ -10,6 +10,8 @@ pub(crate) struct Client {
     pub(crate) url: String,
     pub(crate) access_token: Option<String>,
     pub(crate) refresh_token: Option<String>,
+    /// Where a proxy says that it comes from.
+    pub(crate) address: Option<String>,
 }
 
 pub(crate) struct Answer {
@@ -21,7 +23,7 @@ pub(crate) struct Answer {
 impl Client {
     pub(crate) fn new(url: &str) -> Self {
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        Self { http, url: url.to_owned(), access_token: None, refresh_token: None }
+        Self { http, url: url.to_owned(), access_token: None, refresh_token: None, address: None }
     }
 
     pub(crate) async fn signed_in(mut self, email: &str, password: &str) -> Self {
@@ -56,7 +58,16 @@ impl Client {
         if let Some(token) = &self.access_token {
             request = request.bearer_auth(token);
         }
+        if let Some(address) = &self.address {
+            request = request.header("x-forwarded-for", address);
+        }
         Answer::read(request.send().await.unwrap()).await
+    }
+
+    /// The same client, but elsewhere: the server has to trust in what it hears from 127.0.0.1.
+    pub(crate) fn from(mut self, address: &str) -> Self {
+        self.address = Some(address.to_owned());
+        self
     }
 
     pub(crate) fn http(&self) -> &reqwest::Client {

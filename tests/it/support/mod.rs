@@ -3,14 +3,18 @@
 mod app;
 mod graphql;
 mod live;
+mod mail;
 mod postgres;
+mod redis;
 pub(crate) mod schema;
 mod upstream;
 
 pub(crate) use app::{OTHER_ORGANIZATION, PASSWORD, TestApp};
 pub(crate) use graphql::{Answer, Client};
 pub(crate) use live::{EventStream, Socket, gauge, until_gauge};
+pub(crate) use mail::{Behaviour, SmtpSink, Tls, tls_of_localhost};
 pub(crate) use postgres::TestDatabase;
+pub(crate) use redis::TestRedis;
 pub(crate) use upstream::{GOOD_KEY, MockUpstream};
 
 /// Runs each test once on SQLite and once on PostgreSQL.

@@ -1,0 +1,119 @@
+//! What users change of themselves: name and address; and that they leave.
+
+use serde_json::json;
+
+use super::context::Cx;
+use super::deed::audited;
+use super::error::{Error, Result};
+use super::password::{lock_verified, signed_in_here, verify_own};
+use super::user::{LAST_ADMIN, NAME_LENGTH, is_active_admin};
+use super::validation::{Checks, Patch};
+use super::{mail_token, outbox};
+use crate::audit::{Changes, Entry};
+use crate::crypto::SecretText;
+use crate::mail::templates;
+use crate::model::{AuditAction, Email, MailTokenPurpose, ManageOneself, ResourceType, UserId};
+use crate::store::user::{self as users, User};
+use crate::store::{Tx, mail_token as tokens, organization as organizations, session as sessions};
+
+/// The input of [`update`].
+#[derive(Default)]
+#[allow(missing_docs, reason = "named and described as in the API")]
+pub struct Update {
+    pub full_name: Patch<String>,
+    pub email: Patch<String>,
+    pub expected_version: Option<i32>,
+}
+
+/// Changes the caller's name, and asks for another address, which holds once it is verified: a link is sent to it, and a notice to
+/// the one before. The address that is waited for, given once more, gets the mail once more. Whether it belongs to somebody already,
+/// only the mail says.
+///
+/// # Errors
+/// Where nobody has signed in, with wrong input, or where the user is not at the expected version.
+pub async fn update(cx: Cx<'_>, input: Update) -> Result<User> {
+    let (caller, _) = signed_in_here(cx)?;
+    cx.actor.require::<ManageOneself>()?;
+    audited(cx, async |tx| {
+        let before = users::lock(tx, caller.user).await?.ok_or_else(Error::unauthenticated)?;
+        if input.expected_version.is_some_and(|version| version != before.version) {
+            return Err(Error::conflict("The user is not at the expected version. Read it again."));
+        }
+        let mut user = before.clone();
+        let mut checks = Checks::new();
+        user.full_name = checks.required("fullName", input.full_name, user.full_name, |checks, text| {
+            checks.line("fullName", &text, NAME_LENGTH)
+        });
+        let wanted = checks.required("email", input.email, None, |checks, text| checks.email("email", &text).map(Some));
+        checks.finish()?;
+        let changes = Changes::between(&before, &user);
+        if !changes.is_empty() {
+            user.version += 1;
+            user.updated_at = cx.services.clock.now();
+            users::update(tx, &user).await?;
+        }
+        let entry = Entry::new(AuditAction::Update, ResourceType::User).on(&user.id).with(changes);
+        let Some(wanted) = wanted else { return Ok((user, entry)) };
+        if wanted == user.email && user.email_verified_at.is_some() {
+            // It is that already; another that is waited for is not wanted any more.
+            tokens::end_others(tx, &user).await?;
+            return Ok((user, entry));
+        }
+        ask_for_address(cx, tx, &user, &wanted).await?;
+        Ok((user, entry.noting(json!({ "requestedEmail": wanted.as_str() }))))
+    })
+    .await
+}
+
+/// Sends the mails that come before another address holds.
+async fn ask_for_address(cx: Cx<'_>, tx: &mut Tx, user: &User, wanted: &Email) -> Result<()> {
+    let last = tokens::of_user(tx, MailTokenPurpose::VerifyEmail, user.id).await?;
+    let now = cx.services.clock.now();
+    if last.is_some_and(|token| token.email == *wanted && now - token.created_at < mail_token::PAUSE) {
+        return Ok(());
+    }
+    let (token, link) = mail_token::issue(cx, MailTokenPurpose::VerifyEmail, Some(user.id), wanted);
+    tokens::replace(tx, &token).await?;
+    let letter = match holder(tx, wanted).await? {
+        Some(other) if other != user.id => templates::address_is_in_use(wanted),
+        _ => templates::verify_new_address(wanted, &link),
+    };
+    outbox::queue(cx, tx, user.organization_id, &letter, mail_token::lifetime(token.purpose)).await?;
+    // One that was registered and never verified may be a stranger's.
+    if user.email != *wanted && holder(tx, &user.email).await? == Some(user.id) {
+        let letter = templates::address_is_to_change(&user.email);
+        outbox::queue(cx, tx, user.organization_id, &letter, outbox::THREE_DAYS).await?;
+    }
+    Ok(())
+}
+
+/// Who signs in with an address.
+async fn holder(tx: &mut Tx, email: &Email) -> Result<Option<UserId>> {
+    Ok(users::find_by_email(tx.conn().await?, email).await?.map(|(user, _)| user.id))
+}
+
+/// Deletes the caller, who gives the password once more. Returns who that was.
+///
+/// # Errors
+/// Where nobody has signed in, where the password is another, or where the organization would be left without an active ADMIN.
+pub async fn delete(cx: Cx<'_>, password: &SecretText) -> Result<UserId> {
+    let (caller, _) = signed_in_here(cx)?;
+    let permit = cx.actor.require::<ManageOneself>()?;
+    let (user, verified) = verify_own(cx, caller, "password", password).await?;
+    audited(cx, async |tx| {
+        // The organization before its users: of two ADMINs who leave at once, the second sees that the first has left.
+        organizations::lock(tx, &permit).await?;
+        let user = lock_verified(tx, &user, verified.as_deref()).await?;
+        if is_active_admin(&user) && !users::has_other_admin(tx, &permit, user.id).await? {
+            return Err(Error::conflict(LAST_ADMIN));
+        }
+        let now = cx.services.clock.now();
+        let ended = sessions::revoke_all(tx, user.id, now).await?;
+        let revoked = users::leave(tx, &permit, user.id, now).await?;
+        let revoked: Vec<_> = revoked.iter().map(ToString::to_string).collect();
+        let entry = Entry::new(AuditAction::Delete, ResourceType::User).on(&user.id).changing_access();
+        let noted = json!({ "sessionsEnded": ended, "apiKeysRevoked": revoked });
+        Ok((user.id, entry.with(Changes::deleted(&user)).noting(noted)))
+    })
+    .await
+}

@@ -1,0 +1,106 @@
+//! Hands mails over to an SMTP server.
+
+use std::time::Duration;
+
+use lettre::Message;
+use lettre::transport::smtp::Error;
+use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
+use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
+use lettre::transport::smtp::extension::ClientId;
+use secrecy::ExposeSecret as _;
+use url::{Host, Url};
+
+use super::mailer::NotSent;
+use crate::settings::{SmtpServer, SmtpTls};
+
+/// How long one mail may take, from the connection on.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the server is waited for to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// An SMTP server, and how to talk to it.
+pub(super) struct Smtp {
+    host: String,
+    port: u16,
+    tls: Option<TlsParameters>,
+    /// Whether TLS begins with STARTTLS only.
+    is_upgraded: bool,
+    credentials: Option<Credentials>,
+    /// What this server calls itself.
+    name: ClientId,
+}
+
+impl Smtp {
+    pub(super) fn new(server: &SmtpServer, public_url: &Url) -> Result<Self, Error> {
+        // Without the brackets that an IPv6 address has in a URL.
+        let host = match &server.host {
+            Host::Domain(name) => name.clone(),
+            Host::Ipv4(ip) => ip.to_string(),
+            Host::Ipv6(ip) => ip.to_string(),
+        };
+        let tls = (server.tls != SmtpTls::None).then(|| TlsParameters::new_rustls(host.clone())).transpose()?;
+        let credentials = server.credentials.as_ref();
+        Ok(Self {
+            host,
+            port: server.port,
+            tls,
+            is_upgraded: server.tls == SmtpTls::StartTls,
+            credentials: credentials
+                .map(|(user, password)| Credentials::new(user.clone(), password.expose_secret().to_owned())),
+            name: match public_url.host() {
+                Some(Host::Domain(name)) => ClientId::Domain(name.to_owned()),
+                Some(Host::Ipv4(ip)) => ClientId::Ipv4(ip),
+                Some(Host::Ipv6(ip)) => ClientId::Ipv6(ip),
+                None => ClientId::default(),
+            },
+        })
+    }
+
+    /// Hands a mail over, on a connection of its own.
+    pub(super) async fn send(&self, message: &Message) -> Result<(), NotSent> {
+        let sent = tokio::time::timeout(TIMEOUT, self.hand_over(message)).await;
+        let too_long = |_| NotSent::Failed(format!("it took more than {} s", TIMEOUT.as_secs()));
+        let mut connection = sent.map_err(too_long)??;
+        // It is handed over, however the connection ends.
+        let _ = tokio::time::timeout(GOODBYE, connection.abort()).await;
+        Ok(())
+    }
+
+    async fn hand_over(&self, message: &Message) -> Result<AsyncSmtpConnection, NotSent> {
+        // Before the mail is spoken of, nothing can be wrong with it: a password that is not accepted is the operator's to mend.
+        let mut connection = self.connect().await.map_err(|error| NotSent::Failed(without_addresses(&error)))?;
+        match connection.send(message.envelope(), &message.formatted()).await {
+            Ok(_) => Ok(connection),
+            Err(error) if is_refusal(&error) => Err(NotSent::Refused(without_addresses(&error))),
+            Err(error) => Err(NotSent::Failed(without_addresses(&error))),
+        }
+    }
+
+    async fn connect(&self) -> Result<AsyncSmtpConnection, Error> {
+        let immediate = self.tls.clone().filter(|_| !self.is_upgraded);
+        let server = (self.host.as_str(), self.port);
+        let mut connection = AsyncSmtpConnection::connect_tokio1(server, None, &self.name, immediate, None).await?;
+        if let Some(tls) = self.tls.clone().filter(|_| self.is_upgraded) {
+            connection.starttls(tls, &self.name).await?;
+        }
+        if let Some(credentials) = &self.credentials {
+            connection.auth(DEFAULT_MECHANISMS, credentials).await?;
+        }
+        Ok(connection)
+    }
+}
+
+/// Whether the server will never take this mail: it says so, or lacks what an address that is not ASCII needs. That it wants a
+/// password first is not the mail's fault (RFC 4954, 6).
+fn is_refusal(error: &Error) -> bool {
+    const AUTHENTICATION: [&str; 3] = ["530", "534", "538"];
+    let is_of_authentication = error.status().is_some_and(|code| AUTHENTICATION.contains(&code.to_string().as_str()));
+    error.is_client() || error.is_permanent() && !is_of_authentication
+}
+
+/// What an error says, but for addresses: it goes into the log.
+fn without_addresses(error: &Error) -> String {
+    let text = error.to_string();
+    let words = text.split_whitespace().map(|word| if word.contains('@') { "[address]" } else { word });
+    words.collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,349 @@
+//! Three servers on one PostgreSQL, with Redis and without: what one does holds on the others at once, and the end of one is
+//! the end of nothing else.
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::command_line::{Place, Served};
+use crate::invitation::invite;
+use crate::support::{Client, EventStream, PASSWORD, TestDatabase, TestRedis};
+
+/// Less than the five seconds for which a server believes what it has read: who is refused sooner was told of.
+const AT_ONCE: Duration = Duration::from_secs(3);
+/// Far longer than anything here takes.
+const NEVER: Duration = Duration::from_secs(60);
+const READ: &str = "{ clients { totalCount } }";
+const ADDED: &str = "subscription { auditLogAdded { id } }";
+
+struct Servers {
+    place: Place,
+    redis: Option<TestRedis>,
+    running: Vec<Served>,
+}
+
+impl Servers {
+    async fn start(with_redis: bool) -> Self {
+        let redis = if with_redis { Some(TestRedis::start().await) } else { None };
+        let mut servers = Self { place: Place::new(TestDatabase::postgres().await), redis, running: Vec::new() };
+        for _ in 0..3 {
+            servers.add();
+        }
+        for at in 0..3 {
+            servers.until_connected(at, 1).await;
+        }
+        servers
+    }
+
+    fn add(&mut self) {
+        self.running.push(Place::started(self.command(&["serve"])));
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.place.command(arguments);
+        command.env("FRONTEND_URL", "https://app.example.com");
+        if let Some(redis) = &self.redis {
+            command.env("REDIS_URL", redis.url());
+        }
+        command
+    }
+
+    /// Ends all sessions of the first administrator from the command line, which is one more process.
+    fn sign_out_by_command(&self) {
+        let mut command = self.command(&["admin", "reset-password", "--email", "admin@localhost", "--password-stdin"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(PASSWORD.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+
+    /// A client of a server, signed in there as the first administrator.
+    async fn admin(&self, at: usize) -> Client {
+        self.client(at).signed_in("admin@localhost", PASSWORD).await
+    }
+
+    fn client(&self, at: usize) -> Client {
+        Client::new(&self.running[at].url)
+    }
+
+    fn connected(&self) -> &'static str {
+        if self.redis.is_some() {
+            "claviger_bus_connected{transport=\"redis\"}"
+        } else {
+            "claviger_bus_connected{transport=\"postgres\"}"
+        }
+    }
+
+    async fn until_connected(&self, at: usize, value: i64) {
+        until(&self.running[at].url, self.connected(), |found| found == value).await;
+    }
+}
+
+/// Waits until a metric of a server has a value that is meant.
+pub(crate) async fn until(url: &str, name: &str, is_meant: impl Fn(i64) -> bool) {
+    let waiting = async {
+        loop {
+            let text = reqwest::get(format!("{url}/metrics")).await.unwrap().text().await.unwrap();
+            let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+            if found.is_some_and(&is_meant) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(NEVER, waiting).await.unwrap_or_else(|_| panic!("{name} at {url}"));
+}
+
+/// Asks until it is refused.
+async fn until_refused(client: &Client) {
+    let waiting = async {
+        loop {
+            let answer = client.run(READ).await;
+            if answer.body.get("errors").is_some() {
+                return answer.code().to_owned();
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(AT_ONCE, waiting).await.expect("refused at once"), "UNAUTHENTICATED");
+}
+
+/// A subscription to the log, with everything that it was sent since it began.
+struct Follower {
+    stream: EventStream,
+    client: Client,
+    /// The last entry before it began.
+    before: String,
+}
+
+impl Follower {
+    async fn of(client: Client) -> Self {
+        let stream = EventStream::open(&client, ADDED).await;
+        until(&client.url, "claviger_subscriptions_active", |found| found == 1).await;
+        let before = log(&client).await.pop().unwrap();
+        Self { stream, client, before }
+    }
+
+    /// Every entry came once, and in the log's order, to that of a deed that is done now.
+    async fn has_heard_everything(mut self) -> EventStream {
+        let last = create(&self.client, "The end").await;
+        let mut heard = Vec::new();
+        while heard.last() != Some(&last) {
+            let (name, body) = self.stream.event().await.unwrap();
+            assert_eq!((name.as_str(), body.get("errors")), ("next", None), "{body}");
+            heard.push(body["data"]["auditLogAdded"]["id"].as_str().unwrap().to_owned());
+        }
+        let mut expected = log(&self.client).await;
+        let begun = expected.iter().position(|id| *id == self.before).unwrap() + 1;
+        expected.drain(..begun);
+        let end = expected.iter().position(|id| *id == last).unwrap() + 1;
+        expected.truncate(end);
+        assert_eq!(heard, expected);
+        self.stream
+    }
+}
+
+/// Makes a client: the id of its entry in the log.
+async fn create(client: &Client, name: &str) -> String {
+    let create = "mutation($n: String!) { createClient(input: { name: $n }) { client { id } } }";
+    let id = client.with(create, json!({ "n": name })).await.data()["createClient"]["client"]["id"].clone();
+    let entry = "query($id: ID!) { auditLogs(first: 1, filter: { resourceId: $id }) { nodes { id } } }";
+    client.with(entry, json!({ "id": id })).await.data()["auditLogs"]["nodes"][0]["id"].as_str().unwrap().to_owned()
+}
+
+/// The ids of all entries, in the log's order.
+async fn log(client: &Client) -> Vec<String> {
+    let query =
+        "query($a: String) { auditLogs(first: 100, after: $a) { nodes { id } pageInfo { hasNextPage endCursor } } }";
+    let mut found = pages(client, query, "auditLogs", "id").await;
+    found.reverse();
+    found
+}
+
+async fn pages(client: &Client, query: &str, list: &str, field: &str) -> Vec<String> {
+    let (mut found, mut after) = (Vec::new(), Value::Null);
+    loop {
+        let page = client.with(query, json!({ "a": after })).await.data()[list].clone();
+        found.extend(page["nodes"].as_array().unwrap().iter().map(|node| node[field].as_str().unwrap().to_owned()));
+        if page["pageInfo"]["hasNextPage"] == false {
+            return found;
+        }
+        after = page["pageInfo"]["endCursor"].clone();
+    }
+}
+
+/// Makes clients until the server is gone or it is told to stop, and notes each that was acknowledged.
+async fn work(client: Client, worker: usize, done: Arc<Mutex<BTreeSet<String>>>, stop: CancellationToken) {
+    for n in 0.. {
+        let name = format!("{worker}-{n}");
+        let query = "mutation($n: String!) { createClient(input: { name: $n }) { client { id } } }";
+        let request =
+            client.http().post(format!("{}/graphql", client.url)).bearer_auth(client.access_token.as_ref().unwrap());
+        let request = request.json(&json!({ "query": query, "variables": { "n": name } }));
+        let Ok(response) = request.send().await else { return };
+        let Ok(answer) = response.json::<Value>().await else { return };
+        if answer["data"]["createClient"]["client"]["id"].is_string() {
+            done.lock().unwrap().insert(name);
+        }
+        if stop.is_cancelled() {
+            return;
+        }
+    }
+}
+
+async fn who_is_suspended_or_revoked_on_one_is_refused_on_the_others(with_redis: bool) {
+    let servers = Servers::start(with_redis).await;
+    let admin = servers.admin(0).await;
+    let (user, token) = invite(&admin, "ina@example.com", "MEMBER").await;
+    let accept = "mutation($t: String!, $p: String!) { acceptInvitation(input: { token: $t, password: { plain: $p } }) { accessToken } }";
+    servers.client(0).with(accept, json!({ "t": token, "p": PASSWORD })).await.data();
+    let change = "mutation($id: ID!, $s: UserStatus!) { updateUser(input: { id: $id, status: $s }) { user { id } } }";
+    for _ in 0..3 {
+        let elsewhere = servers.client(1).signed_in("ina@example.com", PASSWORD).await;
+        let mut third = servers.client(2);
+        third.access_token.clone_from(&elsewhere.access_token);
+        for client in [&elsewhere, &third] {
+            client.run(READ).await.data();
+        }
+        admin.with(change, json!({ "id": user["id"], "s": "SUSPENDED" })).await.data();
+        tokio::join!(until_refused(&elsewhere), until_refused(&third));
+        admin.with(change, json!({ "id": user["id"], "s": "ACTIVE" })).await.data();
+    }
+    for _ in 0..3 {
+        let made = admin
+            .run("mutation { createApiKey(input: { name: \"K\", scopes: [ADMIN_READ] }) { apiKey { id } rawKey } }")
+            .await;
+        let made = &made.data()["createApiKey"];
+        let mut elsewhere = servers.client(1);
+        elsewhere.access_token = made["rawKey"].as_str().map(str::to_owned);
+        elsewhere.run(READ).await.data();
+        let revoke = "mutation($id: ID!) { revokeApiKey(input: { id: $id }) { apiKey { id } } }";
+        admin.with(revoke, json!({ "id": made["apiKey"]["id"] })).await.data();
+        until_refused(&elsewhere).await;
+    }
+    // The command line is one more process that is heard.
+    let elsewhere = servers.admin(1).await;
+    elsewhere.run(READ).await.data();
+    servers.sign_out_by_command();
+    until_refused(&elsewhere).await;
+}
+
+async fn one_is_killed_under_load(with_redis: bool) {
+    let mut servers = Servers::start(with_redis).await;
+    let follower = Follower::of(servers.admin(1).await).await;
+    let (done, stop) = (Arc::new(Mutex::new(BTreeSet::new())), CancellationToken::new());
+    let mut workers = Vec::new();
+    for worker in 0..6 {
+        let client = servers.admin([0, 2][worker % 2]).await;
+        workers.push(tokio::spawn(work(client, worker, done.clone(), stop.clone())));
+    }
+    let count = || done.lock().unwrap().len();
+    while count() < 40 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut killed = servers.running.remove(2);
+    killed.child.kill().unwrap();
+    killed.child.wait().unwrap();
+    let target = count() + 40;
+    while count() < target {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    stop.cancel();
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    let client = servers.admin(0).await;
+    let query =
+        "query($a: String) { clients(first: 100, after: $a) { nodes { name } pageInfo { hasNextPage endCursor } } }";
+    let there: BTreeSet<_> = pages(&client, query, "clients", "name").await.into_iter().collect();
+    let done = done.lock().unwrap().clone();
+    assert!(done.is_subset(&there), "lost: {:?}", done.difference(&there));
+    follower.has_heard_everything().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_suspended_or_revoked_on_one_is_refused_on_the_others_by_postgres() {
+    who_is_suspended_or_revoked_on_one_is_refused_on_the_others(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_suspended_or_revoked_on_one_is_refused_on_the_others_by_redis() {
+    who_is_suspended_or_revoked_on_one_is_refused_on_the_others(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_is_killed_under_load_by_postgres() {
+    one_is_killed_under_load(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_is_killed_under_load_by_redis() {
+    one_is_killed_under_load(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listening_connection_that_is_cut_off_comes_back_and_misses_nothing() {
+    let servers = Servers::start(false).await;
+    let admin = servers.admin(0).await;
+    let follower = Follower::of(servers.admin(1).await).await;
+    // What anybody may say in the database is not believed: neither of a place where no log ends, nor what is no message.
+    let organization = servers.place.database.texts("SELECT id AS text FROM organizations").await.remove(0);
+    for said in [format!("x committed {organization} 999999 CLIENT -"), "?".to_owned()] {
+        servers.place.database.execute(&format!("NOTIFY claviger, '{said}'")).await.unwrap();
+    }
+    for round in 1..=3 {
+        let cut = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+                   WHERE datname = current_database() AND application_name = 'claviger events'";
+        servers.place.database.execute(cut).await.unwrap();
+        for n in 0..3 {
+            create(&admin, &format!("While cut off {round} {n}")).await;
+        }
+        for server in &servers.running {
+            let counted = "claviger_bus_interruptions_total{transport=\"postgres\"}";
+            until(&server.url, counted, |found| found >= round).await;
+        }
+        for at in 0..3 {
+            servers.until_connected(at, 1).await;
+        }
+        create(&admin, &format!("Afterwards {round}")).await;
+    }
+    let mut stream = follower.has_heard_everything().await;
+    let elsewhere = servers.admin(2).await;
+    elsewhere.run(READ).await.data();
+    // The entry of that sign-in.
+    stream.event().await.unwrap();
+    servers.sign_out_by_command();
+    until_refused(&elsewhere).await;
+    // Who is signed out hears no more, not even of that.
+    let (_, body) = tokio::time::timeout(AT_ONCE, stream.event()).await.expect("ended at once").unwrap();
+    assert_eq!(body["errors"][0]["extensions"]["code"], "UNAUTHENTICATED");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_redis_all_goes_on_and_with_it_again_at_once() {
+    let mut servers = Servers::start(true).await;
+    let admin = servers.admin(0).await;
+    let follower = Follower::of(servers.admin(1).await).await;
+    servers.redis.as_mut().unwrap().kill();
+    for at in 0..3 {
+        servers.until_connected(at, 0).await;
+        let ready = reqwest::get(format!("{}/health/ready", servers.running[at].url)).await.unwrap();
+        assert_eq!(ready.status(), 200);
+    }
+    for n in 0..5 {
+        create(&admin, &format!("Without {n}")).await;
+    }
+    servers.redis.as_mut().unwrap().revive().await;
+    for at in 0..3 {
+        servers.until_connected(at, 1).await;
+        until(&servers.running[at].url, "claviger_redis_up", |found| found == 1).await;
+    }
+    follower.has_heard_everything().await;
+    let elsewhere = servers.admin(2).await;
+    elsewhere.run(READ).await.data();
+    servers.sign_out_by_command();
+    until_refused(&elsewhere).await;
+}
