@@ -42,18 +42,26 @@ pub async fn run(services: &Services, days: u32) -> Result<i64> {
         );
         return Ok(0);
     }
-    let mut removed = 0;
+    let (mut removed, mut failed) = (0, None);
     for organization in organizations {
         let actor = Actor::system(organization);
         let request_id = format!("retention-{}", hex::encode(services.random.bytes::<8>()));
         let (origin, record) = (Origin { request_id, ..Origin::default() }, Record::default());
         let operation = "audit retention";
         let cx = Cx { services, actor: &actor, origin: &origin, operation, record: &record, deadline: None };
-        while let Some(batch) = next(cx, before).await? {
-            removed += batch;
+        loop {
+            match next(cx, before).await {
+                Ok(Some(batch)) => removed += batch,
+                Ok(None) => break,
+                // The others' logs are not to wait for this one.
+                Err(error) => {
+                    failed.get_or_insert(error);
+                    break;
+                }
+            }
         }
     }
-    Ok(removed)
+    failed.map_or(Ok(removed), Err)
 }
 
 /// When the last entry of any of the logs was appended, as far as it can be read.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_graphql::{Context, InputObject, Object, ObjectType, SimpleObject, TypeName};
 
 use super::error::Result;
-use super::rows::Rows;
+use super::rows::{Row, Rows};
 use crate::domain::{self, Error, FieldError};
 use crate::model::{Cursor, Direction, MAX_PAGE_SIZE, Page, PageSlice, Position, Window};
 
@@ -136,8 +136,8 @@ impl<T: Listed> Edge<T> {
     }
 
     /// The row.
-    async fn node(&self) -> &T {
-        &self.node
+    async fn node(&self) -> Row<'_, T> {
+        Row(&self.node)
     }
 }
 

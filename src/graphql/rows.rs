@@ -49,6 +49,31 @@ impl<T: ObjectType + Sync> OutputType for Rows<'_, T> {
     }
 }
 
+/// One row, as [`Rows`] puts it together.
+pub(super) struct Row<'a, T>(pub(super) &'a T);
+
+impl<T: ObjectType + Sync> OutputType for Row<'_, T> {
+    fn type_name() -> Cow<'static, str> {
+        T::type_name()
+    }
+
+    fn qualified_type_name() -> String {
+        T::qualified_type_name()
+    }
+
+    fn create_type_info(registry: &mut Registry) -> String {
+        T::create_type_info(registry)
+    }
+
+    async fn resolve(&self, ctx: &ContextSelectionSet<'_>, field: &Positioned<Field>) -> ServerResult<Value> {
+        if is_plain(&ctx.item.node) {
+            Ok(resolve_row(ctx, self.0).await)
+        } else {
+            OutputType::resolve(self.0, ctx, field).await
+        }
+    }
+}
+
 /// Whether a selection is nothing but fields, each answered once and as it is.
 fn is_plain(selections: &SelectionSet) -> bool {
     let mut keys = HashSet::with_capacity(selections.items.len());

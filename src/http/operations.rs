@@ -141,13 +141,16 @@ impl Answers {
         self.queue.send(Queued { message, is_owed: self.is_owed }).await.is_ok()
     }
 
-    /// A mutation begins, and takes the place along.
-    fn begin_mutation(&mut self) -> Option<Place> {
-        if let Some(operation) = locked(&self.running).get_mut(&self.id) {
-            operation.is_mutation |= operation.number == self.number;
+    /// Whether a mutation may begin. Not where it has been ended meanwhile, which stops it at its next wait only: it would be done
+    /// unheard, and done again by who comes back.
+    fn begin_mutation(&mut self) -> bool {
+        let mut running = locked(&self.running);
+        let operation = running.get_mut(&self.id).filter(|operation| operation.number == self.number);
+        self.is_owed = operation.is_some();
+        if let Some(operation) = operation {
+            operation.is_mutation = true;
         }
-        self.is_owed = true;
-        self.place.take()
+        self.is_owed
     }
 
     /// Frees the id and the place, before the caller is told that it may use them again.
@@ -210,7 +213,11 @@ pub(super) async fn perform(
     if prepared.is_subscription() {
         return follow(server, asker, prepared, answers).await;
     }
-    let place = if prepared.is_mutation() { answers.begin_mutation() } else { None };
+    if prepared.is_mutation() && !answers.begin_mutation() {
+        return End::Told;
+    }
+    // It keeps its place until it is done.
+    let place = answers.place.take_if(|_| prepared.is_mutation());
     let executed = execute_once(server, prepared, asking.actor, origin(&asker.context, &asker.headers), place).await;
     if executed.is_request_error {
         answers.refuse(json(&executed.answer.errors)).await;

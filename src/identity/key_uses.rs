@@ -39,7 +39,7 @@ impl KeyUses {
 
     /// Notes a use, unless one was noted within the minute.
     pub(super) fn note(&self, id: ApiKeyId, at: Timestamp, make: impl FnOnce() -> ApiKeyUse) {
-        if self.noted.get(&id).is_some_and(|noted| at - noted < INTERVAL) {
+        if self.noted.get(&id).is_some_and(|noted| (at - noted).abs() < INTERVAL) {
             return;
         }
         self.noted.insert(id, at);

@@ -2,10 +2,11 @@
 //! that come and go meanwhile are neither skipped nor repeated. An offset is walked.
 
 use diesel::backend::Backend;
+use diesel::expression::{AppearsOnTable, AsExpression, Expression, TypedExpressionType, ValidGrouping, is_aggregate};
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::result::QueryResult;
 use diesel::serialize::ToSql;
-use diesel::sql_types::{BigInt, HasSqlType};
+use diesel::sql_types::{BigInt, Bool, HasSqlType, SqlType};
 
 use super::error::{Error, Result};
 use crate::model::{Direction, Page, SortKey, Timestamp};
@@ -47,7 +48,8 @@ impl FromSortKey for Timestamp {
     }
 }
 
-/// Orders a boxed query by `$column` and then `$id` and starts it at the page's position; [`bounded`] ends it. `$value` is the column's type in a cursor. The first of the two filters is what lets the index find the place.
+/// Orders a boxed query by `$column` and then `$id` and starts it at the page's position; [`bounded`] ends it. `$value` is the
+/// column's type in a cursor.
 macro_rules! keyset {
     ($query:ident, $page:expr, $direction:expr, $column:expr, $id:expr, $value:ty) => {{
         let page: &$crate::model::Page = $page;
@@ -62,15 +64,74 @@ macro_rules! keyset {
         if let Some(position) = $page.start() {
             let key = <$value as $crate::store::page::FromSortKey>::from_sort_key(&position.key)?;
             let id = position.id.clone();
-            $query = if $crate::store::page::is_ascending($page, $direction) {
-                $query.filter($column.ge(key.clone())).filter($column.gt(key).or($id.gt(id)))
-            } else {
-                $query.filter($column.le(key.clone())).filter($column.lt(key).or($id.lt(id)))
-            };
+            let is_ascending = $crate::store::page::is_ascending($page, $direction);
+            $query = $query.filter($crate::store::page::beyond(($column, $id), (key, id), is_ascending));
         }
     };
 }
 pub(super) use keyset;
+
+/// The rows beyond a position. Compared as one value, so that the index finds the place among rows that are alike in the first.
+pub(super) fn beyond<C, I, K, P>(
+    (column, id): (C, I),
+    (key, place): (K, P),
+    is_ascending: bool,
+) -> Beyond<C, I, K::Expression, P::Expression>
+where
+    C: Expression<SqlType: SqlType + TypedExpressionType>,
+    I: Expression<SqlType: SqlType + TypedExpressionType>,
+    K: AsExpression<C::SqlType>,
+    P: AsExpression<I::SqlType>,
+{
+    Beyond { column, id, key: key.as_expression(), place: place.as_expression(), is_ascending }
+}
+
+/// [`beyond`].
+#[derive(Debug)]
+pub(super) struct Beyond<C, I, K, P> {
+    column: C,
+    id: I,
+    key: K,
+    place: P,
+    is_ascending: bool,
+}
+
+impl<C, I, K, P> Expression for Beyond<C, I, K, P> {
+    type SqlType = Bool;
+}
+
+impl<C, I, K, P> QueryId for Beyond<C, I, K, P> {
+    type QueryId = ();
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+impl<C, I, K, P> ValidGrouping<()> for Beyond<C, I, K, P> {
+    type IsAggregate = is_aggregate::No;
+}
+
+impl<C: AppearsOnTable<T>, I: AppearsOnTable<T>, K, P, T> AppearsOnTable<T> for Beyond<C, I, K, P> {}
+
+impl<C, I, K, P, DB> QueryFragment<DB> for Beyond<C, I, K, P>
+where
+    DB: Backend,
+    C: QueryFragment<DB>,
+    I: QueryFragment<DB>,
+    K: QueryFragment<DB>,
+    P: QueryFragment<DB>,
+{
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
+        out.push_sql("(");
+        self.column.walk_ast(out.reborrow())?;
+        out.push_sql(", ");
+        self.id.walk_ast(out.reborrow())?;
+        out.push_sql(if self.is_ascending { ") > (" } else { ") < (" });
+        self.key.walk_ast(out.reborrow())?;
+        out.push_sql(", ");
+        self.place.walk_ast(out.reborrow())?;
+        out.push_sql(")");
+        Ok(())
+    }
+}
 
 /// An ordered query, of which the rows of one page are read, and one more where there is one.
 pub(super) fn bounded<Q>(query: Q, page: &Page) -> Bounded<Q> {
