@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::gcra::{Answer, Standing, level, wait};
+use super::steady::Steady;
 use super::{Bucket, Key};
 use crate::model::Clock;
 
@@ -20,11 +21,11 @@ const FEW: usize = 64;
 pub(super) struct Memory {
     shards: Vec<Mutex<Shard>>,
     capacity: usize,
-    clock: Clock,
+    time: Steady,
 }
 
 struct Shard {
-    /// When each will be empty, in microseconds since 1970.
+    /// When each will be empty, in microseconds of [`Steady`].
     buckets: HashMap<(Key, &'static str), i64>,
     /// With how many they are looked through.
     crowded: usize,
@@ -37,13 +38,13 @@ impl Memory {
 
     fn sized(clock: Clock, shards: usize, capacity: usize) -> Self {
         let shard = || Mutex::new(Shard { buckets: HashMap::new(), crowded: FEW.min(capacity) });
-        Self { shards: std::iter::repeat_with(shard).take(shards).collect(), capacity, clock }
+        Self { shards: std::iter::repeat_with(shard).take(shards).collect(), capacity, time: Steady::new(clock) }
     }
 
     /// As the script of Redis does it: all or none; `cost` 0 only looks, less gives back.
     pub(super) fn take(&self, buckets: &[Bucket], cost: i64) -> Answer {
         let mut locked = self.lock(buckets);
-        let now = self.clock.now().micros();
+        let now = self.time.now();
         let mut levels: Vec<_> = buckets.iter().map(|bucket| locked.of(bucket).level(bucket, now)).collect();
         let waits = buckets.iter().zip(&levels).map(|(bucket, level)| wait(*level, cost, &bucket.policy));
         let wait = waits.max().unwrap_or(0);
@@ -101,12 +102,8 @@ impl Locked<'_> {
 }
 
 impl Shard {
-    fn level(&mut self, bucket: &Bucket, now: i64) -> i64 {
-        let Some(empty_at) = self.buckets.get_mut(&bucket.id()) else { return 0 };
-        let level = level(*empty_at, now, &bucket.policy);
-        // Where the clock was set back it would be full until the clock is there again.
-        *empty_at = (*empty_at).min(now + level);
-        level
+    fn level(&self, bucket: &Bucket, now: i64) -> i64 {
+        self.buckets.get(&bucket.id()).map_or(0, |empty_at| level(*empty_at, now, &bucket.policy))
     }
 
     fn set(&mut self, bucket: &Bucket, now: i64, level: i64, capacity: usize) {
@@ -257,14 +254,19 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_back_keeps_nobody_out_for_longer_than_a_full_bucket() {
+    fn a_clock_that_is_set_back_takes_nothing_from_anybody_and_gives_nothing() {
         let (now, clock) = clock();
         let memory = Memory::new(clock);
         let of = [bucket(1, 2, 60_000_000)];
-        memory.take(&of, 2);
-        now.fetch_sub(86_400_000_000, Ordering::Relaxed);
-        assert_eq!(memory.take(&of, 1).retry_after, Some(Duration::from_secs(30)));
-        now.fetch_add(30_000_000, Ordering::Relaxed);
-        assert_eq!(memory.take(&of, 1).retry_after, None);
+        for _ in 0..3 {
+            memory.take(&of, 1);
+            now.fetch_sub(86_400_000_000, Ordering::Relaxed);
+            assert_eq!(memory.take(&of, 1).retry_after, None);
+            assert_eq!(memory.take(&of, 1).retry_after, Some(Duration::from_secs(30)));
+            now.fetch_add(30_000_000, Ordering::Relaxed);
+            assert_eq!(memory.take(&of, 1).retry_after, None);
+            now.fetch_add(60_000_000, Ordering::Relaxed);
+            assert_eq!(memory.take(&of, 0).standings[0].remaining(), 2);
+        }
     }
 }

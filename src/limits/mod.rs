@@ -4,6 +4,7 @@
 mod gcra;
 mod memory;
 mod shared;
+mod steady;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
