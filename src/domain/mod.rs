@@ -26,6 +26,7 @@ pub mod mail_token;
 pub mod organization;
 pub mod outbox;
 pub mod password;
+pub mod password_key;
 pub mod profile;
 pub mod quota;
 pub mod registration;

@@ -28,6 +28,7 @@ mod credential;
 mod invitation;
 mod organization;
 mod password;
+mod password_key;
 mod profile;
 mod quota;
 mod registration;

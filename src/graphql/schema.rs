@@ -27,6 +27,7 @@ use super::middleware::AuditMutations;
 use super::node::{Node, NodeQuery};
 use super::organization::{OrganizationMutation, OrganizationQuery};
 use super::password::PasswordMutation;
+use super::password_key::PasswordKeyQuery;
 use super::profile::ProfileMutation;
 use super::registration::RegistrationMutation;
 use super::response::complete;
@@ -41,6 +42,7 @@ use super::viewer::ViewerQuery;
 #[graphql(name = "Query")]
 struct Query(
     ViewerQuery,
+    PasswordKeyQuery,
     NodeQuery,
     OrganizationQuery,
     UserQuery,

@@ -25,7 +25,7 @@ pub use enums::{
 };
 pub use id::{
     ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Id, InvalidId, Kind, MailId, OrganizationId,
-    RefreshTokenId, SessionId, TaskId, UserId, kind,
+    PasswordKeyId, RefreshTokenId, SessionId, TaskId, UserId, kind,
 };
 pub use json_object::{InvalidJsonObject, JsonObject};
 pub use money::{InvalidAmount, MicroUsd};

@@ -37,6 +37,7 @@ pub mod keys;
 pub mod mail_token;
 pub mod organization;
 pub mod outbox;
+pub mod password_key;
 pub mod session;
 pub mod task;
 pub mod user;

@@ -349,6 +349,28 @@ diesel::table! {
 }
 
 diesel::table! {
+    use diesel::sql_types::{Binary, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    password_keys (id) {
+        id -> Text,
+        sealed -> Binary,
+        key_version -> Text,
+        created_at -> UtcTimestamp,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::Binary;
+    use crate::store::fields::UtcTimestamp;
+
+    password_nonces (digest) {
+        digest -> Binary,
+        expires_at -> UtcTimestamp,
+    }
+}
+
+diesel::table! {
     use diesel::sql_types::{BigInt, Nullable, Text};
     use crate::store::fields::UtcTimestamp;
 

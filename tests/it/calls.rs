@@ -14,6 +14,7 @@ use crate::support::{Answer, Client, TestApp};
 /// Every query of the schema, with a call that finds something. The words are those of `CALLS` in audit.rs.
 const READS: &[(&str, &str)] = &[
     ("viewer", "viewer { user { id } }"),
+    ("passwordKey", "passwordKey { keyId nonce }"),
     ("node", r#"node(id: "CLIENT") { id }"#),
     ("nodes", r#"nodes(ids: ["CLIENT"]) { id }"#),
     ("organization", "organization { id }"),

@@ -38,6 +38,7 @@ mod outbox;
 mod page_walks;
 mod paging;
 mod password;
+mod password_key;
 mod profile;
 mod redis;
 mod registration;

@@ -41,6 +41,7 @@ pub(crate) const MEMBERS: &str = "members";
 /// What each root field needs: a permission, `MEMBERS` or `PUBLIC`.
 const NEEDS: &[(&str, &str)] = &[
     ("Query.viewer", PUBLIC),
+    ("Query.passwordKey", PUBLIC),
     ("Query.node", MEMBERS),
     ("Query.nodes", MEMBERS),
     ("Query.organization", MEMBERS),
