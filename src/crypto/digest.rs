@@ -32,10 +32,12 @@ pub enum Purpose {
     RateLimit,
     /// Proves that a nonce is one of this server's.
     PasswordNonce,
+    /// Knows a device.
+    Device,
 }
 
 impl Purpose {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::UpstreamKeyFingerprint,
         Self::RefreshToken,
         Self::RefreshSuccessor,
@@ -46,6 +48,7 @@ impl Purpose {
         Self::ApiKey,
         Self::RateLimit,
         Self::PasswordNonce,
+        Self::Device,
     ];
 
     /// Part of the derivation: changing it makes every stored digest of the purpose useless.
@@ -61,6 +64,7 @@ impl Purpose {
             Self::ApiKey => b"claviger/api-key",
             Self::RateLimit => b"claviger/rate-limit",
             Self::PasswordNonce => b"claviger/password-nonce",
+            Self::Device => b"claviger/device",
         }
     }
 }

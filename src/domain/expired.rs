@@ -12,11 +12,13 @@ use crate::store::expired::{self, Ended};
 const KEPT: TimeDelta = TimeDelta::days(7);
 /// How long a nonce is kept that was used: no server's clock is so far behind that it would take it again.
 const NONCES_KEPT: TimeDelta = TimeDelta::hours(1);
+/// How long notifications are kept, read or not, and for how long a device is known that was not signed in from.
+const REMEMBERED: TimeDelta = TimeDelta::days(90);
 /// How many rows one transaction removes: others that write wait for it on SQLite.
 const BATCH: i64 = 500;
 
 /// Removes sessions with their refresh tokens, invitations, tokens by mail, digests of replaced API keys, and nonces that have ended long
-/// ago. Returns how many rows it were.
+/// ago, and notifications and devices that are old. Returns how many rows it were.
 ///
 /// # Errors
 /// Where the database fails; what was removed so far stays so.
@@ -31,6 +33,8 @@ pub async fn remove(services: &Services) -> Result<usize> {
         (Ended::MailTokens, KEPT),
         (Ended::ApiKeyDigests, KEPT),
         (Ended::PasswordNonces, NONCES_KEPT),
+        (Ended::Notifications, REMEMBERED),
+        (Ended::Devices, REMEMBERED),
     ] {
         loop {
             let count = expired::remove(&services.db, what, now + -kept, BATCH).await?;

@@ -3,6 +3,7 @@
 mod attempts;
 mod context;
 mod deed;
+mod device;
 mod error;
 mod validation;
 
@@ -23,6 +24,7 @@ pub mod expired;
 pub mod invitation;
 pub mod keys;
 pub mod mail_token;
+pub mod notification;
 pub mod organization;
 pub mod outbox;
 pub mod password;

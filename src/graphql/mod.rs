@@ -26,6 +26,7 @@ mod claude_account;
 mod client;
 mod credential;
 mod invitation;
+mod notification;
 mod organization;
 mod password;
 mod password_key;

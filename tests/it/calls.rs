@@ -33,6 +33,7 @@ const READS: &[(&str, &str)] = &[
     ("verifyApiKey", r#"verifyApiKey(key: "clv_00000000000000000000000000000000000000") { valid code }"#),
     ("auditLogs", "auditLogs { totalCount nodes { id } }"),
     ("auditLogIntegrity", "auditLogIntegrity { intact }"),
+    ("notifications", "notifications { totalCount nodes { id } }"),
 ];
 
 /// The records that have lists in pages, and the word for the id of one.

@@ -31,6 +31,7 @@ mod limits;
 mod logs;
 mod many_servers;
 mod new_password;
+mod notification;
 mod null_propagation;
 mod organization;
 mod outbox;

@@ -1,6 +1,8 @@
 //! Passwords that come encrypted: wherever one is taken, once for each nonce, on whichever server, and with one answer for whatever is
 //! wrong.
 
+use std::collections::BTreeSet;
+
 use aws_lc_rs::rsa::{
     OAEP_SHA1_MGF1SHA1, OAEP_SHA256_MGF1SHA256, OaepAlgorithm, OaepPublicEncryptingKey, PublicEncryptingKey,
 };
@@ -152,6 +154,16 @@ both_databases! {
         expired::remove(&beside).await.unwrap();
         assert_eq!(count(&app, "password_nonces").await, "0");
         assert_eq!(sign_in(&here, &early).await.code(), "BAD_USER_INPUT");
+    }
+
+    async fn of_many_who_ask_at_once_each_has_a_nonce(app: TestApp) {
+        for client in [app.anonymous(), app.admin().await] {
+            let asking = (0..20).map(|_| offered(&client));
+            let offers = futures_util::future::join_all(asking).await;
+            let nonces: BTreeSet<_> = offers.iter().map(|offer| offer["nonce"].as_str().unwrap()).collect();
+            assert_eq!(nonces.len(), offers.len());
+        }
+        assert_eq!(count(&app, "password_keys").await, "1", "the first of them has it made for all");
     }
 
     async fn whatever_is_wrong_is_answered_alike(app: TestApp) {

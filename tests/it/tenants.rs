@@ -16,6 +16,7 @@ pub(crate) const SPECIMENS: &[(&str, &str, &str)] = &[
     ("Task", "\"TASK\"", ""),
     ("Credential", "\"CREDENTIAL\"", ""),
     ("ApiKey", "\"API_KEY\"", ""),
+    ("Notification", "\"NOTIFICATION\"", ""),
     ("User", "{ viewer { user { id } } }", "/viewer/user/id"),
     ("Organization", "{ organization { id } }", "/organization/id"),
     ("Session", "{ viewer { sessions { id } } }", "/viewer/sessions/0/id"),
@@ -86,6 +87,7 @@ const IDS: &[(&str, &str)] = &[
     ("Mutation.updateApiKey(input.id)", "ApiKey"),
     ("Mutation.regenerateApiKey(input.id)", "ApiKey"),
     ("Mutation.revokeApiKey(input.id)", "ApiKey"),
+    ("Mutation.markNotificationsRead(input.ids)", "Notification"),
 ];
 
 /// Tables whose rows belong to no organization.
