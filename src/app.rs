@@ -22,6 +22,7 @@ use crate::domain::bus::Bus;
 use crate::domain::keys::{MissingKey, missing};
 use crate::domain::organization::{FirstAdmin, FirstStart, ensure, is_begun};
 use crate::domain::outbox::Outbox;
+use crate::domain::password_key::PasswordKeys;
 use crate::domain::{self, Code, Cx, Record, Services};
 use crate::http::{Limits, LiveLimits, Server, router, serve};
 use crate::identity::password::Hasher;
@@ -197,6 +198,7 @@ impl App {
             random,
             keys,
             passwords,
+            password_keys: PasswordKeys::default(),
             outbox: Outbox::new(Mailer::new(settings)?),
             is_registration_open: settings.is_registration_open,
             links: links(settings),

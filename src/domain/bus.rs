@@ -15,7 +15,7 @@ use crate::audit::Committed;
 use crate::events::{CHANNEL, Measures, Message, News, Transport};
 use crate::redis::Subscription;
 use crate::store::audit_log;
-use crate::store::{self, Notifications};
+use crate::store::{self, Announcements};
 
 /// How soon it is tried again to hear the others, at first.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -101,7 +101,7 @@ async fn hear(services: &Services, transport: Transport) {
 
 /// A way to hear the others.
 enum Others {
-    Postgres(Notifications),
+    Postgres(Announcements),
     Redis(Subscription),
 }
 
@@ -117,7 +117,7 @@ async fn connect(services: &Services, transport: Transport) -> Result<Others, Ca
 impl Others {
     async fn next(&mut self) -> Option<String> {
         match self {
-            Self::Postgres(notifications) => notifications.next().await,
+            Self::Postgres(announcements) => announcements.next().await,
             Self::Redis(subscription) => subscription.next().await,
         }
     }

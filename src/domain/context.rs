@@ -9,6 +9,7 @@ use super::audit_integrity::Verifications;
 use super::bus::Bus;
 use super::error::{Error, Result};
 use super::outbox::Outbox;
+use super::password_key::PasswordKeys;
 use super::quota::Rates;
 use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, Random};
@@ -34,6 +35,8 @@ pub struct Services {
     pub keys: Arc<KeyRing>,
     /// Hashes passwords.
     pub passwords: Hasher,
+    /// What passwords may be encrypted with on their way here.
+    pub password_keys: PasswordKeys,
     /// Tells who is behind a token or an API key.
     pub authenticator: Authenticator,
     /// How much is left of rate limits.

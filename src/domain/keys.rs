@@ -8,7 +8,7 @@ use serde_json::json;
 use super::context::{Cx, Services};
 use super::deed::audited;
 use super::error::{Code, Error, Result};
-use super::{audit_retention, claude_account, credential, outbox};
+use super::{audit_retention, claude_account, credential, outbox, password_key};
 use crate::audit::Entry;
 use crate::crypto::KeyRing;
 use crate::identity::Actor;
@@ -140,6 +140,8 @@ pub async fn rotate(cx: Cx<'_>, most: i64, mut progress: impl FnMut(&Rotated)) -
             note(&mut rotated, seal(cx, version).await?, &mut progress);
         }
     }
+    // Not sealed anew: another takes its place.
+    password_key::rotate(cx.services).await?;
     Ok(rotated)
 }
 

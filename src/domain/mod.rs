@@ -3,6 +3,7 @@
 mod attempts;
 mod context;
 mod deed;
+mod device;
 mod error;
 mod validation;
 
@@ -23,9 +24,11 @@ pub mod expired;
 pub mod invitation;
 pub mod keys;
 pub mod mail_token;
+pub mod notification;
 pub mod organization;
 pub mod outbox;
 pub mod password;
+pub mod password_key;
 pub mod profile;
 pub mod quota;
 pub mod registration;

@@ -378,7 +378,7 @@ impl AuditLogSubscription {
         let span = feed.span(ctx.cx(), None).await?;
         match domain::audit_log::next(ctx.cx(), &filter, span).await? {
             Some(row) => {
-                feed.deliver(Delivered { sequence: row.sequence, account: None });
+                feed.deliver(Delivered { sequence: row.sequence, account: None, passed: None });
                 Ok(AuditLog(row.into()))
             }
             None => Err(feed.nothing_until(span)),

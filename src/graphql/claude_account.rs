@@ -552,7 +552,7 @@ impl ClaudeAccountSubscription {
         while let Some((sequence, row)) = deeds::next_change(ctx.cx(), (after, until)).await? {
             after = sequence;
             if feed.is_new(row.id, row.version) {
-                feed.deliver(Delivered { sequence, account: Some((row.id, row.version)) });
+                feed.deliver(Delivered { sequence, account: Some((row.id, row.version)), passed: None });
                 return Ok(ClaudeAccount(row.into()));
             }
         }

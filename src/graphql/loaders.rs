@@ -23,14 +23,15 @@ use super::context::Caller;
 use super::error::{Failure, Result};
 use crate::domain::{self, Cx};
 use crate::model::{
-    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Direction, OrganizationId, Page, PageSlice,
-    SessionId, TaskId, Timestamp, UserId,
+    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Direction, NotificationId, OrganizationId, Page,
+    PageSlice, SessionId, TaskId, Timestamp, UserId,
 };
 use crate::store::api_key::{ApiKey, ApiKeyFilter};
 use crate::store::audit_log::AuditLog;
 use crate::store::claude_account::ClaudeAccount;
 use crate::store::client::Client;
 use crate::store::credential::{Credential, CredentialFilter};
+use crate::store::notification::Notification;
 use crate::store::organization::Organization;
 use crate::store::session::Session;
 use crate::store::task::{Task, TaskFilter, TaskOrder};
@@ -89,6 +90,7 @@ loaders! {
     api_key_client_pages: ApiKeyClientPages,
     api_key_owner_pages: ApiKeyOwnerPages,
     api_key_counts: ApiKeyCounts,
+    notifications: Notifications,
 }
 
 impl Loaders {
@@ -196,6 +198,11 @@ impl Loaders {
     pub(super) async fn api_key_owner_page(&self, owner: UserId, page: Page) -> Result<PageSlice<Arc<ApiKey>>> {
         let found = self.api_key_owner_pages.load((owner, page.clone())).await?;
         Ok(found.unwrap_or_else(|| page.slice(Vec::new())))
+    }
+
+    /// One of the caller's notifications.
+    pub(super) async fn notification(&self, id: NotificationId) -> Found<Arc<Notification>> {
+        self.notifications.load(id).await
     }
 
     /// How many API keys pass the filter.
@@ -356,6 +363,7 @@ by_id! {
     AuditLogs: AuditLogId => AuditLog by audit_log,
     Credentials: CredentialId => Credential by credential,
     ApiKeys: ApiKeyId => ApiKey by api_key,
+    Notifications: NotificationId => Notification by notification,
 }
 
 /// A page of a client's tasks; the filter names no client.

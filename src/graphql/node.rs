@@ -11,13 +11,15 @@ use super::credential::Credential;
 use super::declarations::Declared;
 use super::error::Result;
 use super::loaders::Loaders;
+use super::notification::Notification;
 use super::organization::Organization;
 use super::session::Session;
 use super::task::Task;
 use super::user::User;
 use crate::domain;
 use crate::model::{
-    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, OrganizationId, SessionId, TaskId, UserId,
+    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, NotificationId, OrganizationId, SessionId, TaskId,
+    UserId,
 };
 
 /// The most ids that `nodes` takes.
@@ -45,6 +47,8 @@ pub(super) enum Node {
     ApiKey(ApiKey),
     /// An entry of the audit log.
     AuditLog(AuditLog),
+    /// A notification of one's own.
+    Notification(Notification),
 }
 
 impl Node {
@@ -78,6 +82,9 @@ impl Node {
         }
         if let Ok(id) = id.parse::<AuditLogId>() {
             return Ok(Loaders::of(ctx).audit_log(id).await?.map(|row| Self::AuditLog(AuditLog(row))));
+        }
+        if let Ok(id) = id.parse::<NotificationId>() {
+            return Ok(Loaders::of(ctx).notification(id).await?.map(|row| Self::Notification(Notification(row))));
         }
         Ok(None)
     }

@@ -25,8 +25,10 @@ use super::invitation::InvitationMutation;
 use super::loaders::Loaders;
 use super::middleware::AuditMutations;
 use super::node::{Node, NodeQuery};
+use super::notification::{NotificationMutation, NotificationQuery, NotificationSubscription};
 use super::organization::{OrganizationMutation, OrganizationQuery};
 use super::password::PasswordMutation;
+use super::password_key::PasswordKeyQuery;
 use super::profile::ProfileMutation;
 use super::registration::RegistrationMutation;
 use super::response::complete;
@@ -41,6 +43,7 @@ use super::viewer::ViewerQuery;
 #[graphql(name = "Query")]
 struct Query(
     ViewerQuery,
+    PasswordKeyQuery,
     NodeQuery,
     OrganizationQuery,
     UserQuery,
@@ -50,6 +53,7 @@ struct Query(
     CredentialQuery,
     ApiKeyQuery,
     AuditLogQuery,
+    NotificationQuery,
 );
 
 /// What can be done. Each field leaves exactly one entry in the audit log, whatever its outcome.
@@ -68,12 +72,13 @@ struct Mutation(
     TaskMutation,
     CredentialMutation,
     ApiKeyMutation,
+    NotificationMutation,
 );
 
 /// What can be heard of. Over graphql-transport-ws, or server-sent events where `Accept` has `text/event-stream`.
 #[derive(MergedObject, Default)]
 #[graphql(name = "Subscription")]
-struct Subscription(AuditLogSubscription, ClaudeAccountSubscription);
+struct Subscription(AuditLogSubscription, ClaudeAccountSubscription, NotificationSubscription);
 
 /// The root of subscriptions, for validation and the schema's text. Their events are executed one by one, as queries of
 /// [`Subscription`]: the library's streams would keep the caller and the loaders that they began with.

@@ -14,24 +14,35 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
-use crate::domain::{Result, Services, audit_retention, expired};
+use crate::domain::{Result, Services, audit_retention, expired, notification, password_key};
 use crate::settings::Settings;
 
 pub use outcome::{JobName, JobRun, Outcome, Runs};
 pub use scheduler::{Pace, Scheduler};
 
+const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// Every job that a server with these settings does.
 #[must_use]
 pub fn all(settings: &Settings) -> Vec<Job> {
-    let mut jobs = vec![Job::new("cleanup", HOUR, |services| async move {
-        let removed = expired::remove(&services).await?;
-        if removed > 0 {
-            tracing::info!(removed, "what has ended long ago was removed");
-        }
-        Ok(())
-    })];
+    let mut jobs =
+        vec![
+            Job::new("cleanup", HOUR, |services| async move {
+                let removed = expired::remove(&services).await?;
+                if removed > 0 {
+                    tracing::info!(removed, "what has ended long ago was removed");
+                }
+                Ok(())
+            }),
+            Job::new("expiring-api-keys", HOUR, |services| async move {
+                notification::tell_of_expiring_api_keys(&services).await.map(drop)
+            }),
+            Job::new("lockouts", MINUTE, |services| async move {
+                notification::tell_of_lockouts(&services).await.map(drop)
+            }),
+            Job::new("password-keys", HOUR, |services| async move { password_key::rotate(&services).await }),
+        ];
     if let Some(days) = settings.audit_retention_days {
         jobs.push(Job::new("audit-retention", HOUR, move |services| async move {
             let removed = audit_retention::run(&services, days).await?;

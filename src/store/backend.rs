@@ -16,9 +16,9 @@ use diesel_async::{
 };
 use secrecy::ExposeSecret as _;
 
+use super::announcements::Endpoint;
 use super::error::{Error, OpenError, Result};
 use super::lease::{Activity, Calls, Lease, Manager};
-use super::notifications::Endpoint;
 use super::postgres_url::{place, postgres_config};
 use super::statements::Statements;
 use crate::model::Page;

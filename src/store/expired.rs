@@ -1,4 +1,5 @@
-//! What has ended and nobody needs any more: sessions with their refresh tokens, invitations, tokens by mail, digests of replaced API keys.
+//! What has ended and nobody needs any more: sessions with their refresh tokens, invitations, tokens by mail, digests of replaced API keys,
+//! nonces, notifications, devices.
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
@@ -6,9 +7,11 @@ use diesel_async::RunQueryDsl;
 use super::backend::{Db, on_conn};
 use super::error::Result;
 use super::locks::all_locked_that_are_free;
-use super::tables::{api_key_digests, invitations, mail_tokens, refresh_tokens, sessions};
+use super::tables::{
+    api_key_digests, devices, invitations, mail_tokens, notifications, password_nonces, refresh_tokens, sessions,
+};
 use super::tx::Tx;
-use crate::model::{RefreshTokenId, SessionId, Timestamp, UserId};
+use crate::model::{NotificationId, RefreshTokenId, SessionId, Timestamp, UserId};
 
 /// What can be removed, whosever it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +27,12 @@ pub enum Ended {
     MailTokens,
     /// What raw API keys were found by that have been replaced.
     ApiKeyDigests,
+    /// Nonces that were used.
+    PasswordNonces,
+    /// Notifications, read or not.
+    Notifications,
+    /// Devices that nobody has signed in from since.
+    Devices,
 }
 
 /// Removes at most so many that have ended before a time, in a transaction. Returns how many it were. No user can do anything
@@ -48,6 +57,7 @@ pub async fn remove(db: &Db, what: Ended, before: Timestamp, most: i64) -> Resul
 
 /// Rows that somebody has locked are left for the next time, so that nobody who locks several can be waiting in a circle.
 async fn delete(tx: &mut Tx, what: Ended, before: Timestamp, most: i64) -> Result<usize> {
+    use password_nonces as n;
     use {api_key_digests as d, invitations as i, mail_tokens as m, refresh_tokens as r, sessions as s};
     let conn = tx.conn().await?;
     Ok(match what {
@@ -76,6 +86,23 @@ async fn delete(tx: &mut Tx, what: Ended, before: Timestamp, most: i64) -> Resul
             let ended = d::table.filter(d::expires_at.lt(Some(before))).limit(most).select(d::digest);
             let digests: Vec<Vec<u8>> = all_locked_that_are_free!(conn, ended)?;
             on_conn!(conn, |c| diesel::delete(d::table.filter(d::digest.eq_any(&digests))).execute(c).await?)
+        }
+        Ended::PasswordNonces => {
+            let ended = n::table.filter(n::expires_at.lt(before)).limit(most).select(n::digest);
+            let digests: Vec<Vec<u8>> = all_locked_that_are_free!(conn, ended)?;
+            on_conn!(conn, |c| diesel::delete(n::table.filter(n::digest.eq_any(&digests))).execute(c).await?)
+        }
+        Ended::Notifications => {
+            use notifications as t;
+            let ended = t::table.filter(t::created_at.lt(before)).limit(most).select(t::id);
+            let ids: Vec<NotificationId> = all_locked_that_are_free!(conn, ended)?;
+            on_conn!(conn, |c| diesel::delete(t::table.filter(t::id.eq_any(&ids))).execute(c).await?)
+        }
+        Ended::Devices => {
+            use devices as t;
+            let ended = t::table.filter(t::last_seen_at.lt(before)).limit(most).select(t::digest);
+            let digests: Vec<Vec<u8>> = all_locked_that_are_free!(conn, ended)?;
+            on_conn!(conn, |c| diesel::delete(t::table.filter(t::digest.eq_any(&digests))).execute(c).await?)
         }
     })
 }

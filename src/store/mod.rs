@@ -6,6 +6,7 @@
 //!
 //! To add a noun: a migration under the same name for each database, its table in `tables.rs`, a file here.
 
+mod announcements;
 mod backend;
 mod bulk;
 mod error;
@@ -13,7 +14,6 @@ mod fields;
 mod lease;
 mod locks;
 mod migrations;
-mod notifications;
 mod page;
 mod postgres_url;
 mod ranked;
@@ -29,21 +29,24 @@ pub mod audit_log;
 pub mod claude_account;
 pub mod client;
 pub mod credential;
+pub mod device;
 pub mod encryption_key;
 pub mod expired;
 pub mod invitation;
 pub mod job_lease;
 pub mod keys;
 pub mod mail_token;
+pub mod notification;
 pub mod organization;
 pub mod outbox;
+pub mod password_key;
 pub mod session;
 pub mod task;
 pub mod user;
 
+pub use announcements::Announcements;
 pub use backend::{Conn, Db, PoolState};
 pub use error::{Error, OpenError, Result};
 pub use fields::fold;
 pub use migrations::{Migration, MigrationError};
-pub use notifications::Notifications;
 pub use tx::Tx;

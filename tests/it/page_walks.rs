@@ -13,7 +13,8 @@ use crate::support::{Client, TestApp, both_databases};
 struct List {
     /// `Type.field`.
     name: &'static str,
-    /// The call that makes its nth row; the words are those of `CALLS` in audit.rs, one record each for all rows.
+    /// The call that makes its nth row, or an INSERT where none does; the words are those of `CALLS` in audit.rs, one record each for
+    /// all rows.
     make: fn(usize) -> String,
     /// The table that rows can be deleted from; `None`: they stay for ever.
     table: Option<&'static str>,
@@ -117,6 +118,18 @@ const LISTS: &[List] = &[
         ties: API_KEY_TIES,
     },
     List {
+        name: "Query.notifications",
+        make: |n| {
+            format!(
+                "INSERT INTO notifications (id, organization_id, user_id, sequence, kind, title, body, said, created_at) \
+                 SELECT 'ntf_000000000000000000000000' || '{n:02}', organization_id, id, 0, 'SYSTEM', 'T', 'B', 'walk/{n}', created_at \
+                 FROM users WHERE email = 'admin@localhost'"
+            )
+        },
+        table: Some("notifications"),
+        ties: &[],
+    },
+    List {
         name: "ClaudeAccount.auditLogs",
         make: |n| format!(r#"updateClaudeAccount(input: {{ id: "ID", priority: {n} }}) {{ claudeAccount {{ id }} }}"#),
         table: None,
@@ -189,6 +202,7 @@ fn orders(name: &str) -> Vec<String> {
 
 /// A list in a database, with the records that it belongs to.
 struct Place<'a> {
+    app: &'a TestApp,
     admin: &'a Client,
     list: &'a List,
     /// The records that the words of `make` and of the list's parent stand for.
@@ -196,12 +210,12 @@ struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    async fn new(app: &TestApp, admin: &'a Client, list: &'a List) -> Self {
+    async fn new(app: &'a TestApp, admin: &'a Client, list: &'a List) -> Self {
         let mut words = BTreeMap::new();
         for word in ["\"CLIENT\"", "\"ID\"", "\"USER_ID\""] {
             words.insert(word, filled_in(app, admin, word, &format!("sk-ant-of-{}", list.name)).await);
         }
-        Self { admin, list, words }
+        Self { app, admin, list, words }
     }
 
     fn filled_in(&self, text: &str) -> String {
@@ -239,7 +253,12 @@ impl<'a> Place<'a> {
     }
 
     async fn make(&self, n: usize) {
-        self.admin.run(&format!("mutation {{ {} }}", self.filled_in(&(self.list.make)(n)))).await.data();
+        let deed = self.filled_in(&(self.list.make)(n));
+        if deed.starts_with("INSERT") {
+            self.app.database.execute(&deed).await.unwrap();
+        } else {
+            self.admin.run(&format!("mutation {{ {deed} }}")).await.data();
+        }
     }
 }
 

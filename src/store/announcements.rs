@@ -42,14 +42,14 @@ impl Endpoint {
 }
 
 /// A connection that hears what other servers tell.
-pub struct Notifications {
+pub struct Announcements {
     /// The connection ends with it.
     client: Client,
     /// Unbounded: what fills it is smaller than what it comes from, and whoever empties it waits for nothing else for long.
     texts: UnboundedReceiver<String>,
 }
 
-impl Notifications {
+impl Announcements {
     /// The next message; none: the connection broke. Nothing is lost where the wait is given up.
     pub async fn next(&mut self) -> Option<String> {
         self.texts.recv().await
@@ -89,7 +89,7 @@ impl Db {
     ///
     /// # Errors
     /// Where no connection is to be had.
-    pub async fn listen(&self) -> Result<Option<Notifications>> {
+    pub async fn listen(&self) -> Result<Option<Announcements>> {
         let Some(endpoint) = &self.endpoint else { return Ok(None) };
         let mut config = (*endpoint.config).clone();
         config.application_name("claviger events");
@@ -112,7 +112,7 @@ impl Db {
             }
         });
         within(client.batch_execute(&format!("LISTEN {CHANNEL}"))).await?;
-        Ok(Some(Notifications { client, texts }))
+        Ok(Some(Announcements { client, texts }))
     }
 }
 
