@@ -15,6 +15,7 @@ mod locks;
 mod migrations;
 mod notifications;
 mod page;
+mod postgres_pool;
 mod postgres_url;
 mod ranked;
 mod search;
