@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use claviger::http::LiveLimits;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -145,7 +146,7 @@ async fn work(client: Client, worker: usize, tally: Arc<Tally>, stop: Cancellati
             return;
         }
         let name = format!("{worker}-{n}");
-        let is_writer = worker % 2 == 0;
+        let is_writer = worker.is_multiple_of(2);
         let (query, variables) = if is_writer { (CREATE, json!({ "n": name })) } else { (READ, json!({})) };
         let answer = in_time("a request", client.with(query, variables)).await;
         if !is_done(&answer) {
@@ -160,16 +161,18 @@ async fn work(client: Client, worker: usize, tally: Arc<Tally>, stop: Cancellati
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_postgres_that_is_stopped_or_hangs_comes_back() {
     let mut postgres = TestPostgres::start().await;
-    let app = server(&postgres.database().await.url).await;
+    // A subscription gives up after half a minute: how long the faults take here is the machine's affair.
+    let patient = LiveLimits { retry: NEVER, ..LiveLimits::default() };
+    let app = server(&postgres.database().await.url).await.limited(patient).await;
     let admin = app.admin().await;
     let follower = Follower::of(app.admin().await).await;
     let load = Load::begin(&admin);
     for is_stopped in [true, false, true] {
         load.until_made(20).await;
         if is_stopped {
-            postgres.stop()
+            postgres.stop();
         } else {
-            postgres.hang()
+            postgres.hang();
         }
         until_ready(&app.url, false, &["database"]).await;
         load.until_refused(10).await;
@@ -178,9 +181,9 @@ async fn a_postgres_that_is_stopped_or_hangs_comes_back() {
         );
         assert!(!is_done(&in_time("a sign-in", app.anonymous().run(&sign_in)).await));
         if is_stopped {
-            postgres.start_again()
+            postgres.start_again();
         } else {
-            postgres.go_on()
+            postgres.go_on();
         }
         until_ready(&app.url, true, &[]).await;
     }
@@ -248,6 +251,32 @@ async fn a_statement_that_is_given_up_is_stopped_and_holds_up_nobody() {
     .await;
     locker.batch_execute("COMMIT").await.unwrap();
     admin.run(READ).await.data();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_falls_silent_for_good_is_given_up() {
+    // A read that is given up by its request; and a commit, which is waited for though the caller has been answered.
+    for (request, locked) in [
+        (READ, "LOCK TABLE clients IN ACCESS EXCLUSIVE MODE"),
+        ("mutation { createClient(input: { name: \"C\" }) { client { id } } }", "SELECT 1 FROM audit_heads FOR UPDATE"),
+    ] {
+        let database = TestDatabase::postgres().await;
+        let (proxy, url) = Proxy::before(&database.url).await;
+        let settings = [("REQUEST_TIMEOUT", "10".to_owned()), ("DATABASE_POOL_SIZE", "1".to_owned())];
+        let app = TestApp::start(TestDatabase::at(url), settings).await;
+        let admin = app.admin().await;
+        let locker = database.connection().await;
+        locker.batch_execute(&format!("BEGIN; {locked}")).await.unwrap();
+        let asking = {
+            let admin = admin.clone();
+            tokio::spawn(async move { admin.run(request).await })
+        };
+        in_time("a statement", database.until_locked_out()).await;
+        proxy.forget_connections();
+        locker.batch_execute("COMMIT").await.unwrap();
+        assert!(!is_done(&in_time("a refusal", asking).await.unwrap()));
+        in_time("another connection", async { while !is_done(&admin.run(READ).await) {} }).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
