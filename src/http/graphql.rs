@@ -156,7 +156,8 @@ async fn execute(
         let message = format!("{field} takes a secret, which must stand in no address: it can only be sent by POST.");
         return Err(wrong_method(message));
     }
-    let asking = authenticate(server, headers, context.client_address).await?;
+    let deadline = started + server.request_timeout;
+    let asking = authenticate_by(server, headers, context.client_address, deadline).await?;
     asking.note_use(server);
     let limits = rate_limit::take(server, &asking.actor, context.client_address, &prepared).await?;
     if prepared.is_subscription() {
@@ -421,8 +422,31 @@ impl Asking {
     }
 }
 
-/// Looks at who asks.
+/// Looks at who asks, for no longer than a request may take.
 pub(super) async fn authenticate(server: &Server, headers: &HeaderMap, address: IpAddr) -> Result<Asking, Unexecuted> {
+    authenticate_by(server, headers, address, Instant::now() + server.request_timeout).await
+}
+
+async fn authenticate_by(
+    server: &Server,
+    headers: &HeaderMap,
+    address: IpAddr,
+    deadline: Instant,
+) -> Result<Asking, Unexecuted> {
+    match tokio::time::timeout_at(deadline, find_asking(server, headers, address)).await {
+        Ok(found) => found,
+        Err(late) => Err(not_looked_up(&late)),
+    }
+}
+
+/// The database could not be asked, or not in time.
+fn not_looked_up(error: &(dyn std::error::Error + 'static)) -> Unexecuted {
+    tracing::warn!(error, "a token could not be looked up");
+    let message = "The server cannot do this at the moment. Try again later.";
+    Unexecuted::new(StatusCode::SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", message)
+}
+
+async fn find_asking(server: &Server, headers: &HeaderMap, address: IpAddr) -> Result<Asking, Unexecuted> {
     // By another scheme than Bearer it is none of ours: that is between the caller and a proxy. Without any it opens nothing.
     let bearer = headers
         .get(header::AUTHORIZATION)
@@ -451,11 +475,7 @@ pub(super) async fn authenticate(server: &Server, headers: &HeaderMap, address: 
     match found {
         Ok((actor, api_key)) => Ok(Asking { actor, is_refused: false, api_key }),
         Err(Refused::Invalid) => Ok(Asking::nobody(true)),
-        Err(Refused::Store(error)) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a token could not be looked up");
-            let message = "The server cannot do this at the moment. Try again later.";
-            Err(Unexecuted::new(StatusCode::SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", message))
-        }
+        Err(Refused::Store(error)) => Err(not_looked_up(&error)),
     }
 }
 

@@ -15,6 +15,7 @@ mod lease;
 mod locks;
 mod migrations;
 mod page;
+mod postgres_pool;
 mod postgres_url;
 mod ranked;
 mod search;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio_postgres::config::{Host, SslMode};
 
-/// How long one address may take to answer.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one address may take to answer: less than half of what all of them may, so that the next is tried too.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Reads the URL. Without an `sslmode`, TLS is required of a server on another machine and not used on this one: a
 /// certificate for the loopback address is seldom there, and nobody listens in between.

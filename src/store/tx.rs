@@ -69,7 +69,7 @@ impl Tx {
                 return Err(error);
             }
         };
-        self.conn().await?.commit().await?;
+        self.end().await?;
         Ok(sequence)
     }
 
@@ -96,16 +96,21 @@ impl Tx {
     }
 
     /// Commits what no caller has done: when an API key was last used, and what finds it; that what has ended long ago is gone;
-    /// which server does a job; what became of a mail; what passwords are encrypted with. Visible in the store alone, where `tests/it/architecture.rs` holds that
+    /// which server does a job; what became of a mail; what passwords are encrypted with; that something can be written at all.
+    /// Visible in the store alone, where `tests/it/architecture.rs` holds that
     /// nothing else calls it; whatever somebody does needs [`Tx::commit`].
     ///
     /// # Errors
     /// Then nothing lasts.
     pub(super) async fn commit_bookkeeping(mut self) -> Result<()> {
-        match &mut self.conn {
-            Some(conn) => conn.commit().await,
-            None => Ok(()),
-        }
+        self.end().await
+    }
+
+    async fn end(&mut self) -> Result<()> {
+        let Some(conn) = &mut self.conn else { return Ok(()) };
+        let ended = conn.commit().await;
+        self.db.note_commit(&ended);
+        ended
     }
 
     /// Undoes all that was written.

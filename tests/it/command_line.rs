@@ -28,13 +28,14 @@ impl Place {
         command
     }
 
-    /// Starts a server that cannot write a file beyond so many KiB, as on a disk that is full.
+    /// Starts a server that cannot write a file beyond so many KiB, as on a disk that is full. The limit is a soft one: it can be
+    /// taken away while the server runs.
     pub(crate) fn serve_on_a_small_disk(&self, kib: usize) -> Served {
         let serve = self.command(&["serve"]);
         let mut limited = Command::new("sh");
         // The signal ignored, the write fails instead; the shell counts in blocks of 512 bytes.
         limited
-            .args(["-c", &format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" serve", kib * 2)])
+            .args(["-c", &format!("trap '' XFSZ; ulimit -S -f {}; exec \"$0\" serve", kib * 2)])
             .arg(serve.get_program());
         limited.current_dir(self.folder.path()).env_clear();
         limited.envs(serve.get_envs().filter_map(|(name, value)| Some((name, value?))));

@@ -23,6 +23,7 @@ mod crypto;
 mod data_dir;
 mod durability;
 mod examples;
+mod faults;
 mod http;
 mod invitation;
 mod jobs;

@@ -5,6 +5,7 @@ mod graphql;
 mod live;
 mod mail;
 mod postgres;
+mod proxy;
 mod redis;
 pub(crate) mod schema;
 mod upstream;
@@ -13,7 +14,8 @@ pub(crate) use app::{OTHER_ORGANIZATION, PASSWORD, TestApp};
 pub(crate) use graphql::{Answer, Client};
 pub(crate) use live::{EventStream, Socket, gauge, until_gauge};
 pub(crate) use mail::{Behaviour, SmtpSink, Tls, tls_of_localhost};
-pub(crate) use postgres::TestDatabase;
+pub(crate) use postgres::{TestDatabase, TestPostgres};
+pub(crate) use proxy::Proxy;
 pub(crate) use redis::TestRedis;
 pub(crate) use upstream::{GOOD_KEY, MockUpstream};
 
