@@ -87,10 +87,14 @@ impl Redis {
     /// # Errors
     /// As for [`Redis::ask`]; but a Redis that does not let us is not away.
     pub async fn publish(&self, channel: &str, text: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
-        let publish = async |mut link: MultiplexedConnection| {
-            let answer = redis::cmd("PUBLISH").arg(channel).arg(text).query_async::<()>(&mut link).await;
-            answer
-                .map_or_else(|error| if error.code().is_some() { Ok(Err(error)) } else { Err(error) }, |()| Ok(Ok(())))
+        let publish = async |mut link: MultiplexedConnection| match redis::cmd("PUBLISH")
+            .arg(channel)
+            .arg(text)
+            .query_async::<()>(&mut link)
+            .await
+        {
+            Err(error) if error.code().is_some() => Ok(Err(error)),
+            answer => answer.map(Ok),
         };
         Ok(self.ask(publish).await??)
     }

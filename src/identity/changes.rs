@@ -86,7 +86,7 @@ impl Changes {
             }
             if self.news.changed().await.is_err() {
                 // Nobody is there to change anything.
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         }
     }

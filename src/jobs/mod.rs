@@ -1,4 +1,4 @@
-//! What servers do by themselves, again and again: each job is done by one server at a time, whichever that is.
+//! What servers do by themselves, again and again: each job is done by one server at a time, as a rule, whichever that is.
 //!
 //! A lease in the database says which (docs/decisions/many-servers.md). It spares work and is no lock: a job must bear that it is
 //! begun anew after it was cut off anywhere, and that another server is in the last moments of it.
