@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::Services;
 use crate::domain::audit_checkpoint::Checkpoints;
 use crate::domain::outbox;
-use crate::jobs::{self, Pace, Runs, Scheduler};
+use crate::jobs::{self, Runs, Scheduler, Timing};
 use crate::settings::Settings;
 
 /// How often mails are looked for that nobody has told of: they are tried again, or another server wrote them and is gone.
@@ -30,7 +30,7 @@ impl Housekeeping {
         let checkpoints =
             settings.audit_checkpoints.map(|every| tokio::spawn(checkpoints(services.clone(), every, stop.clone())));
         let mails = tokio::spawn(mails(services.clone(), stop.clone()));
-        let jobs = Scheduler::start(jobs::all(settings), services.clone(), Pace::default(), runs, stop.clone());
+        let jobs = Scheduler::start(jobs::all(settings), services.clone(), Timing::default(), runs, stop.clone());
         Self { services, checkpoints, mails, jobs }
     }
 

@@ -1,31 +1,90 @@
 //! What other processes have committed: other servers on the same database, and the command line.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::context::Services;
-use super::error::Result;
+use super::error::{Error, Result};
 use crate::audit::Committed;
-use crate::model::OrganizationId;
-use crate::store;
+use crate::model::{OrganizationId, ResourceType};
+use crate::store::audit_log;
 
 /// How often the logs' ends are looked at, while anybody listens.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// How long a look may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Tells of logs that have grown, whoever made them grow: one look for all who listen, and none where nobody does.
+/// What others have told, until it is looked at. It takes no more room than one message of each organization.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    due: Notify,
+    logs: Mutex<Logs>,
+}
+
+/// The logs that may have grown.
+#[derive(Debug)]
+enum Logs {
+    /// Those of organizations, each with what its entries are about; none: several things.
+    Of(HashMap<OrganizationId, Option<ResourceType>>),
+    All,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self::Of(HashMap::new())
+    }
+}
+
+impl Told {
+    /// Something was committed in an organization.
+    pub(super) fn committed(&self, organization: OrganizationId, about: ResourceType) {
+        if let Logs::Of(logs) = &mut *self.logs() {
+            let known = logs.entry(organization).or_insert(Some(about));
+            known.take_if(|known| *known != about);
+        }
+        self.due.notify_one();
+    }
+
+    /// Anything may have been committed.
+    pub(super) fn anything(&self) {
+        *self.logs() = Logs::All;
+        self.due.notify_one();
+    }
+
+    async fn next(&self) -> Logs {
+        self.due.notified().await;
+        std::mem::take(&mut *self.logs())
+    }
+
+    fn logs(&self) -> MutexGuard<'_, Logs> {
+        // A panic cannot leave an assignment half done.
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells of logs that have grown, whoever made them grow: one look for all who listen, and none where nobody does. At once where
+/// it was told, and every few seconds.
 pub async fn watch(services: Arc<Services>, stop: CancellationToken) {
     let mut ends = HashMap::new();
+    let mut every = interval_at(Instant::now() + INTERVAL, INTERVAL);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
+        let logs = tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(INTERVAL) => {}
+            _ = every.tick() => Logs::All,
+            logs = services.bus.told.next() => logs,
+        };
+        if !services.commits.has_listeners() {
+            continue;
         }
-        if services.commits.has_listeners()
-            && let Err(error) = look(&services, &mut ends).await
-        {
+        let looked = timeout(PATIENCE, look(&services, logs, &mut ends)).await;
+        // The next look is seconds away.
+        if let Err(error) = looked.unwrap_or_else(|late| Err(Error::unavailable(late))) {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "what others have committed could not be looked at"
@@ -34,11 +93,48 @@ pub async fn watch(services: Arc<Services>, stop: CancellationToken) {
     }
 }
 
-async fn look(services: &Services, ends: &mut HashMap<OrganizationId, i64>) -> Result<()> {
-    for (organization, sequence) in store::audit_log::ends(&mut services.db.read().await?).await? {
-        if ends.insert(organization, sequence) != Some(sequence) {
-            services.commits.publish(Committed { organization, sequence, resource_type: None });
+/// The place that a message says is not believed: it is asked for.
+async fn look(services: &Services, logs: Logs, ends: &mut HashMap<OrganizationId, i64>) -> Result<()> {
+    let mut conn = services.db.read().await?;
+    match logs {
+        Logs::All => {
+            for (organization, sequence) in audit_log::ends(&mut conn).await? {
+                if ends.insert(organization, sequence) != Some(sequence) {
+                    services.commits.publish(Committed { organization, sequence, resource_type: None });
+                }
+            }
+        }
+        Logs::Of(logs) => {
+            let organizations: Vec<_> = logs.keys().copied().collect();
+            for (organization, sequence) in audit_log::ends_of(&mut conn, &organizations).await? {
+                let resource_type = logs.get(&organization).copied().flatten();
+                services.commits.publish(Committed { organization, sequence, resource_type });
+            }
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+
+    #[tokio::test]
+    async fn what_was_told_is_kept_once_for_each_organization() {
+        let organization = |number| OrganizationId::new(Timestamp::MAX, &[number; 10]);
+        let told = Told::default();
+        for _ in 0..3 {
+            told.committed(organization(1), ResourceType::Client);
+            told.committed(organization(2), ResourceType::Client);
+        }
+        told.committed(organization(2), ResourceType::User);
+        told.committed(organization(2), ResourceType::Client);
+        let Logs::Of(logs) = told.next().await else { panic!("two organizations") };
+        let expected = [(organization(1), Some(ResourceType::Client)), (organization(2), None)];
+        assert_eq!(logs, HashMap::from(expected));
+        told.anything();
+        told.committed(organization(1), ResourceType::Client);
+        assert!(matches!(told.next().await, Logs::All));
+    }
 }

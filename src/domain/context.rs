@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use chrono::TimeDelta;
 use tokio::time::Instant;
 
 use super::audit_integrity::Verifications;
@@ -16,9 +17,9 @@ use crate::crypto::{KeyRing, Random};
 use crate::identity::password::Hasher;
 use crate::identity::{Actor, Authenticator};
 use crate::limits::RateLimits;
-use crate::model::{Clock, Id, Kind, OrganizationId, ResourceType};
+use crate::model::{Clock, Id, Kind, OrganizationId, ResourceType, Timestamp};
 use crate::redis::Redis;
-use crate::store::Db;
+use crate::store::{self, Db, database_clock};
 use crate::upstream::Upstream;
 
 /// What deeds are done with. Made once, by `app`.
@@ -68,6 +69,27 @@ impl Services {
     #[must_use]
     pub fn new_id<K: Kind>(&self) -> Id<K> {
         Id::new(self.clock.now(), &self.random.bytes())
+    }
+
+    /// The time by which something is removed for good: where the database has a clock of its own, the one of the two that is
+    /// behind. Of many servers one may be wrong, and what it took for ended would be gone for all.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub(super) async fn cautious_now(&self) -> store::Result<Timestamp> {
+        /// How far apart clocks commonly are.
+        const APART: TimeDelta = TimeDelta::minutes(1);
+        let database = database_clock::now(&mut self.db.read().await?).await?;
+        let own = self.clock.now();
+        let Some(database) = database else { return Ok(own) };
+        if own - database > APART {
+            tracing::warn!(
+                now = own.to_text(),
+                database = database.to_text(),
+                "this server's clock is ahead of the database's: what has ended is told by the latter"
+            );
+        }
+        Ok(own.min(database))
     }
 }
 

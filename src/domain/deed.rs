@@ -63,7 +63,7 @@ async fn commit(cx: Cx<'_>, tx: Tx, entry: Entry) -> Result<()> {
     let committed = tx.commit(&entry).await;
     // First: who hears of it is looked at as they are now. Though the answer was an error: it may be the answer that was lost.
     if changes_access {
-        cx.services.authenticator.forget();
+        cx.services.authenticator.forget_of(entry.organization_id);
     }
     let sequence = match committed {
         Ok(sequence) => sequence,

@@ -18,16 +18,14 @@ const REMEMBERED: TimeDelta = TimeDelta::days(90);
 const BATCH: i64 = 500;
 
 /// Removes sessions with their refresh tokens, invitations, tokens by mail, digests of replaced API keys, and nonces that have ended long
-/// ago, and notifications and devices that are old. Returns how many rows it were.
+/// ago, and notifications and devices that are old, as far as the database's clock says so too. Returns how many rows it were.
 ///
 /// # Errors
 /// Where the database fails; what was removed so far stays so.
 pub async fn remove(services: &Services) -> Result<usize> {
-    let now = services.clock.now();
+    let now = services.cautious_now().await?;
     let mut removed = 0;
     for (what, kept) in [
-        // A session's tokens come before it.
-        (Ended::RefreshTokens, KEPT),
         (Ended::Sessions, KEPT),
         (Ended::Invitations, KEPT),
         (Ended::MailTokens, KEPT),
@@ -39,7 +37,7 @@ pub async fn remove(services: &Services) -> Result<usize> {
         loop {
             let count = expired::remove(&services.db, what, now + -kept, BATCH).await?;
             removed += count;
-            if i64::try_from(count).is_ok_and(|count| count < BATCH) {
+            if count == 0 {
                 break;
             }
         }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
 use super::graphql::{Prepared, Unexecuted, authenticate};
-use super::live::Asker;
+use super::live::{Asker, concerning};
 use super::media_type::AnswerType;
 use super::metrics::Counted;
 use super::observe::RequestContext;
@@ -74,7 +74,7 @@ pub(super) fn subscribe(
 
 async fn stream(server: &Arc<Server>, asker: Asker, prepared: Prepared, events: &mut Events) {
     let request_id = asker.context.request_id.clone();
-    let changes = server.services.authenticator.forgotten();
+    let changes = server.services.authenticator.changes();
     let actor = match authenticate(server, &asker.headers, asker.context.client_address).await {
         Ok(asking) => asking.actor,
         Err(refused) => return events.refuse(errors(refused, &request_id)).await,
@@ -91,7 +91,7 @@ async fn stream(server: &Arc<Server>, asker: Asker, prepared: Prepared, events: 
     }
     let end = tokio::select! {
         end = follow(server, &asker, prepared, events) => end,
-        end = asker.clone().ended(server.clone(), changes) => end,
+        end = asker.clone().ended(server.clone(), concerning(changes, &actor)) => end,
         () = server.stop.cancelled() => End::Told,
         () = sender.closed() => End::Told,
     };

@@ -16,13 +16,13 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::graphql::{Unexecuted, authenticate};
-use super::live::{Asker, Held};
+use super::live::{Asker, Held, concerning};
 use super::metrics::Counted;
 use super::observe::RequestContext;
 use super::operations::{Operations, Outgoing, Queued, perform};
@@ -30,6 +30,7 @@ use super::panics::caught;
 use super::request::GraphqlRequest;
 use super::router::{API_KEY, Server};
 use super::subscription::{End, Sink as _, errors};
+use crate::identity::Changes;
 
 /// The longest id that an operation may have, in bytes.
 const MAX_ID: usize = 256;
@@ -233,7 +234,7 @@ impl Session {
     }
 
     /// Reads until the connection is initialised. Returns the changes of access from then on.
-    async fn begin(&mut self, incoming: &mut SplitStream<WebSocket>) -> Result<watch::Receiver<()>, Closed> {
+    async fn begin(&mut self, incoming: &mut SplitStream<WebSocket>) -> Result<Changes, Closed> {
         loop {
             match read(incoming.next().await)? {
                 Some(Incoming::ConnectionInit { payload }) => {
@@ -312,9 +313,9 @@ impl Session {
         }
     }
 
-    async fn initialise(&mut self, payload: &Map<String, Value>) -> Result<watch::Receiver<()>, Closed> {
+    async fn initialise(&mut self, payload: &Map<String, Value>) -> Result<Changes, Closed> {
         add_credentials(&mut self.asker.headers, payload);
-        let changes = self.server.services.authenticator.forgotten();
+        let changes = self.server.services.authenticator.changes();
         let address = self.asker.context.client_address;
         let actor = match authenticate(&self.server, &self.asker.headers, address).await {
             Ok(asking) if asking.is_refused => return Err(Closed::Forbidden),
@@ -331,7 +332,7 @@ impl Session {
             self.held = Arc::new(held.ok_or(Closed::TooMany("open sockets and streams"))?);
         }
         self.send(Outgoing::<()> { id: None, kind: "connection_ack", payload: None }.message()).await?;
-        Ok(changes)
+        Ok(concerning(changes, &actor))
     }
 
     async fn subscribe(&mut self, id: String, payload: Map<String, Value>) -> Result<(), Closed> {

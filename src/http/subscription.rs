@@ -8,7 +8,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use tokio::time::Instant;
 
 use super::graphql::{Prepared, Unexecuted, caller, code_of, failed, origin};
-use super::live::Asker;
+use super::live::{Asker, concerning};
 use super::metrics::Counted;
 use super::router::Server;
 use crate::domain::{Code, Error};
@@ -49,7 +49,7 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
     let field = prepared.field.clone();
     let expires_at = asker.expires_at(server);
     let feed = Arc::new(Feed::default());
-    let mut changes = server.services.authenticator.forgotten();
+    let mut changes = server.services.authenticator.changes();
     let mut commits = None;
     let mut backoff = Backoff::default();
     loop {
@@ -59,6 +59,7 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
                 // Before the log is read first, so that no entry falls between.
                 if commits.is_none() {
                     commits = asking.actor.access().map(|access| server.services.commits.listen(access.organization()));
+                    changes = concerning(changes, &asking.actor);
                 }
                 let deadline = Instant::now() + server.request_timeout;
                 let caller = caller(server, asking.actor, origin(&asker.context, &asker.headers), deadline);
@@ -107,8 +108,7 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
         if !feed.is_behind() {
             tokio::select! {
                 to = commits.grown(feed.about()) => feed.grown(to),
-                // The authenticator lives as long as the server.
-                _ = changes.changed() => {}
+                () = changes.next() => {}
             }
         }
     }

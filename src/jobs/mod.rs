@@ -1,4 +1,4 @@
-//! What servers do by themselves, at its time: each job is done by one server at a time, whichever that is.
+//! What servers do by themselves, again and again: each job is done by one server at a time, as a rule, whichever that is.
 //!
 //! A lease in the database says which (docs/decisions/many-servers.md). It spares work and is no lock: a job must bear that it is
 //! begun anew after it was cut off anywhere, and that another server is in the last moments of it.
@@ -18,7 +18,7 @@ use crate::domain::{Result, Services, audit_retention, expired, notification, pa
 use crate::settings::Settings;
 
 pub use outcome::{JobName, JobRun, Outcome, Runs};
-pub use scheduler::{Pace, Scheduler};
+pub use scheduler::{Scheduler, Timing};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);

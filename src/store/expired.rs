@@ -16,10 +16,7 @@ use crate::model::{NotificationId, RefreshTokenId, SessionId, Timestamp, UserId}
 /// What can be removed, whosever it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// Refresh tokens of sessions that would have ended by themselves. They come before their sessions, which may have
-    /// thousands.
-    RefreshTokens,
-    /// Sessions that would have ended by themselves, whether they were ended before or not.
+    /// Sessions that would have ended by themselves, whether they were ended before or not, with their refresh tokens.
     Sessions,
     /// Invitations that were not accepted.
     Invitations,
@@ -61,16 +58,19 @@ async fn delete(tx: &mut Tx, what: Ended, before: Timestamp, most: i64) -> Resul
     use {api_key_digests as d, invitations as i, mail_tokens as m, refresh_tokens as r, sessions as s};
     let conn = tx.conn().await?;
     Ok(match what {
-        Ended::RefreshTokens => {
-            // Nobody locks the tokens of such a session.
-            let ended = r::table.inner_join(s::table).filter(s::expires_at.lt(before)).limit(most).select(r::id);
-            let ids: Vec<RefreshTokenId> = on_conn!(conn, |c| ended.load(c).await?);
-            on_conn!(conn, |c| diesel::delete(r::table.filter(r::id.eq_any(&ids))).execute(c).await?)
-        }
         Ended::Sessions => {
-            let ended = s::table.filter(s::expires_at.lt(before)).limit(most).select(s::id);
+            // Those first that ended first: what is found is removed, so that no row is passed over twice.
+            let few = (most / 5).max(1);
+            let ended =
+                s::table.filter(s::expires_at.lt(before)).order((s::expires_at, s::id)).limit(few).select(s::id);
             let ids: Vec<SessionId> = all_locked_that_are_free!(conn, ended)?;
-            on_conn!(conn, |c| diesel::delete(s::table.filter(s::id.eq_any(&ids))).execute(c).await?)
+            // Their tokens come before them: a session may have thousands. Nobody locks the tokens of such a session.
+            let tokens = r::table.filter(r::session_id.eq_any(&ids)).limit(most - few).select(r::id);
+            let tokens: Vec<RefreshTokenId> = on_conn!(conn, |c| tokens.load(c).await?);
+            on_conn!(conn, |c| diesel::delete(r::table.filter(r::id.eq_any(&tokens))).execute(c).await?);
+            let is_all = i64::try_from(tokens.len()).is_ok_and(|count| count < most - few);
+            let ids = if is_all { ids } else { Vec::new() };
+            tokens.len() + on_conn!(conn, |c| diesel::delete(s::table.filter(s::id.eq_any(&ids))).execute(c).await?)
         }
         Ended::Invitations => {
             let ended = i::table.filter(i::expires_at.lt(before)).limit(most).select(i::user_id);

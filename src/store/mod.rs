@@ -30,6 +30,7 @@ pub mod audit_log;
 pub mod claude_account;
 pub mod client;
 pub mod credential;
+pub mod database_clock;
 pub mod device;
 pub mod encryption_key;
 pub mod expired;

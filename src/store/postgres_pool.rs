@@ -9,9 +9,9 @@ use futures_util::FutureExt as _;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::announcements::Endpoint;
 use super::backend::{CHECKOUT_TIMEOUT, PgConn, Pool};
 use super::lease::{Activity, Manager, ToLog};
-use super::notifications::Endpoint;
 use super::postgres_url::place;
 use super::statements::Statements;
 

@@ -6,6 +6,11 @@ use tokio_postgres::config::{Host, SslMode};
 
 /// How long one address may take to answer: less than half of what all of them may, so that the next is tried too.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long what was sent may stay unacknowledged: a machine that died says nothing, and the kernel's own patience is a quarter of an
+/// hour.
+const USER_TIMEOUT: Duration = Duration::from_secs(15);
+/// When a silent connection is asked whether it is still there, how often again, and how many times.
+const KEEPALIVES: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 
 /// Reads the URL. Without an `sslmode`, TLS is required of a server on another machine and not used on this one: a
 /// certificate for the loopback address is seldom there, and nobody listens in between.
@@ -22,6 +27,20 @@ pub(super) fn postgres_config(url: &str) -> Result<tokio_postgres::Config, tokio
         let is_near = config.get_hosts().iter().all(is_near_host)
             && config.get_hostaddrs().iter().all(std::net::IpAddr::is_loopback);
         config.ssl_mode(if is_near { SslMode::Disable } else { SslMode::Require });
+    }
+    let (idle, interval, retries) = KEEPALIVES;
+    let says = |name: &str| known.contains(name);
+    if !says("tcp_user_timeout=") {
+        config.tcp_user_timeout(USER_TIMEOUT);
+    }
+    if !says("keepalives_idle=") {
+        config.keepalives_idle(idle);
+    }
+    if !says("keepalives_interval=") {
+        config.keepalives_interval(interval);
+    }
+    if !says("keepalives_retries=") {
+        config.keepalives_retries(retries);
     }
     config.connect_timeout(CONNECT_TIMEOUT).application_name("claviger");
     Ok(config)
@@ -70,6 +89,21 @@ mod tests {
         ] {
             assert_eq!(postgres_config(url).unwrap().get_ssl_mode(), mode, "{url}");
         }
+    }
+
+    #[test]
+    fn a_machine_that_died_is_noticed_unless_the_url_says_otherwise() {
+        let seconds = |config: tokio_postgres::Config| {
+            let user = config.get_tcp_user_timeout().copied();
+            let interval = config.get_keepalives_interval();
+            [user, Some(config.get_keepalives_idle()), interval].map(|time| time.unwrap().as_secs())
+        };
+        assert_eq!(seconds(postgres_config("postgres://u@db.example.com/d").unwrap()), [15, 30, 10]);
+        let said = "postgres://u@db.example.com/d?tcp_user_timeout=60&keepalives_idle=7200&keepalives_interval=75";
+        assert_eq!(seconds(postgres_config(said).unwrap()), [60, 7200, 75]);
+        let retries = |url| postgres_config(url).unwrap().get_keepalives_retries();
+        assert_eq!(retries("host=db.example.com"), Some(3));
+        assert_eq!(retries("host=db.example.com keepalives_retries=9"), Some(9));
     }
 
     #[test]

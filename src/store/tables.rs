@@ -408,7 +408,8 @@ diesel::table! {
     leases (name) {
         name -> Text,
         holder -> Nullable<Text>,
-        term -> BigInt,
+        #[sql_name = "term"]
+        revision -> BigInt,
         changed_at -> UtcTimestamp,
         finished_at -> Nullable<UtcTimestamp>,
     }
