@@ -377,6 +377,24 @@ both_databases! {
         assert_eq!((found.broken, found.entries, found.sealed), (None, 2, 5));
     }
 
+    async fn what_a_stranger_can_cause_does_not_say_that_the_clock_is_right(app: TestApp) {
+        let admin = app.admin().await;
+        act(&admin, 3).await;
+        let beside = app.beside().await;
+        app.advance(2 * DAY);
+        let strangers = app.anonymous();
+        let sign_in = "mutation { signIn(input: { email: \"admin@localhost\", password: { plain: \"wrong\" } }) { accessToken } }";
+        assert_eq!(strangers.run(sign_in).await.code(), "UNAUTHENTICATED");
+        strangers.run("mutation { signOut { signedOut } }").await;
+        let reset = "mutation { requestPasswordReset(input: { email: \"admin@localhost\" }) { accepted } }";
+        strangers.run(reset).await.data();
+        let refused = "mutation { updateOrganization(input: { name: \"\" }) { organization { id } } }";
+        assert_eq!(admin.run(refused).await.code(), "UNAUTHENTICATED", "the session is over");
+        assert_eq!(audit_retention::run(&beside.services, 1).await.unwrap(), 0);
+        app.admin().await;
+        assert_eq!(audit_retention::run(&beside.services, 1).await.unwrap(), 5);
+    }
+
     async fn a_deed_in_any_organization_says_that_the_clock_is_right(app: TestApp) {
         let admin = app.admin().await;
         act(&admin, 3).await;
