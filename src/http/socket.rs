@@ -212,7 +212,8 @@ impl Session {
             biased;
             () = self.operations.settle() => {}
             () = queue.closed() => {}
-            () = gone(incoming) => {}
+            // After a message that was too large nothing can be read any more, but the caller is there as before.
+            () = gone(incoming), if !matches!(closed, Closed::TooLarge) => {}
         }
         closed
     }
@@ -377,9 +378,13 @@ impl Session {
 
 /// Waits until the caller has closed the socket or is gone. What else it sends is too late.
 async fn gone(incoming: &mut SplitStream<WebSocket>) {
-    while let Some(Ok(message)) = incoming.next().await {
-        if matches!(message, Message::Close(_)) {
-            return;
+    loop {
+        match incoming.next().await {
+            Some(Ok(Message::Close(_))) | None => return,
+            Some(Ok(_)) => {}
+            // It is there, though nothing of it can be read any more.
+            Some(Err(error)) if is_too_large(&error) => std::future::pending().await,
+            Some(Err(_)) => return,
         }
     }
 }
