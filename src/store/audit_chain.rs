@@ -84,11 +84,7 @@ pub async fn last_deed(conn: &mut Conn, permit: &Permit<ViewAuditLogs>) -> Resul
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn point(
-    conn: &mut Conn,
-    permit: &Permit<ViewAuditLogs>,
-    sequence: i64,
-) -> Result<Option<ChainPoint>> {
+pub async fn point(conn: &mut Conn, permit: &Permit<ViewAuditLogs>, sequence: i64) -> Result<Option<ChainPoint>> {
     let query = audit_logs::table
         .filter(audit_logs::organization_id.eq(permit.organization()).and(audit_logs::sequence.eq(sequence)))
         .select(audit_logs::hash);
