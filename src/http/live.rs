@@ -18,6 +18,9 @@ use crate::model::{Timestamp, UserId};
 /// How many callers may be looked at again at once: requests are to find a connection to the database beside them.
 const LOOKS: usize = 4;
 
+/// How long the caller may take to read the last messages, and to answer that a socket is closed: nobody keeps a place by not reading.
+pub(super) const FAREWELL: Duration = Duration::from_secs(2);
+
 /// The limits of sockets and streams.
 #[derive(Debug, Clone, Copy)]
 pub struct LiveLimits {
