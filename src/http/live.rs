@@ -176,9 +176,9 @@ impl Asker {
         bearer(&self.headers).and_then(|token| server.services.authenticator.tokens().expires_at(token, now).ok())
     }
 
-    /// Waits until what it was opened with opens nothing any more, and says why: at once after any change of a session or a
-    /// user on this server, when an access token expires, and within a ping where another server made the change. Never,
-    /// where it was opened as nobody.
+    /// Waits until what it was opened with opens nothing any more, and says why: at once after any change of a session, an API
+    /// key or a user, on whichever server, and when an access token expires; within a ping where what another server has changed
+    /// was not heard of. Never, where it was opened as nobody.
     ///
     /// `changes` is from before the caller was looked at first, so that no change falls between.
     pub(super) async fn ended(self, server: Arc<Server>, mut changes: watch::Receiver<()>) -> End {
