@@ -179,7 +179,7 @@ async fn secrets(
     audited(cx, async |tx| {
         let (mut records, mut failed) = (0, Vec::new());
         for mut secret in keys::lock_secrets(tx, &permit, version, &wanted).await? {
-            match credential::reseal(cx, &mut secret) {
+            match credential::reseal(cx, permit.organization(), &mut secret) {
                 Ok(()) => {
                     keys::update_secret(tx, &permit, &secret).await?;
                     records += 1;
@@ -210,7 +210,7 @@ async fn upstream_keys(
         let (mut records, mut failed) = (0, Vec::new());
         for mut account in keys::lock_accounts(tx, &permit, version, &wanted).await? {
             let name = format!("the API key of the Claude account {}", account.id);
-            if let Err(error) = claude_account::reseal(cx, &mut account) {
+            if let Err(error) = claude_account::reseal(cx, permit.organization(), &mut account) {
                 failed.push(failure(&name, &error));
                 continue;
             }
