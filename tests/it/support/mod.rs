@@ -12,7 +12,7 @@ mod upstream;
 pub(crate) use app::{OTHER_ORGANIZATION, PASSWORD, TestApp};
 pub(crate) use graphql::{Answer, Client};
 pub(crate) use live::{EventStream, Socket, gauge, until_gauge};
-pub(crate) use mail::{Behaviour, SmtpSink, Tls, tls_of_localhost};
+pub(crate) use mail::{Behaviour, Mail, SmtpSink, Tls, tls_of_localhost};
 pub(crate) use postgres::TestDatabase;
 pub(crate) use redis::TestRedis;
 pub(crate) use upstream::{GOOD_KEY, MockUpstream};
