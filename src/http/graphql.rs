@@ -423,6 +423,12 @@ impl Asking {
 
 /// Looks at who asks.
 pub(super) async fn authenticate(server: &Server, headers: &HeaderMap, address: IpAddr) -> Result<Asking, Unexecuted> {
+    // Which of two would hold? A proxy may have judged by the other.
+    for name in [header::AUTHORIZATION, API_KEY] {
+        if headers.get_all(&name).iter().nth(1).is_some() {
+            return Err(Unexecuted::bad_request(format!("There are two headers {name}: send one.")));
+        }
+    }
     // By another scheme than Bearer it is none of ours: that is between the caller and a proxy. Without any it opens nothing.
     let bearer = headers
         .get(header::AUTHORIZATION)
