@@ -115,7 +115,7 @@ pub async fn rotate(cx: Cx<'_>, most: i64, mut progress: impl FnMut(&Rotated)) -
         for version in &older {
             let mut after = None;
             loop {
-                let batch = secrets(cx, version, after, most).await?;
+                let batch = tried_again(async || secrets(cx, version, after, most).await).await?;
                 after = batch.last;
                 if !note(&mut rotated, batch, &mut progress) {
                     break;
@@ -131,25 +131,26 @@ pub async fn rotate(cx: Cx<'_>, most: i64, mut progress: impl FnMut(&Rotated)) -
             }
             let mut after = None;
             loop {
-                let batch = mails(cx, version, after, most).await?;
+                let batch = tried_again(async || mails(cx, version, after, most).await).await?;
                 after = batch.last;
                 if !note(&mut rotated, batch, &mut progress) {
                     break;
                 }
             }
-            note(&mut rotated, seal(cx, version).await?, &mut progress);
+            note(&mut rotated, tried_again(async || seal(cx, version).await).await?, &mut progress);
         }
     }
     Ok(rotated)
 }
 
-/// Does what another change may get in the way of. That one is there the next time, and is seen.
+/// Does what another change may get in the way of: it is there the next time, and is seen; or both waited for each other, and it was
+/// let through.
 async fn tried_again<T>(work: impl AsyncFn() -> Result<T>) -> Result<T> {
     /// How often another can come first: each time it has to be a new one.
     const MOST: usize = 5;
     for _ in 1..MOST {
         match work().await {
-            Err(error) if error.code() == Code::Conflict => {}
+            Err(error) if error.code() == Code::Conflict || error.is_deadlock() => {}
             done => return done,
         }
     }
