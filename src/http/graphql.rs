@@ -15,8 +15,8 @@ use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
-use tracing::Instrument as _;
 use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 
 use super::coalesced::Reads;
 use super::documents::{Document, Rejected};
@@ -314,15 +314,7 @@ async fn measured(
     let Prepared { operation, variables, kind, field, started } = prepared;
     let deadline = started + server.request_timeout;
     let request_id = origin.request_id.clone();
-    let trace = tracing::info_span!(
-        target: TRACES,
-        "operation",
-        otel.name = format!("{kind} {field}"),
-        graphql.operation.type = %kind,
-        // A socket has many operations within one request.
-        claviger.request_id = request_id,
-        claviger.outcome = Empty,
-    );
+    let trace = operation_span(kind, &field, &request_id);
     let read = Read::of(&server, &operation, &variables, &actor);
     let is_read = read.is_some();
     let work = {
@@ -349,6 +341,19 @@ async fn measured(
     server.metrics.graphql_request(&field, outcome);
     server.metrics.graphql_duration(&field, started.elapsed());
     executed
+}
+
+/// The span of an execution, for traces; `claviger.outcome` is recorded at its end.
+pub(super) fn operation_span(kind: OperationType, field: &str, request_id: &str) -> Span {
+    tracing::info_span!(
+        target: TRACES,
+        "operation",
+        otel.name = format!("{kind} {field}"),
+        graphql.operation.type = %kind,
+        // A socket has many operations within one request.
+        claviger.request_id = request_id,
+        claviger.outcome = Empty,
+    )
 }
 
 pub(super) fn caller(server: &Server, actor: Actor, origin: Origin, deadline: Instant) -> Arc<Caller> {
