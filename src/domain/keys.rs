@@ -5,7 +5,7 @@
 
 use serde_json::json;
 
-use super::context::{Cx, Services};
+use super::context::Cx;
 use super::deed::audited;
 use super::error::{Code, Error, Result};
 use super::{audit_retention, claude_account, credential, outbox};
@@ -13,10 +13,10 @@ use crate::audit::Entry;
 use crate::crypto::KeyRing;
 use crate::identity::Actor;
 use crate::model::{
-    AuditAction, ClaudeAccountId, CredentialId, MailId, ManageClaudeAccounts, ResourceType, RotateKeys,
+    AuditAction, ClaudeAccountId, CredentialId, MailId, ManageClaudeAccounts, ResourceType, RotateKeys, Timestamp,
 };
 use crate::store::audit_chain::{self, AuditSeal};
-use crate::store::{self, claude_account as accounts, keys, outbox as waiting_mails};
+use crate::store::{self, Db, claude_account as accounts, keys, outbox as waiting_mails};
 
 /// A key that records need, and that the ring lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,11 +31,11 @@ pub struct MissingKey {
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn missing(services: &Services) -> store::Result<Vec<MissingKey>> {
-    let mut found = in_use(services, |ring, version| !ring.has(version)).await?;
-    let api_keys = keys::api_key_versions(&mut services.db.scan().await?, services.clock.now()).await?;
+pub async fn missing(db: &Db, ring: &KeyRing, now: Timestamp) -> store::Result<Vec<MissingKey>> {
+    let mut found = in_use(db, |version| !ring.has(version)).await?;
+    let api_keys = keys::api_key_versions(&mut db.scan().await?, now).await?;
     for (version, records) in api_keys {
-        if services.keys.has(&version) {
+        if ring.has(&version) {
             continue;
         }
         match found.iter_mut().find(|key| key.version == version) {
@@ -51,17 +51,16 @@ pub async fn missing(services: &Services) -> store::Result<Vec<MissingKey>> {
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn count_older_api_keys(cx: Cx<'_>) -> Result<i64> {
-    let newest = cx.services.keys.newest_version();
-    Ok(keys::count_api_keys_but_by(&mut cx.services.db.scan().await?, newest, cx.services.clock.now()).await?)
+pub async fn count_older_api_keys(db: &Db, ring: &KeyRing, now: Timestamp) -> store::Result<i64> {
+    keys::count_api_keys_but_by(&mut db.scan().await?, ring.newest_version(), now).await
 }
 
 /// The keys that have sealed records, among those that `is_meant` names.
-async fn in_use(services: &Services, is_meant: impl Fn(&KeyRing, &str) -> bool) -> store::Result<Vec<MissingKey>> {
-    let mut conn = services.db.scan().await?;
+async fn in_use(db: &Db, is_meant: impl Fn(&str) -> bool) -> store::Result<Vec<MissingKey>> {
+    let mut conn = db.scan().await?;
     let mut found = Vec::new();
     for version in keys::versions(&mut conn).await? {
-        if is_meant(&services.keys, &version) {
+        if is_meant(&version) {
             let records = keys::count(&mut conn, &version).await?;
             found.push(MissingKey { version, records });
         }
@@ -73,8 +72,8 @@ async fn in_use(services: &Services, is_meant: impl Fn(&KeyRing, &str) -> bool) 
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn count_older(cx: Cx<'_>) -> Result<i64> {
-    let older = in_use(cx.services, |ring, version| version != ring.newest_version()).await?;
+pub async fn count_older(db: &Db, ring: &KeyRing) -> store::Result<i64> {
+    let older = in_use(db, |version| version != ring.newest_version()).await?;
     Ok(older.iter().map(|key| key.records).sum())
 }
 

@@ -567,7 +567,8 @@ async fn a_seal_outlives_the_key_that_signed_it(database: TestDatabase) {
     app.admin().await;
     assert_eq!(audit_retention::run(&app.beside().await.services, 1).await.unwrap(), 5);
     app.set("CREDENTIAL_ENCRYPTION_KEYS", &new);
-    let lacking = keys::missing(&app.beside().await.services).await.unwrap();
+    let services = app.beside().await.services;
+    let lacking = keys::missing(&services.db, &services.keys, services.clock.now()).await.unwrap();
     assert_eq!(lacking, [keys::MissingKey { version: "v1".to_owned(), records: 1 }]);
     app.set("CREDENTIAL_ENCRYPTION_KEYS", &format!("{new},{old}"));
     let both = app.beside().await;

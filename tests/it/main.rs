@@ -9,6 +9,7 @@ mod architecture;
 mod audit;
 mod audit_chain;
 mod audit_command;
+mod backup;
 mod calls;
 mod canary;
 
@@ -21,6 +22,7 @@ mod contract;
 mod credential;
 mod crypto;
 mod data_dir;
+mod doctor;
 mod durability;
 mod examples;
 mod http;

@@ -13,7 +13,7 @@ pub(crate) use app::{OTHER_ORGANIZATION, PASSWORD, TestApp};
 pub(crate) use graphql::{Answer, Client};
 pub(crate) use live::{EventStream, Socket, gauge, until_gauge};
 pub(crate) use mail::{Behaviour, Mail, SmtpSink, Tls, tls_of_localhost};
-pub(crate) use postgres::TestDatabase;
+pub(crate) use postgres::{TestDatabase, program};
 pub(crate) use redis::TestRedis;
 pub(crate) use upstream::{GOOD_KEY, MockUpstream};
 
