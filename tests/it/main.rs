@@ -34,6 +34,7 @@ mod logs;
 mod many_servers;
 mod new_password;
 mod null_propagation;
+mod operations;
 mod organization;
 mod outbox;
 
