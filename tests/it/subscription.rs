@@ -346,8 +346,9 @@ async fn streams_of_events_are_answers_that_go_on() {
 async fn a_stream_that_nobody_reads_ends_when_its_caller_may_no_longer() {
     let app = TestApp::sqlite().await;
     let (admin, reader) = (app.admin().await, app.admin().await);
-    let large: String = (0..25).map(|n| format!(" a{n}: changes")).collect();
-    let stream = EventStream::open(&reader, &format!("subscription {{ auditLogAdded {{{large} }} }}")).await;
+    let large: Vec<_> = (0..25).map(|n| format!("a{n}: changes")).collect();
+    let large = large.join(" ");
+    let stream = EventStream::open(&reader, &format!("subscription {{ auditLogAdded {{ {large} }} }}")).await;
     let _unread = stream.begun(&app, 1).await;
     let counted = "claviger_graphql_requests_total{field=\"auditLogAdded\",outcome=\"OK\"}";
     // More than the system keeps for a connection: the server makes no more events of it.
