@@ -251,7 +251,8 @@ impl App {
     /// # Errors
     /// Names the keys, and how many records need each.
     pub async fn check_keys(&self) -> Result<(), StartError> {
-        let missing = missing(&self.services).await?;
+        let Services { db, keys, clock, .. } = &*self.services;
+        let missing = missing(db, keys, clock.now()).await?;
         if missing.is_empty() { Ok(()) } else { Err(StartError::MissingKeys(missing)) }
     }
 

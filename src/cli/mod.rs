@@ -3,6 +3,8 @@
 mod admin;
 mod audit;
 mod audit_export;
+mod backup;
+mod doctor;
 mod healthcheck;
 mod keys;
 mod migrate;
@@ -23,6 +25,7 @@ use crate::logs::{self, Traces, TracesError};
 use crate::model::OrganizationId;
 use crate::settings::{Settings, SettingsError, Sources, TABLE};
 use crate::store::MigrationError;
+use crate::store::backup::BackupError;
 
 /// A self-hosted control plane for an organization's Claude access.
 #[derive(Parser)]
@@ -74,6 +77,10 @@ enum Command {
     /// Verify and export the audit log.
     #[command(subcommand)]
     Audit(audit::Audit),
+    /// Copy the database, while servers run.
+    Backup(backup::Backup),
+    /// Look at what matters in production, and say what to do.
+    Doctor(doctor::Doctor),
     /// Ask a running server whether it is ready; for containers.
     Healthcheck,
 }
@@ -91,6 +98,8 @@ enum Failure {
     Migration(#[from] MigrationError),
     #[error(transparent)]
     Deed(#[from] domain::Error),
+    #[error(transparent)]
+    Backup(#[from] BackupError),
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]
@@ -104,7 +113,7 @@ impl Failure {
             Self::Settings(_) | Self::Usage(_) => true,
             Self::Start(error) => error.is_wrong_setting(),
             Self::Deed(error) => error.code() == Code::BadUserInput,
-            Self::Traces(_) | Self::Migration(_) | Self::Other(_) => false,
+            Self::Traces(_) | Self::Migration(_) | Self::Backup(_) | Self::Other(_) => false,
         }
     }
 }
@@ -146,6 +155,8 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Admin(admin) => admin::run(&settings, admin).await,
         Command::Keys(keys) => keys::run(&settings, keys).await,
         Command::Audit(audit) => audit::run(&settings, audit).await,
+        Command::Backup(backup) => backup::run(&settings, &backup),
+        Command::Doctor(doctor) => doctor::run(&settings, doctor).await,
         Command::Healthcheck => healthcheck::run(&settings).await,
         Command::Schema => Ok(()),
     };

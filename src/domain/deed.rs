@@ -72,7 +72,7 @@ async fn commit(cx: Cx<'_>, tx: Tx, entry: Entry) -> Result<()> {
                 bus::tell(cx.services, News::Missed).await;
             }
             return Err(match error {
-                error @ store::Error::Unavailable(_) => Error::unavailable(error),
+                error @ (store::Error::Deadlock(_) | store::Error::Unavailable(_)) => Error::unavailable(error),
                 error => Error::internal(error),
             });
         }

@@ -21,7 +21,7 @@ use futures_util::future::{BoxFuture, Shared};
 
 use super::context::Caller;
 use super::error::{Failure, Result};
-use crate::domain::{self, Cx};
+use crate::domain::{self, Code, Cx};
 use crate::model::{
     ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Direction, NotificationId, OrganizationId, Page,
     PageSlice, SessionId, TaskId, Timestamp, UserId,
@@ -41,6 +41,10 @@ type Found<V> = Result<Option<V>>;
 
 /// The most keys of one statement: fewer than SQLite binds.
 const MAX_BATCH: usize = 10_000;
+
+/// How many more statements a batch may take to find the keys whose rows cannot be read. Each halves what is left of the doubt: a few
+/// bad rows among the most keys are found; where all are bad, the time is not spent on each.
+const MORE_READS: usize = 64;
 
 /// How often the rows that go on are looked at without any that asks, until a batch is read. More than once, since the library
 /// looks at a few of many rows at a time.
@@ -229,13 +233,24 @@ struct Batch<R> {
 
 impl<R: Read> BatchFn<R::Key, Found<R::Value>> for Batch<R> {
     async fn load(&mut self, keys: &[R::Key]) -> HashMap<R::Key, Found<R::Value>> {
-        match R::read(self.caller.cx("load"), keys).await {
-            Ok(mut found) => keys.iter().map(|key| (key.clone(), Ok(found.remove(key)))).collect(),
-            Err(error) => {
-                let failure = Failure::from(error);
-                keys.iter().map(|key| (key.clone(), Err(failure.clone()))).collect()
+        let mut loaded = HashMap::with_capacity(keys.len());
+        let (mut parts, mut more) = (vec![keys], MORE_READS);
+        while let Some(part) = parts.pop() {
+            match R::read(self.caller.cx("load"), part).await {
+                Ok(mut found) => loaded.extend(part.iter().map(|key| (key.clone(), Ok(found.remove(key))))),
+                // A row that cannot be read takes the whole statement with it. The others are read without it.
+                Err(error) if error.code() == Code::Internal && part.len() > 1 && more > 1 => {
+                    more -= 2;
+                    let (left, right) = part.split_at(part.len() / 2);
+                    parts.extend([right, left]);
+                }
+                Err(error) => {
+                    let failure = Failure::from(error);
+                    loaded.extend(part.iter().map(|key| (key.clone(), Err(failure.clone()))));
+                }
             }
         }
+        loaded
     }
 }
 

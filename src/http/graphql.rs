@@ -15,8 +15,8 @@ use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
-use tracing::Instrument as _;
 use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 
 use super::coalesced::Reads;
 use super::documents::{Document, Rejected};
@@ -315,15 +315,7 @@ async fn measured(
     let Prepared { operation, variables, kind, field, started } = prepared;
     let deadline = started + server.request_timeout;
     let request_id = origin.request_id.clone();
-    let trace = tracing::info_span!(
-        target: TRACES,
-        "operation",
-        otel.name = format!("{kind} {field}"),
-        graphql.operation.type = %kind,
-        // A socket has many operations within one request.
-        claviger.request_id = request_id,
-        claviger.outcome = Empty,
-    );
+    let trace = operation_span(kind, &field, &request_id);
     let read = Read::of(&server, &operation, &variables, &actor);
     let is_read = read.is_some();
     let work = {
@@ -350,6 +342,19 @@ async fn measured(
     server.metrics.graphql_request(&field, outcome);
     server.metrics.graphql_duration(&field, started.elapsed());
     executed
+}
+
+/// The span of an execution, for traces; `claviger.outcome` is recorded at its end.
+pub(super) fn operation_span(kind: OperationType, field: &str, request_id: &str) -> Span {
+    tracing::info_span!(
+        target: TRACES,
+        "operation",
+        otel.name = format!("{kind} {field}"),
+        graphql.operation.type = %kind,
+        // A socket has many operations within one request.
+        claviger.request_id = request_id,
+        claviger.outcome = Empty,
+    )
 }
 
 pub(super) fn caller(server: &Server, actor: Actor, origin: Origin, deadline: Instant) -> Arc<Caller> {
@@ -447,6 +452,12 @@ fn not_looked_up(error: &(dyn std::error::Error + 'static)) -> Unexecuted {
 }
 
 async fn find_asking(server: &Server, headers: &HeaderMap, address: IpAddr) -> Result<Asking, Unexecuted> {
+    // Which of two would hold? A proxy may have judged by the other.
+    for name in [header::AUTHORIZATION, API_KEY] {
+        if headers.get_all(&name).iter().nth(1).is_some() {
+            return Err(Unexecuted::bad_request(format!("There are two headers {name}: send one.")));
+        }
+    }
     // By another scheme than Bearer it is none of ours: that is between the caller and a proxy. Without any it opens nothing.
     let bearer = headers
         .get(header::AUTHORIZATION)

@@ -55,8 +55,9 @@ pub(super) async fn detailed(
     Extension(context): Extension<RequestContext>,
     headers: HeaderMap,
 ) -> Response {
-    let Ok(asking) = authenticate(&server, &headers, context.client_address).await else {
-        return answer(StatusCode::SERVICE_UNAVAILABLE, json!({ "error": "SERVICE_UNAVAILABLE" }));
+    let asking = match authenticate(&server, &headers, context.client_address).await {
+        Ok(asking) => asking,
+        Err(refused) => return answer(refused.status, json!({ "error": refused.code })),
     };
     asking.note_use(&server);
     match asking.actor.access() {

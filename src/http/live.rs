@@ -21,6 +21,9 @@ const LOOKS: usize = 4;
 /// How long a look may take: where the database hangs, all others wait for their turn.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// How long the caller may take to read the last messages, and to answer that a socket is closed: nobody keeps a place by not reading.
+pub(super) const FAREWELL: Duration = Duration::from_secs(2);
+
 /// The limits of sockets and streams.
 #[derive(Debug, Clone, Copy)]
 pub struct LiveLimits {
@@ -180,8 +183,8 @@ impl Asker {
         bearer(&self.headers).and_then(|token| server.services.authenticator.tokens().expires_at(token, now).ok())
     }
 
-    /// Waits until what it was opened with opens nothing any more, and says why: at once after a change of a session, a key or a
-    /// user on this server or one that is heard, when an access token expires, and within a ping where another server that is not
+    /// Waits until what it was opened with opens nothing any more, and says why: at once after a change of a session, an API key or
+    /// a user on this server or one that is heard, when an access token expires, and within a ping where another server that is not
     /// heard made the change. Never, where it was opened as nobody.
     ///
     /// `changes` is from before the caller was looked at first, so that no change falls between.

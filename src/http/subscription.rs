@@ -6,8 +6,9 @@ use std::time::Duration;
 use async_graphql::{Response as Answer, ServerError};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
-use super::graphql::{Prepared, Unexecuted, caller, code_of, failed, origin};
+use super::graphql::{Prepared, Unexecuted, caller, code_of, failed, operation_span, origin};
 use super::live::{Asker, concerning};
 use super::metrics::Counted;
 use super::router::Server;
@@ -63,9 +64,11 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
                 }
                 let deadline = Instant::now() + server.request_timeout;
                 let caller = caller(server, asking.actor, origin(&asker.context, &asker.headers), deadline);
+                let trace = operation_span(prepared.kind, &field, &asker.context.request_id);
                 let step = server.api.step(&prepared.operation, prepared.variables.clone(), caller, &feed);
-                let step = tokio::time::timeout_at(deadline, step).await;
+                let step = tokio::time::timeout_at(deadline, step).instrument(trace.clone()).await;
                 let step = step.unwrap_or_else(|_| Step::Failed(failed(&Error::timeout())));
+                trace.record("claviger.outcome", outcome(&step));
                 // That it began is a use of an API key, and each event is; to wait for one is none.
                 if counted.is_none() || matches!(step, Step::Event(_)) {
                     asking.note_use(server);
@@ -111,6 +114,14 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
                 () = changes.next() => {}
             }
         }
+    }
+}
+
+/// What a step has come to, for traces.
+fn outcome(step: &Step) -> &str {
+    match step {
+        Step::Nothing => "NOTHING",
+        Step::Event(answer) | Step::Failed(answer) => answer.errors.first().map_or("OK", code_of),
     }
 }
 

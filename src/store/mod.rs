@@ -27,6 +27,7 @@ mod tx;
 pub mod api_key;
 pub mod audit_chain;
 pub mod audit_log;
+pub mod backup;
 pub mod claude_account;
 pub mod client;
 pub mod credential;

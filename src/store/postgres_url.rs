@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use tokio_postgres::config::{Host, SslMode};
+use url::Url;
 
 /// How long one address may take to answer: less than half of what all of them may, so that the next is tried too.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -57,6 +59,21 @@ pub(super) fn place(config: &tokio_postgres::Config) -> String {
     let servers: Vec<_> = hosts.iter().enumerate().map(|(n, host)| format!("{host}:{}", port_of(n))).collect();
     let name = config.get_dbname().or(config.get_user()).unwrap_or_default();
     format!("{}/{name}", servers.join(","))
+}
+
+/// The URL without the password, wherever it stands in it.
+pub(super) fn without_password(url: &str) -> String {
+    let Ok(mut parsed) = Url::parse(url) else { return String::new() };
+    // It fails where there is no host, and with that no password.
+    let _ = parsed.set_password(None);
+    let is_password = |pair: &&str| {
+        let name = pair.split('=').next().unwrap_or_default();
+        percent_decode_str(name).decode_utf8_lossy() == "password"
+    };
+    let query = parsed.query().unwrap_or_default().to_owned();
+    let query: Vec<_> = query.split('&').filter(|pair| !pair.is_empty() && !is_password(pair)).collect();
+    parsed.set_query((!query.is_empty()).then(|| query.join("&")).as_deref());
+    parsed.into()
 }
 
 fn host_name(host: &Host) -> String {

@@ -1,6 +1,7 @@
 //! The program as it is run: commands, exit codes, start and stop.
 
 use std::io::{BufRead as _, BufReader, Lines, Write as _};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 
 use crate::support::{Client, TestDatabase};
@@ -14,6 +15,10 @@ pub(crate) struct Place {
 impl Place {
     pub(crate) fn new(database: TestDatabase) -> Self {
         Self { folder: tempfile::tempdir().unwrap(), database }
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
