@@ -99,8 +99,8 @@ pub async fn invite(cx: Cx<'_>, input: Invite) -> Result<(User, SecretText)> {
         invitations::replace(tx, &new_invitation(cx, user.id, &token, now)).await?;
         let organization = organizations::find(tx.conn().await?, &reading).await?;
         let name = organization.as_ref().map_or("", |organization| organization.name.as_str());
-        let letter = templates::invitation(&user.email, name, &url);
-        outbox::queue(cx, tx, user.organization_id, &letter, outbox::THREE_DAYS).await?;
+        let message = templates::invitation(&user.email, name, &url);
+        outbox::queue(cx, tx, user.organization_id, &message, outbox::THREE_DAYS).await?;
         let entry = Entry::new(AuditAction::Invite, ResourceType::User).on(&user.id).with(changes);
         Ok(((user, url), entry))
     })

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::{Cx, Services};
 use super::error::{Error, Result};
 use crate::crypto::{Aad, OpenError, SealError, Sealed, SecretText};
-use crate::mail::{Letter, Mailer, NotSent};
+use crate::mail::{Mailer, Message, NotSent};
 use crate::model::{OrganizationId, Timestamp};
 use crate::store::outbox::{self as outbox, WaitingMail};
 use crate::store::{self, Tx};
@@ -81,10 +81,10 @@ pub(super) async fn queue(
     cx: Cx<'_>,
     tx: &mut Tx,
     organization: OrganizationId,
-    letter: &Letter,
+    message: &Message,
     lifetime: TimeDelta,
 ) -> Result<()> {
-    insert(cx, tx, organization, letter.to_secret(), lifetime).await
+    insert(cx, tx, organization, message.to_secret(), lifetime).await
 }
 
 /// Does the same work for a mail that is not sent: who asks must not see in it whether an address is known.
@@ -92,10 +92,10 @@ pub(super) async fn queue_decoy(
     cx: Cx<'_>,
     tx: &mut Tx,
     organization: OrganizationId,
-    letter: &Letter,
+    message: &Message,
     lifetime: TimeDelta,
 ) -> Result<()> {
-    let text = SecretText::from([DECOY, letter.to_secret().expose()].concat());
+    let text = SecretText::from([DECOY, message.to_secret().expose()].concat());
     insert(cx, tx, organization, text, lifetime).await
 }
 
@@ -220,7 +220,7 @@ async fn send(services: &Services, mail: &WaitingMail) -> Result<bool, NotSent> 
     if text.expose().starts_with(DECOY) {
         return Ok(true);
     }
-    let letter = Letter::from_secret(&text).map_err(|error| NotSent::Refused(error.to_string()))?;
-    services.outbox.mailer.send(mail.id, mail.created_at, &letter).await?;
+    let message = Message::from_secret(&text).map_err(|error| NotSent::Refused(error.to_string()))?;
+    services.outbox.mailer.send(mail.id, mail.created_at, &message).await?;
     Ok(false)
 }

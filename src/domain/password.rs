@@ -49,12 +49,12 @@ pub async fn request_reset(cx: Cx<'_>, email: &str) -> Result<()> {
         let is_sent = locked.is_some_and(|user| user.status == UserStatus::Active) && !is_recent;
         let (token, link) = mail_token::issue(cx, MailTokenPurpose::ResetPassword, is_sent.then_some(id), &email);
         tokens::replace(tx, &token).await?;
-        let letter = templates::reset_password(&email, &link);
+        let message = templates::reset_password(&email, &link);
         let lifetime = mail_token::lifetime(token.purpose);
         if is_sent {
-            outbox::queue(cx, tx, organization, &letter, lifetime).await?;
+            outbox::queue(cx, tx, organization, &message, lifetime).await?;
         } else {
-            outbox::queue_decoy(cx, tx, organization, &letter, lifetime).await?;
+            outbox::queue_decoy(cx, tx, organization, &message, lifetime).await?;
         }
         let mut entry = Entry::new(AuditAction::Other, ResourceType::User);
         if user.is_some() {
@@ -87,8 +87,8 @@ pub async fn reset(cx: Cx<'_>, presented: &SecretText, new_password: &SecretText
         users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
         tokens::end_others(tx, &user).await?;
         let ended = sessions::revoke_all(tx, user.id, now).await?;
-        let letter = templates::password_was_reset(&user.email);
-        outbox::queue(cx, tx, user.organization_id, &letter, outbox::THREE_DAYS).await?;
+        let message = templates::password_was_reset(&user.email);
+        outbox::queue(cx, tx, user.organization_id, &message, outbox::THREE_DAYS).await?;
         let entry = Entry::new(AuditAction::Update, ResourceType::User)
             .on(&user.id)
             .noting(json!({ "password": "reset", "sessionsEnded": ended }))
@@ -119,8 +119,8 @@ pub async fn change(cx: Cx<'_>, current: &SecretText, new_password: &SecretText)
         users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
         tokens::end_others(tx, &user).await?;
         let ended = sessions::revoke_others(tx, user.id, session, now).await?;
-        let letter = templates::password_was_changed(&user.email);
-        outbox::queue(cx, tx, user.organization_id, &letter, outbox::THREE_DAYS).await?;
+        let message = templates::password_was_changed(&user.email);
+        outbox::queue(cx, tx, user.organization_id, &message, outbox::THREE_DAYS).await?;
         let entry = Entry::new(AuditAction::Update, ResourceType::User)
             .on(&user.id)
             .noting(json!({ "password": "changed", "sessionsEnded": ended }))

@@ -74,15 +74,15 @@ async fn ask_for_address(cx: Cx<'_>, tx: &mut Tx, user: &User, wanted: &Email) -
     }
     let (token, link) = mail_token::issue(cx, MailTokenPurpose::VerifyEmail, Some(user.id), wanted);
     tokens::replace(tx, &token).await?;
-    let letter = match holder(tx, wanted).await? {
+    let message = match holder(tx, wanted).await? {
         Some(other) if other != user.id => templates::address_is_in_use(wanted),
         _ => templates::verify_new_address(wanted, &link),
     };
-    outbox::queue(cx, tx, user.organization_id, &letter, mail_token::lifetime(token.purpose)).await?;
+    outbox::queue(cx, tx, user.organization_id, &message, mail_token::lifetime(token.purpose)).await?;
     // One that was registered and never verified may be a stranger's.
     if user.email != *wanted && holder(tx, &user.email).await? == Some(user.id) {
-        let letter = templates::address_is_to_change(&user.email);
-        outbox::queue(cx, tx, user.organization_id, &letter, outbox::THREE_DAYS).await?;
+        let message = templates::address_is_to_change(&user.email);
+        outbox::queue(cx, tx, user.organization_id, &message, outbox::THREE_DAYS).await?;
     }
     Ok(())
 }

@@ -79,7 +79,7 @@ pub async fn register(cx: Cx<'_>, input: Register) -> Result<Tokens> {
     audited(cx, async |tx| {
         let is_known = users::find_by_email(tx.conn().await?, &admin.email).await?.is_some();
         let (token, link) = mail_token::issue(cx, MailTokenPurpose::VerifyEmail, Some(admin.id), &admin.email);
-        let letter = if is_known {
+        let message = if is_known {
             templates::registered_already(&admin.email)
         } else {
             templates::verify_registration(&admin.email, &link)
@@ -88,7 +88,7 @@ pub async fn register(cx: Cx<'_>, input: Register) -> Result<Tokens> {
         users::insert_unverified(tx, &admin).await?;
         users::set_first_password_hash(tx, admin.id, hash.as_str()).await?;
         tokens::replace(tx, &token).await?;
-        outbox::queue(cx, tx, organization.id, &letter, mail_token::lifetime(token.purpose)).await?;
+        outbox::queue(cx, tx, organization.id, &message, mail_token::lifetime(token.purpose)).await?;
         let (_, tokens) = session::begin(cx, tx, &admin).await?;
         let entry = Entry::new(AuditAction::Register, ResourceType::Organization)
             .on(&organization.id)
