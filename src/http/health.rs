@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::graphql::authenticate;
 use super::observe::RequestContext;
+use super::rate_limit;
 use super::router::Server;
 use crate::model::Permission;
 use crate::store;
@@ -45,9 +46,13 @@ pub(super) async fn detailed(
     Extension(context): Extension<RequestContext>,
     headers: HeaderMap,
 ) -> Response {
-    let Ok(asking) = authenticate(&server, &headers, context.client_address).await else {
-        return answer(StatusCode::SERVICE_UNAVAILABLE, json!({ "error": "SERVICE_UNAVAILABLE" }));
+    let asking = match authenticate(&server, &headers, context.client_address).await {
+        Ok(asking) => asking,
+        Err(refused) => return answer(refused.status, json!({ "error": refused.code })),
     };
+    if let Err(refused) = rate_limit::admit(&server, &asking.actor, context.client_address).await {
+        return (*refused.headers, answer(refused.status, json!({ "error": refused.code }))).into_response();
+    }
     asking.note_use(&server);
     match asking.actor.access() {
         None => {

@@ -116,7 +116,7 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
 
 /// Whether it may succeed if it is tried again.
 fn is_passing(error: &ServerError) -> bool {
-    [Code::ServiceUnavailable, Code::Timeout].iter().any(|code| code.as_str() == code_of(error))
+    [Code::ServiceUnavailable, Code::Timeout, Code::RateLimited].iter().any(|code| code.as_str() == code_of(error))
 }
 
 /// How long a subscription waits before it tries again.

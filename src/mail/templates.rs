@@ -1,17 +1,18 @@
 //! What the mails say, as text and as HTML. What somebody has typed stands in none that goes to a stranger, but for the name of the
-//! organization in an invitation.
+//! organization in an invitation, which can hold no link.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use super::Message;
 use crate::crypto::SecretText;
-use crate::model::Email;
+use crate::model::{Email, Timestamp};
 
 /// Somebody is invited into an organization.
 #[must_use]
 pub fn invitation(to: &Email, organization: &str, link: &SecretText) -> Message {
     Draft::new("You are invited to Claviger")
-        .paragraph(&format!("You are invited to join “{organization}” on Claviger."))
+        .paragraph(&format!("You are invited to join “{}” on Claviger.", without_links(organization)))
         .link("Accept the invitation", link)
         .paragraph("The link serves once, and for seven days.")
         .paragraph("If you do not know what this is about, you need not do anything.")
@@ -20,9 +21,12 @@ pub fn invitation(to: &Email, organization: &str, link: &SecretText) -> Message 
 
 /// An address was registered that is to be verified.
 #[must_use]
-pub fn verify_registration(to: &Email, link: &SecretText) -> Message {
+pub fn verify_registration(to: &Email, link: &SecretText, at: Timestamp, from: Option<IpAddr>) -> Message {
+    let at = at.to_utc().format("%Y-%m-%d at %H:%M UTC");
+    let from = from.map(|address| format!(", from {}", address.to_canonical())).unwrap_or_default();
     Draft::new("Confirm your email address")
-        .paragraph("You have registered at Claviger with this address. You can sign in with it once it is confirmed.")
+        .paragraph(&format!("Somebody has registered at Claviger with this address, on {at}{from}."))
+        .paragraph("If it was you, confirm it: you can sign in with it from then on.")
         .link("Confirm the address", link)
         .paragraph("The link serves once, and for 24 hours.")
         .paragraph("If it was not you, ignore this mail: without the link nobody can sign in with your address.")
@@ -68,6 +72,15 @@ pub fn address_is_to_change(to: &Email) -> Message {
     Draft::new("Your email address at Claviger is about to change")
         .paragraph("Somebody who is signed in as you wants to use another address for your account. It changes once that address is confirmed.")
         .paragraph("If it was not you: change your password at once, which also ends this, and all other sessions.")
+        .message(to)
+}
+
+/// A user has another address than the one that this goes to.
+#[must_use]
+pub fn address_was_changed(to: &Email) -> Message {
+    Draft::new("Your email address at Claviger was changed")
+        .paragraph("The address of your account at Claviger is another one now, which was confirmed. You cannot sign in with this one any more.")
+        .paragraph("If it was not you: tell your administrator at once.")
         .message(to)
 }
 
@@ -138,6 +151,26 @@ impl Draft {
             html: SecretText::from(self.html),
         }
     }
+}
+
+/// A name that somebody has typed, without what programs that show mails make a link of.
+fn without_links(name: &str) -> String {
+    let characters: Vec<_> = name.chars().collect();
+    let is_slash =
+        |place: Option<usize>| place.and_then(|place| characters.get(place)).is_some_and(|c| ['/', '\\'].contains(c));
+    let begins_a_link = |place: usize, character: char| match character {
+        '@' => true,
+        // What IDNA takes for a dot is one, too.
+        '.' | '\u{3002}' | '\u{ff0e}' | '\u{ff61}' => {
+            characters.get(place + 1).is_some_and(|next| next.is_alphanumeric())
+        }
+        ':' => is_slash(Some(place + 1)),
+        '/' | '\\' => is_slash(place.checked_sub(1)) || is_slash(Some(place + 1)),
+        _ => false,
+    };
+    let places = characters.iter().enumerate();
+    let text: String = places.map(|(place, c)| if begins_a_link(place, *c) { ' ' } else { *c }).collect();
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Text as it stands in HTML, between tags and in attributes.

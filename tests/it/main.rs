@@ -9,6 +9,7 @@ mod architecture;
 mod audit;
 mod audit_chain;
 mod audit_command;
+mod buckets;
 mod calls;
 mod canary;
 
