@@ -13,18 +13,25 @@ const KEPT: TimeDelta = TimeDelta::days(7);
 /// How many rows one transaction removes: others that write wait for it on SQLite.
 const BATCH: i64 = 500;
 
-/// Removes sessions with their refresh tokens, invitations, tokens by mail, and digests of replaced API keys that have ended long
-/// ago. Returns how many rows it were.
+/// Removes sessions with their refresh tokens, invitations and digests of replaced API keys that have ended long ago, and tokens by
+/// mail that have expired. Returns how many rows it were.
 ///
 /// # Errors
 /// Where the database fails; what was removed so far stays so.
 pub async fn remove(services: &Services) -> Result<usize> {
-    let before = services.clock.now() + -KEPT;
+    let now = services.clock.now();
     let mut removed = 0;
-    // A session's tokens come before it.
-    for what in [Ended::RefreshTokens, Ended::Sessions, Ended::Invitations, Ended::MailTokens, Ended::ApiKeyDigests] {
+    for (what, kept) in [
+        // A session's tokens come before it.
+        (Ended::RefreshTokens, KEPT),
+        (Ended::Sessions, KEPT),
+        (Ended::Invitations, KEPT),
+        // Nothing is made of one that has expired, and anybody can have them written.
+        (Ended::MailTokens, TimeDelta::zero()),
+        (Ended::ApiKeyDigests, KEPT),
+    ] {
         loop {
-            let count = expired::remove(&services.db, what, before, BATCH).await?;
+            let count = expired::remove(&services.db, what, now + -kept, BATCH).await?;
             removed += count;
             if i64::try_from(count).is_ok_and(|count| count < BATCH) {
                 break;

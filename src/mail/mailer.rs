@@ -9,6 +9,7 @@ use lettre::Address;
 use lettre::address::AddressError;
 use lettre::message::header::{ContentTransferEncoding, ContentType, Date, HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MultiPart, SinglePart};
+use url::Host;
 
 use super::Message;
 use super::smtp::Smtp;
@@ -114,8 +115,13 @@ impl Mailer {
     }
 }
 
+/// The domain as DNS knows it: any server takes that, but not each takes another letter than those of ASCII.
 fn address(email: &Email) -> Result<Address, AddressError> {
-    email.as_str().parse()
+    let text = email.as_str();
+    match text.rsplit_once('@').map(|(user, domain)| (user, Host::parse(domain))) {
+        Some((user, Ok(Host::Domain(domain)))) => Address::new(user, domain),
+        _ => text.parse(),
+    }
 }
 
 /// Writes a mail into the folder, for its owner alone. Who finds the file finds all of it.
