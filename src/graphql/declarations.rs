@@ -221,6 +221,11 @@ impl Declarations {
         permit(self.mutations.get(field), field, actor)
     }
 
+    /// Whether a mutation needs no sign-in.
+    pub(super) fn is_public_mutation(&self, field: &str) -> bool {
+        self.mutations.get(field).is_some_and(|declaration| matches!(declaration.needs, Needs::Nothing))
+    }
+
     /// What a mutation's audit entry is about.
     pub(super) fn mutation(&self, field: &str) -> Option<&Declaration> {
         self.mutations.get(field)

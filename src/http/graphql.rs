@@ -28,6 +28,7 @@ use super::router::{API_KEY, Server};
 use super::{event_stream, rate_limit, websocket};
 use crate::audit::Origin;
 use crate::crypto::{RawApiKey, SecretText, sha256};
+use crate::domain::{quota, whole_seconds};
 use crate::graphql::collected::Collected;
 use crate::graphql::variables::complete_variables;
 use crate::graphql::walls::Refusal;
@@ -137,6 +138,10 @@ async fn execute(
     answer_type: AnswerType,
 ) -> Result<Response, Unexecuted> {
     let started = Instant::now();
+    let address = context.client_address;
+    let caller = authenticate(server, headers, address).await?.actor;
+    // Before anything is made of what was sent: what is refused for that counts, too.
+    let limits = rate_limit::admit(server, &caller, address).await?;
     let request = read(method, uri, headers, body, started + server.request_timeout).await?;
     let prepared = prepare(server, request, started).await?;
     let wrong_method = |message: String| Unexecuted::new(StatusCode::METHOD_NOT_ALLOWED, "BAD_USER_INPUT", message);
@@ -156,10 +161,11 @@ async fn execute(
         let message = format!("{field} takes a secret, which must stand in no address: it can only be sent by POST.");
         return Err(wrong_method(message));
     }
+    // Once more: the body may have taken its time, and who asks is judged as they are now.
     let deadline = started + server.request_timeout;
-    let asking = authenticate_by(server, headers, context.client_address, deadline).await?;
+    let asking = authenticate_by(server, headers, address, deadline).await?;
     asking.note_use(server);
-    let limits = rate_limit::take(server, &asking.actor, context.client_address, &prepared).await?;
+    let limits = rate_limit::charge(server, &asking.actor, address, &prepared, limits).await?;
     if prepared.is_subscription() {
         let mut response = event_stream::subscribe(server, context, headers, prepared);
         response.headers_mut().extend(limits);
@@ -478,7 +484,8 @@ async fn find_asking(server: &Server, headers: &HeaderMap, address: IpAddr) -> R
     let Some(token) = token else { return Ok(Asking::nobody(true)) };
     let authenticator = &server.services.authenticator;
     let found = if is_key {
-        let found = authenticator.authenticate_api_key(SecretText::from(token.to_owned()), address).await;
+        let look_ups = quota::look_ups(&server.services, address);
+        let found = authenticator.authenticate_api_key(SecretText::from(token.to_owned()), look_ups).await;
         found.map(|(actor, api_key)| (actor, Some(api_key)))
     } else {
         authenticator.authenticate(token).await.map(|actor| (actor, None))
@@ -486,6 +493,10 @@ async fn find_asking(server: &Server, headers: &HeaderMap, address: IpAddr) -> R
     match found {
         Ok((actor, api_key)) => Ok(Asking { actor, is_refused: false, api_key }),
         Err(Refused::Invalid) => Ok(Asking::nobody(true)),
+        Err(Refused::Limited(wait)) => {
+            let message = "Too many API keys were sent that are none. Try again later.";
+            Err(Unexecuted::rate_limited(message, whole_seconds(wait)))
+        }
         Err(Refused::Store(error)) => Err(not_looked_up(&error)),
     }
 }

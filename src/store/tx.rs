@@ -113,6 +113,22 @@ impl Tx {
         ended
     }
 
+    /// Does what no caller does, in a transaction of its own. Returns how many rows it were.
+    ///
+    /// # Errors
+    /// Then nothing lasts.
+    pub(super) async fn bookkeeping(db: &Db, work: impl AsyncFnOnce(&mut Self) -> Result<usize>) -> Result<usize> {
+        let mut tx = Self::new(db.clone());
+        match work(&mut tx).await {
+            Ok(rows) => tx.commit_bookkeeping().await.map(|()| rows),
+            Err(error) => {
+                // What went wrong first is told; the pool closes a connection on which the transaction is still open.
+                let _ = tx.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
     /// Undoes all that was written.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ mod audit;
 mod audit_chain;
 mod audit_command;
 mod backup;
+mod buckets;
 mod bus;
 mod calls;
 mod canary;
