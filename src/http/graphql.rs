@@ -15,6 +15,7 @@ use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 
@@ -270,11 +271,12 @@ impl Executed {
 }
 
 /// The same read: of one operation with the same variables for the same caller, who may then read the same.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Read {
     /// Where the operation is, which stands there for as long as it is executed.
     operation: usize,
-    variables: String,
+    /// The SHA-256 of their JSON: a key is compared under a lock.
+    variables: [u8; 32],
     caller: SignedIn,
 }
 
@@ -282,7 +284,7 @@ impl Read {
     /// None: nobody else is answered by it.
     fn of(server: &Server, operation: &Arc<Collected>, variables: &Variables, actor: &Actor) -> Option<Self> {
         let caller = actor.signed_in().filter(|_| server.api.is_read(operation))?;
-        let variables = serde_json::to_string(variables).ok()?;
+        let variables = sha256(&serde_json::to_vec(variables).ok()?);
         Some(Self { operation: Arc::as_ptr(operation).addr(), variables, caller })
     }
 }
@@ -337,8 +339,14 @@ async fn measured(
     };
     let executed = match read {
         Some(read) => {
-            let shares = server.reads.share(read, work.instrument(trace.clone()));
-            run(&server, shares, kind, deadline).await
+            let work = work.instrument(trace.clone()).instrument(Span::current());
+            // A task of its own: those who share it are woken once, and one that panics fails for all of them.
+            let work = async {
+                AbortOnDropHandle::new(tokio::spawn(work))
+                    .await
+                    .unwrap_or_else(|error| Executed::new(failed(&crate::domain::Error::internal(error))))
+            };
+            run(&server, server.reads.share(read, work), kind, deadline).await
         }
         None => run(&server, async { Arc::new(work.await) }, kind, deadline).instrument(trace.clone()).await,
     };
