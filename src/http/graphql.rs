@@ -139,11 +139,11 @@ async fn execute(
     answer_type: AnswerType,
 ) -> Result<Response, Unexecuted> {
     let started = Instant::now();
-    let address = context.client_address;
-    let caller = authenticate(server, headers, address).await?.actor;
+    let (address, deadline) = (context.client_address, started + server.request_timeout);
+    let caller = authenticate_by(server, headers, address, deadline).await?.actor;
     // Before anything is made of what was sent: what is refused for that counts, too.
     let limits = rate_limit::admit(server, &caller, address).await?;
-    let request = read(method, uri, headers, body, started + server.request_timeout).await?;
+    let request = read(method, uri, headers, body, deadline).await?;
     let prepared = prepare(server, request, started).await?;
     let wrong_method = |message: String| Unexecuted::new(StatusCode::METHOD_NOT_ALLOWED, "BAD_USER_INPUT", message);
     match prepared.kind {
@@ -163,7 +163,6 @@ async fn execute(
         return Err(wrong_method(message));
     }
     // Once more: the body may have taken its time, and who asks is judged as they are now.
-    let deadline = started + server.request_timeout;
     let asking = authenticate_by(server, headers, address, deadline).await?;
     asking.note_use(server);
     let limits = rate_limit::charge(server, &asking.actor, address, &prepared, limits).await?;

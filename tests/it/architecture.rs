@@ -148,7 +148,7 @@ fn what_is_committed_without_an_audit_entry_is_listed() {
         "store/job_lease.rs Tx::bookkeeping( 0",
         "store/migrations.rs .commit() 0",
         "store/outbox.rs Tx::bookkeeping( 0",
-        "store/password_key.rs .commit_bookkeeping() 0",
+        "store/password_key.rs Tx::bookkeeping( 0",
         "store/tx.rs .commit() 0",
         "store/tx.rs .commit_bookkeeping() 0",
     ];

@@ -230,8 +230,9 @@ impl Shared {
                     let answer = if let Behaviour::Password(answer) = behaviour { answer } else { "235 welcome" };
                     say(&mut stream, answer).await?;
                 }
-                ("MAIL", Behaviour::Sender(answer)) => say(&mut stream, answer).await?,
-                ("RCPT", Behaviour::Recipient(answer)) => say(&mut stream, answer).await?,
+                ("MAIL", Behaviour::Sender(answer)) | ("RCPT", Behaviour::Recipient(answer)) => {
+                    say(&mut stream, answer).await?;
+                }
                 ("RCPT", _) => {
                     recipients.push(rest.trim_start_matches(" TO:<").trim_end_matches('>').to_owned());
                     say(&mut stream, "250 ok").await?;
