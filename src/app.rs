@@ -18,10 +18,13 @@ use housekeeping::Housekeeping;
 use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, KeyRingError, Random, SecretText};
 use crate::domain::audit_integrity::Verifications;
+use crate::domain::budget::Budgets;
 use crate::domain::bus::Bus;
 use crate::domain::keys::{MissingKey, missing};
 use crate::domain::organization::{FirstAdmin, FirstStart, ensure, is_begun};
 use crate::domain::outbox::Outbox;
+use crate::domain::prices::{Prices, PricesError};
+use crate::domain::usage::UsageRecorder;
 use crate::domain::{self, Code, Cx, Record, Services};
 use crate::http::{Limits, LiveLimits, Server, router, serve};
 use crate::identity::password::Hasher;
@@ -77,6 +80,9 @@ pub enum StartError {
     /// Keys that records need are not in the ring.
     #[error("{}", lacking(.0))]
     MissingKeys(Vec<MissingKey>),
+    /// The table of prices cannot be used.
+    #[error(transparent)]
+    Prices(#[from] PricesError),
     /// Redis cannot be found by its URL.
     #[error("REDIS_URL cannot be used")]
     Redis(#[from] InvalidUrl),
@@ -104,6 +110,7 @@ impl StartError {
             | Self::MissingKeys(_)
             | Self::Database(OpenError::Url(_))
             | Self::Mail(MailerError::From(_))
+            | Self::Prices(_)
             | Self::Redis(_) => true,
             Self::FirstStart(error) => error.code() == Code::BadUserInput,
             Self::WrongKeys(error) => error.code() == Code::Conflict,
@@ -189,10 +196,15 @@ impl App {
             authenticator: Authenticator::new(db.clone(), clock.clone(), tokens, keys.clone()),
             commits: Commits::default(),
             upstream: Upstream::new(settings.anthropic_base_url.clone(), settings.upstream_allowed_hosts.clone())?,
+            prices: Prices::load(settings.prices_file.as_deref())?,
+            budgets: Budgets::new(&db, clock.clone(), &instance),
+            usage: UsageRecorder::new(clock.clone(), random.clone()),
+            usage_commits: Commits::default(),
             db,
             limits: RateLimits::new(clock.clone(), redis.clone(), settings.rate_limit_without_redis, keys.clone()),
             rates: settings.into(),
             redis,
+            started_at: clock.now(),
             clock,
             random,
             keys,

@@ -3,6 +3,7 @@
 //! By Redis where there is one, else by PostgreSQL, else not at all: then, and for as long as the way is broken, what others do is
 //! noticed as late as it is without (`super::commits`, and a cache of seconds).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,9 +14,9 @@ use super::context::Services;
 use super::error::Result;
 use crate::audit::Committed;
 use crate::events::{CHANNEL, Measures, Message, News, Transport};
+use crate::model::OrganizationId;
 use crate::redis::Subscription;
-use crate::store::audit_log;
-use crate::store::{self, Notifications};
+use crate::store::{self, Notifications, audit_log, usage};
 
 /// How soon it is tried again to hear the others, at first.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -178,16 +179,28 @@ async fn take(services: &Services, texts: &[String]) {
 
 /// Tells subscriptions of what was committed, as far as it was: the place that a message says is not believed.
 async fn pass_on(services: &Services, told: &[News]) -> store::Result<()> {
-    let mut organizations: Vec<_> = told
-        .iter()
-        .filter_map(|news| match news {
-            News::Committed { organization, .. } => Some(*organization),
-            News::Missed => None,
-        })
-        .collect();
-    organizations.sort_unstable();
-    organizations.dedup();
-    let ends = audit_log::ends_of(&mut services.db.read().await?, &organizations).await?;
+    let organizations = |of: fn(&News) -> Option<OrganizationId>| -> Vec<_> {
+        let organizations: BTreeSet<_> = told.iter().filter_map(of).collect();
+        organizations.into_iter().collect()
+    };
+    let committed = organizations(|news| match news {
+        News::Committed { organization, .. } => Some(*organization),
+        News::Used { .. } | News::Missed => None,
+    });
+    let used = organizations(|news| match news {
+        News::Used { organization, .. } => Some(*organization),
+        News::Committed { .. } | News::Missed => None,
+    });
+    let mut conn = services.db.read().await?;
+    if !used.is_empty() {
+        for (organization, sequence) in usage::ends_of(&mut conn, &used).await? {
+            services.usage_commits.publish(Committed { organization, sequence, resource_type: None });
+        }
+    }
+    if committed.is_empty() {
+        return Ok(());
+    }
+    let ends = audit_log::ends_of(&mut conn, &committed).await?;
     for news in told {
         if let News::Committed { organization, sequence, about, .. } = *news
             && let Some((_, end)) = ends.iter().find(|(known, _)| *known == organization)
@@ -202,4 +215,5 @@ async fn pass_on(services: &Services, told: &[News]) -> store::Result<()> {
 fn anything_may_have_happened(services: &Services) {
     services.authenticator.forget();
     services.commits.publish_missed();
+    services.usage_commits.publish_missed();
 }

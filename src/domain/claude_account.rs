@@ -3,15 +3,16 @@
 use chrono::{Datelike, Months, NaiveTime, TimeDelta};
 use serde_json::{Value, json};
 
-use super::context::Cx;
+use super::context::{Cx, Record, Services};
 use super::deed::audited;
-use super::error::{Error, Result};
+use super::error::{Code, Error, Result};
 use super::validation::{Checks, Patch, check_search};
-use crate::audit::{Changes, Entry, Field, Recorded};
+use crate::audit::{Changes, Entry, Field, Origin, Recorded};
 use crate::crypto::{Aad, Purpose, Sealed, SecretText};
+use crate::identity::Actor;
 use crate::model::{
     AuditAction, ClaudeAccountHealthState, ClaudeAccountId, ClaudeAccountStatus, ClaudeTier, Direction, Email,
-    ManageClaudeAccounts, Page, PageSlice, ResourceType, Timestamp,
+    ManageClaudeAccounts, OrganizationId, Page, PageSlice, ResourceType, Timestamp,
 };
 use crate::store::audit_log::next_account_change;
 use crate::store::claude_account::{self as accounts, ClaudeAccount, ClaudeAccountFilter, ClaudeAccountOrder};
@@ -244,6 +245,8 @@ pub async fn update(cx: Cx<'_>, id: ClaudeAccountId, input: Update) -> Result<Cl
         });
         account.features = input.features.or_keep(account.features.take(), |value| checks.object("features", value));
         account.metadata = input.metadata.or_keep(account.metadata.take(), |value| checks.object("metadata", value));
+        (account.current_usage, account.usage_resets_at) = usage_at(account, cx.services.clock.now());
+        follow_limit(account);
         checks.finish()
     })
     .await
@@ -270,6 +273,7 @@ pub async fn replace_key(cx: Cx<'_>, id: ClaudeAccountId, api_key: &SecretText) 
         account.health_state = ClaudeAccountHealthState::Unknown;
         account.health_until = None;
         account.health_last_error = None;
+        follow_limit(&mut account);
         bump(cx, &mut account);
         accounts::update(tx, &permit, &account).await.map_err(taken)?;
         let changes = Changes::between(&before, &account);
@@ -286,6 +290,7 @@ pub async fn reset_usage(cx: Cx<'_>, id: ClaudeAccountId) -> Result<ClaudeAccoun
     change(cx, id, AuditAction::Update, async |account| {
         account.current_usage = 0;
         account.usage_resets_at = month_end(cx.services.clock.now());
+        follow_limit(account);
         Ok(())
     })
     .await
@@ -308,6 +313,7 @@ pub async fn test(cx: Cx<'_>, id: ClaudeAccountId) -> Result<(ClaudeAccount, Pro
             account.health_state = health_after(&probe);
             account.health_until = None;
             account.health_last_error = if probe.ok { None } else { probe.message.clone() };
+            follow_limit(&mut account);
         }
         if Changes::between(&before, &account).is_empty() && before.health_last_error == account.health_last_error {
             account = before.clone();
@@ -343,6 +349,61 @@ pub async fn delete(cx: Cx<'_>, id: ClaudeAccountId) -> Result<()> {
 #[must_use]
 pub fn usage_at(account: &ClaudeAccount, now: Timestamp) -> (i64, Timestamp) {
     if account.usage_resets_at <= now { (0, month_end(now)) } else { (account.current_usage, account.usage_resets_at) }
+}
+
+/// Notes what follows from an account's usage: that it is at its limit, or no longer, since its month has turned.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn follow_usage(services: &Services, organization: OrganizationId, id: ClaudeAccountId) -> Result<()> {
+    let actor = Actor::system(organization);
+    let request_id = format!("usage-{}", hex::encode(services.random.bytes::<8>()));
+    let (origin, record) = (Origin { request_id, ..Origin::default() }, Record::default());
+    let cx = Cx { services, actor: &actor, origin: &origin, operation: "usage", record: &record, deadline: None };
+    let followed = change(cx, id, AuditAction::Update, async |account| {
+        let now = services.clock.now();
+        (account.current_usage, account.usage_resets_at) = usage_at(account, now);
+        follow_limit(account);
+        Ok(())
+    });
+    match followed.await {
+        // It was deleted meanwhile.
+        Err(error) if error.code() == Code::NotFound => Ok(()),
+        followed => followed.map(drop),
+    }
+}
+
+/// Turns the month of the accounts whose month is over. Returns how many they were.
+///
+/// # Errors
+/// Where the database fails; those that were turned stay so.
+pub async fn turn_months(services: &Services) -> Result<usize> {
+    /// How many are read at once.
+    const BATCH: i64 = 100;
+    let mut turned = 0;
+    loop {
+        let due = accounts::due_to_turn(&mut services.db.read().await?, services.clock.now(), BATCH).await?;
+        for (organization, id) in &due {
+            follow_usage(services, *organization, *id).await?;
+        }
+        turned += due.len();
+        if i64::try_from(due.len()).is_ok_and(|count| count < BATCH) {
+            return Ok(turned);
+        }
+    }
+}
+
+/// An account at its limit is not used until its month turns; one below it is no longer kept from use by it.
+pub(super) fn follow_limit(account: &mut ClaudeAccount) {
+    let is_at_limit = account.usage_limit.is_some_and(|limit| account.current_usage >= limit);
+    let is_exhausted = account.health_state == ClaudeAccountHealthState::Exhausted;
+    if is_at_limit {
+        account.health_state = ClaudeAccountHealthState::Exhausted;
+        account.health_until = Some(account.usage_resets_at);
+    } else if is_exhausted {
+        account.health_state = ClaudeAccountHealthState::Unknown;
+        account.health_until = None;
+    }
 }
 
 /// Changes a locked account and writes it, unless nothing has changed.

@@ -17,14 +17,14 @@ const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Tells of logs that have grown, whoever made them grow: one look for all who listen, and none where nobody does.
 pub async fn watch(services: Arc<Services>, stop: CancellationToken) {
-    let mut ends = HashMap::new();
+    let (mut ends, mut usage_ends) = (HashMap::new(), HashMap::new());
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }
         if services.commits.has_listeners()
-            && let Err(error) = look(&services, &mut ends).await
+            && let Err(error) = look(&services, (&mut ends, &mut usage_ends)).await
         {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
@@ -34,10 +34,18 @@ pub async fn watch(services: Arc<Services>, stop: CancellationToken) {
     }
 }
 
-async fn look(services: &Services, ends: &mut HashMap<OrganizationId, i64>) -> Result<()> {
-    for (organization, sequence) in store::audit_log::ends(&mut services.db.read().await?).await? {
-        if ends.insert(organization, sequence) != Some(sequence) {
-            services.commits.publish(Committed { organization, sequence, resource_type: None });
+type Ends = HashMap<OrganizationId, i64>;
+
+async fn look(services: &Services, (ends, usage_ends): (&mut Ends, &mut Ends)) -> Result<()> {
+    let mut conn = services.db.read().await?;
+    let logs = store::audit_log::ends(&mut conn).await?;
+    let usage = store::usage::ends(&mut conn).await?;
+    drop(conn);
+    for (found, known, commits) in [(logs, ends, &services.commits), (usage, usage_ends, &services.usage_commits)] {
+        for (organization, sequence) in found {
+            if known.insert(organization, sequence) != Some(sequence) {
+                commits.publish(Committed { organization, sequence, resource_type: None });
+            }
         }
     }
     Ok(())

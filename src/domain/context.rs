@@ -6,16 +6,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 
 use super::audit_integrity::Verifications;
+use super::budget::Budgets;
 use super::bus::Bus;
 use super::error::{Error, Result};
 use super::outbox::Outbox;
+use super::prices::Prices;
 use super::quota::Rates;
+use super::usage::UsageRecorder;
 use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, Random};
 use crate::identity::password::Hasher;
 use crate::identity::{Actor, Authenticator};
 use crate::limits::RateLimits;
-use crate::model::{Clock, Id, Kind, OrganizationId, ResourceType};
+use crate::model::{Clock, Id, Kind, OrganizationId, ResourceType, Timestamp};
 use crate::redis::Redis;
 use crate::store::Db;
 use crate::upstream::Upstream;
@@ -44,6 +47,14 @@ pub struct Services {
     pub commits: Commits,
     /// Asks Claude upstreams.
     pub upstream: Upstream,
+    /// What tokens cost.
+    pub prices: Prices,
+    /// What API keys may still do on the relay.
+    pub budgets: Budgets,
+    /// Records what requests of the relay use.
+    pub usage: UsageRecorder,
+    /// Tells what usage was recorded.
+    pub usage_commits: Commits,
     /// The mails that are to be sent.
     pub outbox: Outbox,
     /// Whether anybody may make an organization.
@@ -56,6 +67,8 @@ pub struct Services {
     pub bus: Bus,
     /// The name of this server among those on the same database: made at its start, and no other's.
     pub instance: String,
+    /// When this server was started.
+    pub started_at: Timestamp,
     /// The operator's organization, which also keeps the audit entries of deeds that belong to none.
     pub home: OrganizationId,
 }

@@ -173,7 +173,7 @@ impl ApiKey {
 
     /// What is left of its limits.
     async fn quota(&self, ctx: &Context<'_>) -> Result<Quota> {
-        Ok(domain::quota::of_api_key(ctx.cx(), self.0.id, (&*self.0).into()).await?.into())
+        Ok(domain::quota::of_api_key(ctx.cx(), &self.0).await?.into())
     }
 }
 

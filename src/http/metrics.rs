@@ -18,6 +18,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::router::Server;
 use crate::domain::outbox::Tally;
+use crate::domain::usage::Tally as UsageTally;
 use crate::events::Measures;
 use crate::jobs::Runs;
 use crate::store::PoolState;
@@ -34,6 +35,8 @@ pub struct Metrics {
     redis_up: Gauge,
     mails: Family<Outcome, Counter>,
     mails_waiting: Gauge,
+    usage_records: Family<Outcome, Counter>,
+    usage_waiting: Gauge,
     pub(super) sockets: Gauge,
     pub(super) event_streams: Gauge,
     pub(super) subscriptions: Gauge,
@@ -103,6 +106,17 @@ impl Metrics {
             mails.clone(),
         );
         registry.register("mails_waiting", "Mails that wait to be sent, by any server", mails_waiting.clone());
+        let (usage_records, usage_waiting) = (Family::default(), Gauge::default());
+        registry.register(
+            "usage_records",
+            "Usage records of this server by outcome: written; failed, each time a batch could not be written yet; lost, for too many waited or the database takes one never",
+            usage_records.clone(),
+        );
+        registry.register(
+            "usage_records_waiting",
+            "Usage records of this server that wait to be written",
+            usage_waiting.clone(),
+        );
         let (sockets, event_streams, subscriptions) = (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register("sockets_open", "Open WebSockets", sockets.clone());
         registry.register("event_streams_open", "Open streams of server-sent events", event_streams.clone());
@@ -135,6 +149,8 @@ impl Metrics {
             redis_up,
             mails,
             mails_waiting,
+            usage_records,
+            usage_waiting,
             sockets,
             event_streams,
             subscriptions,
@@ -154,7 +170,13 @@ impl Metrics {
         self.http_requests.get_or_create(&HttpRequest { route: route.to_owned(), status }).inc();
     }
 
-    fn text(&self, pool: PoolState, statements: u64, mails: &Tally, is_redis_there: bool) -> String {
+    fn text(
+        &self,
+        pool: PoolState,
+        statements: u64,
+        (mails, usage): (&Tally, &UsageTally),
+        is_redis_there: bool,
+    ) -> String {
         self.redis_up.set(is_redis_there.into());
         let outcomes = [
             ("sent", &mails.sent),
@@ -167,6 +189,11 @@ impl Metrics {
             counter.inner().store(count.load(Ordering::Relaxed), Ordering::Relaxed);
         }
         self.mails_waiting.set(i64::try_from(mails.waiting.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
+        for (outcome, count) in [("written", &usage.written), ("failed", &usage.failures), ("lost", &usage.lost)] {
+            let counter = self.usage_records.get_or_create(&Outcome { outcome });
+            counter.inner().store(count.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.usage_waiting.set(i64::try_from(usage.waiting.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
         self.statements.inner().store(statements, Ordering::Relaxed);
         self.pool_open.set(pool.open.into());
         self.pool_idle.set(pool.idle.into());
@@ -197,6 +224,6 @@ pub(super) async fn handle(State(server): State<Arc<Server>>) -> impl IntoRespon
     let services = &server.services;
     let is_redis_there = services.redis.as_ref().is_some_and(|redis| redis.is_there());
     let (pool, statements) = (services.db.pool_state(), services.db.statements());
-    let text = server.metrics.text(pool, statements, services.outbox.tally(), is_redis_there);
+    let text = server.metrics.text(pool, statements, (services.outbox.tally(), services.usage.tally()), is_redis_there);
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
 }

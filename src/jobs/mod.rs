@@ -14,29 +14,48 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
-use crate::domain::{Result, Services, audit_retention, expired};
+use crate::domain::{Result, Services, audit_retention, claude_account, expired, usage};
 use crate::settings::Settings;
 
 pub use outcome::{JobName, JobRun, Outcome, Runs};
 pub use scheduler::{Pace, Scheduler};
 
+const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// Every job that a server with these settings does.
 #[must_use]
 pub fn all(settings: &Settings) -> Vec<Job> {
-    let mut jobs = vec![Job::new("cleanup", HOUR, |services| async move {
-        let removed = expired::remove(&services).await?;
-        if removed > 0 {
-            tracing::info!(removed, "what has ended long ago was removed");
-        }
-        Ok(())
-    })];
+    let mut jobs = vec![
+        Job::new("cleanup", HOUR, |services| async move {
+            let removed = expired::remove(&services).await?;
+            if removed > 0 {
+                tracing::info!(removed, "what has ended long ago was removed");
+            }
+            Ok(())
+        }),
+        Job::new("account-months", MINUTE, |services| async move {
+            let turned = claude_account::turn_months(&services).await?;
+            if turned > 0 {
+                tracing::info!(turned, "a new month of Claude accounts has begun");
+            }
+            Ok(())
+        }),
+    ];
     if let Some(days) = settings.audit_retention_days {
         jobs.push(Job::new("audit-retention", HOUR, move |services| async move {
             let removed = audit_retention::run(&services, days).await?;
             if removed > 0 {
                 tracing::info!(removed, days, "audit entries whose time was over were removed");
+            }
+            Ok(())
+        }));
+    }
+    if let Some(days) = settings.usage_retention_days {
+        jobs.push(Job::new("usage-retention", HOUR, move |services| async move {
+            let removed = usage::remove_old(&services, days).await?;
+            if removed > 0 {
+                tracing::info!(removed, days, "usage records whose time was over were removed");
             }
             Ok(())
         }));

@@ -53,6 +53,8 @@ pub mod kind {
         AuditLog = "audit",
         /// A mail that is to be sent.
         Mail = "mail",
+        /// A request of the relay, as it is recorded.
+        UsageRecord = "usage",
     }
 }
 
@@ -81,6 +83,8 @@ pub type ApiKeyId = Id<kind::ApiKey>;
 pub type AuditLogId = Id<kind::AuditLog>;
 /// Id of a mail.
 pub type MailId = Id<kind::Mail>;
+/// Id of a usage record.
+pub type UsageRecordId = Id<kind::UsageRecord>;
 
 /// Not an id of the kind that was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

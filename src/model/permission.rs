@@ -128,6 +128,10 @@ grants! {
     ViewAuditLogs => Some(Permission::ViewAuditLogs),
     /// To remove what the audit log need not keep any longer.
     PruneAuditLogs => Some(Permission::ManageOrganization),
+    /// To see what the organization has used, and what that costs.
+    ViewUsage => Some(Permission::ViewUsage),
+    /// To see how the system as a whole does.
+    ViewSystem => Some(Permission::ViewSystem),
     /// To list the users.
     ViewUsers => Some(Permission::ViewUsers),
     /// To invite, change and delete users.

@@ -221,6 +221,21 @@ pub async fn find_many(
         .await?))
 }
 
+/// Accounts whose month is over, whosever they are.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn due_to_turn(conn: &mut Conn, now: Timestamp, most: i64) -> Result<Vec<(OrganizationId, ClaudeAccountId)>> {
+    use claude_accounts as t;
+    Ok(on_conn!(conn, |c| t::table
+        .filter(t::usage_resets_at.le(now))
+        .order((t::usage_resets_at, t::id))
+        .limit(most)
+        .select((t::organization_id, t::id))
+        .load(c)
+        .await?))
+}
+
 /// One account, locked to the end of the transaction.
 ///
 /// # Errors

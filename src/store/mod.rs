@@ -26,6 +26,7 @@ mod tx;
 pub mod api_key;
 pub mod audit_chain;
 pub mod audit_log;
+pub mod budget;
 pub mod claude_account;
 pub mod client;
 pub mod credential;
@@ -38,7 +39,10 @@ pub mod mail_token;
 pub mod organization;
 pub mod outbox;
 pub mod session;
+pub mod system_stats;
 pub mod task;
+pub mod usage;
+pub mod usage_rollup;
 pub mod user;
 
 pub use backend::{Conn, Db, PoolState};

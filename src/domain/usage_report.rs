@@ -1,0 +1,221 @@
+//! Reports of usage: sums over any span of time, by any of its dimensions. Whole days and hours come from what the records add up to
+//! where they are written, and the parts of an hour at either end from the records themselves: exact, and quick for any number of records.
+
+use std::collections::BTreeMap;
+
+use super::context::Cx;
+use super::error::{Error, FieldError, Result};
+use super::usage::whose;
+use crate::model::{Timestamp, UsageInterval};
+use crate::store::usage::{self as records, UsageFilter, WhoseUsage};
+use crate::store::usage_rollup::{self as rollups, Dimension, Group, UsageTotals};
+use crate::store::{self, Conn};
+
+/// The most buckets that a report has.
+const MOST_BUCKETS: usize = 10_000;
+
+/// What a report asks for: by what usage is told apart, and over which intervals.
+pub type Grouping<'a> = (&'a [Dimension], Option<UsageInterval>);
+
+/// Sums over a span of time.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Not before.
+    pub from: Timestamp,
+    /// Before.
+    pub to: Timestamp,
+    /// Of everything.
+    pub total: UsageTotals,
+    /// By what was asked for: in the order of time, then the dearest first. None, where nothing was asked for.
+    pub buckets: Vec<Bucket>,
+}
+
+/// Sums of one interval and one group.
+#[derive(Debug, Clone)]
+pub struct Bucket {
+    /// The beginning of the interval, which may lie before that of the report; none: of all of its time.
+    pub start: Option<Timestamp>,
+    /// Of what.
+    pub group: Group,
+    /// The sums.
+    pub totals: UsageTotals,
+}
+
+/// A report on the organization's usage, or on the caller's own.
+///
+/// # Errors
+/// Where nobody is signed in, where the span ends before it begins, or where there would be too many buckets.
+pub async fn report(
+    cx: Cx<'_>,
+    filter: &UsageFilter,
+    span: (Timestamp, Timestamp),
+    grouping: Grouping<'_>,
+) -> Result<Report> {
+    let whose = whose(cx)?;
+    let (from, to) = span;
+    if to < from {
+        return Err(wrong(vec!["to"], "must not be before from"));
+    }
+    let mut conn = cx.services.db.scan().await?;
+    let rows = cx.in_time(rows(&mut conn, &whose, filter, span, grouping)).await??;
+    drop(conn);
+    let mut total = UsageTotals::default();
+    let mut sums: BTreeMap<(Option<Timestamp>, Group), UsageTotals> = BTreeMap::new();
+    for (group, start, totals) in rows {
+        total.add(&totals);
+        sums.entry((grouping.1.map(|interval| interval.start(start)), group)).or_default().add(&totals);
+    }
+    if grouping.0.is_empty() && grouping.1.is_none() {
+        sums.clear();
+    }
+    if sums.len() > MOST_BUCKETS {
+        return Err(wrong(
+            vec!["interval"],
+            "makes more than 10,000 buckets: ask for a shorter span, or for longer intervals",
+        ));
+    }
+    let mut buckets: Vec<_> =
+        sums.into_iter().map(|((start, group), totals)| Bucket { start, group, totals }).collect();
+    let rank = |bucket: &Bucket| (bucket.start, -bucket.totals.cost_nano_usd, -bucket.totals.requests);
+    buckets.sort_by_key(rank);
+    Ok(Report { from, to, total, buckets })
+}
+
+fn wrong(path: Vec<&'static str>, message: &'static str) -> Error {
+    Error::bad_input(vec![FieldError { path, message: message.into() }])
+}
+
+/// The sums that a report is made of, each with a time of its interval. Several may be of one bucket.
+pub(super) async fn rows(
+    conn: &mut Conn,
+    whose: &WhoseUsage,
+    filter: &UsageFilter,
+    span: (Timestamp, Timestamp),
+    (by, interval): Grouping<'_>,
+) -> store::Result<Vec<(Group, Timestamp, UsageTotals)>> {
+    let mut rows = Vec::new();
+    for Piece { source, from, to } in pieces(span, interval) {
+        let filter = UsageFilter { from: Some(from), to: Some(to), ..filter.clone() };
+        match source {
+            Source::Records => {
+                let sums = records::sums(conn, whose, &filter, by).await?;
+                rows.extend(sums.into_iter().map(|(group, totals)| (group, from, totals)));
+            }
+            Source::Rollup(unit) => {
+                rows.extend(rollups::sums(conn, whose, &filter, unit, (by, interval.is_some())).await?);
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// Where the sums of a part of the span come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Records,
+    Rollup(UsageInterval),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Piece {
+    source: Source,
+    from: Timestamp,
+    to: Timestamp,
+}
+
+/// The span in pieces: as much of it as can be in whole days, or hours where it is told apart by them.
+fn pieces((from, to): (Timestamp, Timestamp), interval: Option<UsageInterval>) -> Vec<Piece> {
+    use UsageInterval::{Day, Hour};
+    let mut pieces = Vec::new();
+    let mut piece = |source, from, to| {
+        if from < to {
+            pieces.push(Piece { source, from, to });
+        }
+    };
+    // No piece of records goes over the end of an hour.
+    let (first, last) = (up(Hour, from).min(to), Hour.start(to).max(from));
+    piece(Source::Records, from, first);
+    if first < last {
+        let (first_day, last_day) = (up(Day, first).min(last), Day.start(last).max(first));
+        if interval == Some(Hour) || first_day >= last_day {
+            piece(Source::Rollup(Hour), first, last);
+        } else {
+            piece(Source::Rollup(Hour), first, first_day);
+            piece(Source::Rollup(Day), first_day, last_day);
+            piece(Source::Rollup(Hour), last_day, last);
+        }
+    }
+    piece(Source::Records, last.max(first), to);
+    pieces
+}
+
+/// The instant, or the beginning of the next interval where it is none.
+fn up(interval: UsageInterval, at: Timestamp) -> Timestamp {
+    if interval.start(at) == at { at } else { interval.end(at) }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is its answer")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HOUR: i64 = 3_600_000_000;
+    const DAY: i64 = 24 * HOUR;
+
+    fn at(micros: i64) -> Timestamp {
+        Timestamp::from_micros(1_767_225_600_000_000 + micros).unwrap()
+    }
+
+    #[test]
+    fn a_span_is_whole_days_and_what_is_left() {
+        use Source::{Records, Rollup};
+        use UsageInterval::{Day, Hour};
+        for (from, to, interval, expected) in [
+            (0, 31 * DAY, None, vec![(Rollup(Day), 0, 31 * DAY)]),
+            (0, DAY, Some(Hour), vec![(Rollup(Hour), 0, DAY)]),
+            (1, HOUR - 1, None, vec![(Records, 1, HOUR - 1)]),
+            (1, HOUR + 1, None, vec![(Records, 1, HOUR), (Records, HOUR, HOUR + 1)]),
+            (5, 5, None, vec![]),
+            (
+                HOUR / 2,
+                3 * DAY + 90 * HOUR / 60,
+                Some(Day),
+                vec![
+                    (Records, HOUR / 2, HOUR),
+                    (Rollup(Hour), HOUR, DAY),
+                    (Rollup(Day), DAY, 3 * DAY),
+                    (Rollup(Hour), 3 * DAY, 3 * DAY + HOUR),
+                    (Records, 3 * DAY + HOUR, 3 * DAY + 90 * HOUR / 60),
+                ],
+            ),
+            (20 * HOUR, 30 * HOUR, None, vec![(Rollup(Hour), 20 * HOUR, 30 * HOUR)]),
+        ] {
+            let expected: Vec<_> =
+                expected.into_iter().map(|(source, from, to)| Piece { source, from: at(from), to: at(to) }).collect();
+            assert_eq!(pieces((at(from), at(to)), interval), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_are_the_span_without_gaps(from in 0..40 * DAY, length in 0..40 * DAY, by_hour: bool) {
+            let (from, to) = (at(from), at(from + length));
+            let pieces = pieces((from, to), by_hour.then_some(UsageInterval::Hour));
+            let mut reached = from;
+            for piece in pieces {
+                prop_assert_eq!(piece.from, reached);
+                prop_assert!(piece.from < piece.to);
+                match piece.source {
+                    Source::Records => prop_assert!(piece.to <= UsageInterval::Hour.end(piece.from)),
+                    Source::Rollup(unit) => {
+                        prop_assert!(unit.start(piece.from) == piece.from && unit.start(piece.to) == piece.to);
+                    }
+                }
+                reached = piece.to;
+            }
+            prop_assert_eq!(reached, to);
+        }
+    }
+}
