@@ -170,7 +170,7 @@ async fn take(services: &Services, texts: &[String]) {
     if told.iter().any(|news| matches!(news, News::Committed { changes_access: true, .. })) {
         services.authenticator.forget();
     }
-    if services.commits.has_listeners()
+    if (services.commits.has_listeners() || services.usage_commits.has_listeners())
         && let Err(error) = pass_on(services, &told).await
     {
         tracing::warn!(error = &error as &dyn std::error::Error, "what others have committed could not be looked at");

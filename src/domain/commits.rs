@@ -23,7 +23,7 @@ pub async fn watch(services: Arc<Services>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(INTERVAL) => {}
         }
-        if services.commits.has_listeners()
+        if (services.commits.has_listeners() || services.usage_commits.has_listeners())
             && let Err(error) = look(&services, (&mut ends, &mut usage_ends)).await
         {
             tracing::warn!(

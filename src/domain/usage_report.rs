@@ -1,12 +1,12 @@
 //! Reports of usage: sums over any span of time, by any of its dimensions. Whole days and hours come from what the records add up to
 //! where they are written, and the parts of an hour at either end from the records themselves: exact, and quick for any number of records.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::context::Cx;
 use super::error::{Error, FieldError, Result};
 use super::usage::whose;
-use crate::model::{Timestamp, UsageInterval};
+use crate::model::{ApiKeyId, Timestamp, UsageInterval};
 use crate::store::usage::{self as records, UsageFilter, WhoseUsage};
 use crate::store::usage_rollup::{self as rollups, Dimension, Group, UsageTotals};
 use crate::store::{self, Conn};
@@ -28,6 +28,14 @@ pub struct Report {
     pub total: UsageTotals,
     /// By what was asked for: in the order of time, then the dearest first. None, where nothing was asked for.
     pub buckets: Vec<Bucket>,
+}
+
+impl Report {
+    /// Of nothing.
+    #[must_use]
+    pub fn empty(from: Timestamp, to: Timestamp) -> Self {
+        Self { from, to, total: UsageTotals::default(), buckets: Vec::new() }
+    }
 }
 
 /// Sums of one interval and one group.
@@ -79,6 +87,30 @@ pub async fn report(
     let rank = |bucket: &Bucket| (bucket.start, -bucket.totals.cost_nano_usd, -bucket.totals.requests);
     buckets.sort_by_key(rank);
     Ok(Report { from, to, total, buckets })
+}
+
+/// Reports on API keys, one each, read together. A key that has used nothing is left out.
+///
+/// # Errors
+/// As for [`report`].
+pub async fn reports_by_key(
+    cx: Cx<'_>,
+    keys: &[ApiKeyId],
+    span: (Timestamp, Timestamp),
+    interval: Option<UsageInterval>,
+) -> Result<HashMap<ApiKeyId, Report>> {
+    let (from, to) = span;
+    let filter = UsageFilter { api_key_ids: Some(keys.to_vec()), ..UsageFilter::default() };
+    let mut reports = HashMap::new();
+    for bucket in report(cx, &filter, span, (&[Dimension::ApiKey], interval)).await?.buckets {
+        let Ok(key) = bucket.group[Dimension::ApiKey as usize].parse() else { continue };
+        let report: &mut Report = reports.entry(key).or_insert_with(|| Report::empty(from, to));
+        report.total.add(&bucket.totals);
+        if bucket.start.is_some() {
+            report.buckets.push(bucket);
+        }
+    }
+    Ok(reports)
 }
 
 fn wrong(path: Vec<&'static str>, message: &'static str) -> Error {

@@ -12,9 +12,10 @@ use super::declarations::{
 };
 use super::error::Result;
 use super::inputs::{filter_id, id_inputs, patch, payloads, searched, target};
-use super::loaders::Loaders;
+use super::loaders::{Loaders, UsageOfKey};
 use super::quota::Quota;
 use super::scalars::{BigInt, DateTime, Decimal};
+use super::usage::{UsageInterval, UsageReport};
 use super::user::{self, User};
 use crate::crypto::SecretText;
 use crate::domain::api_key::{self as deeds, Create, Update};
@@ -169,6 +170,19 @@ impl ApiKey {
     /// Counts the changes, from 1; `expectedVersion` compares with it. Using it changes nothing.
     async fn version(&self) -> i32 {
         self.0.version
+    }
+
+    /// What it has used in a span of time, though it be ended since.
+    async fn usage(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Not before this.")] from: DateTime,
+        #[graphql(desc = "Before this.")] to: DateTime,
+        #[graphql(desc = "Over which intervals; left out: as a whole.")] interval: Option<UsageInterval>,
+    ) -> Result<UsageReport> {
+        let asked =
+            UsageOfKey { key: self.0.id, span: (from.0, to.0), interval: interval.map(model::UsageInterval::from) };
+        Ok(UsageReport(Loaders::of(ctx).api_key_usage(asked).await?))
     }
 
     /// What is left of its limits.

@@ -21,10 +21,11 @@ use futures_util::future::{BoxFuture, Shared};
 
 use super::context::Caller;
 use super::error::{Failure, Result};
+use crate::domain::usage_report::Report;
 use crate::domain::{self, Cx};
 use crate::model::{
     ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Direction, OrganizationId, Page, PageSlice,
-    SessionId, TaskId, Timestamp, UserId,
+    SessionId, TaskId, Timestamp, UsageInterval, UsageRecordId, UserId,
 };
 use crate::store::api_key::{ApiKey, ApiKeyFilter};
 use crate::store::audit_log::AuditLog;
@@ -34,6 +35,7 @@ use crate::store::credential::{Credential, CredentialFilter};
 use crate::store::organization::Organization;
 use crate::store::session::Session;
 use crate::store::task::{Task, TaskFilter, TaskOrder};
+use crate::store::usage::UsageRecord;
 use crate::store::user::User;
 
 type Found<V> = Result<Option<V>>;
@@ -89,6 +91,8 @@ loaders! {
     api_key_client_pages: ApiKeyClientPages,
     api_key_owner_pages: ApiKeyOwnerPages,
     api_key_counts: ApiKeyCounts,
+    api_key_usage: ApiKeyUsage,
+    usage_records: UsageRecords,
 }
 
 impl Loaders {
@@ -196,6 +200,17 @@ impl Loaders {
     pub(super) async fn api_key_owner_page(&self, owner: UserId, page: Page) -> Result<PageSlice<Arc<ApiKey>>> {
         let found = self.api_key_owner_pages.load((owner, page.clone())).await?;
         Ok(found.unwrap_or_else(|| page.slice(Vec::new())))
+    }
+
+    /// What an API key has used.
+    pub(super) async fn api_key_usage(&self, key: UsageOfKey) -> Result<Report> {
+        let (from, to) = key.span;
+        Ok(self.api_key_usage.load(key).await?.unwrap_or_else(|| Report::empty(from, to)))
+    }
+
+    /// A usage record that the caller may see.
+    pub(super) async fn usage_record(&self, id: UsageRecordId) -> Found<Arc<UsageRecord>> {
+        self.usage_records.load(id).await
     }
 
     /// How many API keys pass the filter.
@@ -356,6 +371,31 @@ by_id! {
     AuditLogs: AuditLogId => AuditLog by audit_log,
     Credentials: CredentialId => Credential by credential,
     ApiKeys: ApiKeyId => ApiKey by api_key,
+    UsageRecords: UsageRecordId => UsageRecord by usage,
+}
+
+/// What an API key has used in a span of time.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct UsageOfKey {
+    pub(super) key: ApiKeyId,
+    pub(super) span: (Timestamp, Timestamp),
+    pub(super) interval: Option<UsageInterval>,
+}
+
+enum ApiKeyUsage {}
+
+impl Read for ApiKeyUsage {
+    type Key = UsageOfKey;
+    type Value = Report;
+
+    async fn read(cx: Cx<'_>, asked: &[UsageOfKey]) -> domain::Result<HashMap<UsageOfKey, Report>> {
+        let mut found = HashMap::new();
+        for ((span, interval), keys) in grouped(asked, |asked| (asked.span, asked.interval), |asked| asked.key) {
+            let reports = domain::usage_report::reports_by_key(cx, &keys, span, interval).await?;
+            found.extend(reports.into_iter().map(|(key, report)| (UsageOfKey { key, span, interval }, report)));
+        }
+        Ok(found)
+    }
 }
 
 /// A page of a client's tasks; the filter names no client.

@@ -22,17 +22,21 @@ pub mod walls;
 
 mod api_key;
 mod audit_log;
+mod billing;
 mod claude_account;
 mod client;
 mod credential;
 mod invitation;
+mod models;
 mod organization;
 mod password;
 mod profile;
 mod quota;
 mod registration;
 mod session;
+mod system_stats;
 mod task;
+mod usage;
 mod user;
 mod viewer;
 

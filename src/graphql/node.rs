@@ -14,10 +14,12 @@ use super::loaders::Loaders;
 use super::organization::Organization;
 use super::session::Session;
 use super::task::Task;
+use super::usage::UsageRecord;
 use super::user::User;
 use crate::domain;
 use crate::model::{
-    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, OrganizationId, SessionId, TaskId, UserId,
+    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, OrganizationId, SessionId, TaskId, UsageRecordId,
+    UserId,
 };
 
 /// The most ids that `nodes` takes.
@@ -45,6 +47,8 @@ pub(super) enum Node {
     ApiKey(ApiKey),
     /// An entry of the audit log.
     AuditLog(AuditLog),
+    /// A request of the relay, and what it used.
+    UsageRecord(UsageRecord),
 }
 
 impl Node {
@@ -78,6 +82,9 @@ impl Node {
         }
         if let Ok(id) = id.parse::<AuditLogId>() {
             return Ok(Loaders::of(ctx).audit_log(id).await?.map(|row| Self::AuditLog(AuditLog(row))));
+        }
+        if let Ok(id) = id.parse::<UsageRecordId>() {
+            return Ok(Loaders::of(ctx).usage_record(id).await?.map(|row| Self::UsageRecord(UsageRecord(row))));
         }
         Ok(None)
     }

@@ -11,6 +11,7 @@ use diesel_async::RunQueryDsl;
 use super::backend::{Conn, Db, on_conn};
 use super::bulk::insert_all;
 use super::error::Result;
+use super::fields::{askable, distinct};
 use super::locks::first_locked;
 use super::notifications;
 use super::page::{bounded, keyset};
@@ -143,8 +144,8 @@ pub struct UsageFilter {
     pub from: Option<Timestamp>,
     /// Before.
     pub to: Option<Timestamp>,
-    /// With this key.
-    pub api_key_id: Option<ApiKeyId>,
+    /// With one of these keys.
+    pub api_key_ids: Option<Vec<ApiKeyId>>,
     /// In the name of this user.
     pub user_id: Option<UserId>,
     /// For this client.
@@ -288,8 +289,8 @@ macro_rules! filtered {
         if let Some(to) = filter.to {
             query = query.filter(t::occurred_at.lt(to));
         }
-        if let Some(key) = filter.api_key_id {
-            query = query.filter(t::api_key_id.eq(key));
+        if let Some(keys) = &filter.api_key_ids {
+            query = query.filter(t::api_key_id.eq_any(distinct(keys)));
         }
         if let Some(user) = filter.user_id {
             query = query.filter(t::user_id.eq(user));
@@ -301,7 +302,7 @@ macro_rules! filtered {
             query = query.filter(t::claude_account_id.eq(account));
         }
         if let Some(model) = &filter.model {
-            query = query.filter(t::model.eq_any($crate::store::fields::askable(model)));
+            query = query.filter(t::model.eq_any(askable(model)));
         }
         query
     }};

@@ -10,7 +10,7 @@ use diesel_async::RunQueryDsl;
 
 use super::backend::{Conn, on_conn};
 use super::error::Result;
-use super::fields::{UtcTimestamp, askable};
+use super::fields::{UtcTimestamp, askable, distinct};
 use super::tables::usage_rollups;
 use super::tx::Tx;
 use super::usage::{UsageFilter, UsageRecord, WhoseUsage};
@@ -250,8 +250,8 @@ pub async fn sums(
         if let Some(to) = filter.to {
             query = query.filter(t::start_at.lt(to));
         }
-        if let Some(key) = filter.api_key_id {
-            query = query.filter(t::api_key_id.eq(key.to_string()));
+        if let Some(keys) = &filter.api_key_ids {
+            query = query.filter(t::api_key_id.eq_any(distinct(keys).into_iter().map(|key| key.to_string())));
         }
         if let Some(user) = filter.user_id {
             query = query.filter(t::user_id.eq(user.to_string()));
