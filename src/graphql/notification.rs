@@ -25,16 +25,16 @@ pub(super) struct Notification(pub(super) Arc<Row>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Enum)]
 #[graphql(remote = "crate::model::NotificationKind")]
 pub(super) enum NotificationKind {
-    /// A Claude account does not work: told to who has MANAGE_CLAUDE_ACCOUNTS.
+    /// A Claude account does not work: told to who has `MANAGE_CLAUDE_ACCOUNTS`.
     ClaudeAccountUnhealthy,
     /// Much of a limit is used up.
     UsageLimitNear,
     /// A limit is used up.
     UsageLimitReached,
-    /// An API key ends within a week, and once more within a day: told to its owner, and to who has MANAGE_API_KEYS.
+    /// An API key ends within a week, and once more within a day: told to its owner, and to who has `MANAGE_API_KEYS`.
     ApiKeyExpiring,
     /// A sign-in from a device that the user has not signed in from before: told to the user. Sign-ins that were refused after too many
-    /// attempts, once a day: told to whose address it was, and to who has MANAGE_USERS.
+    /// attempts, once a day: told to whose address it was, and to who has `MANAGE_USERS`.
     Security,
     /// Something about the server.
     System,

@@ -196,7 +196,7 @@ pub(crate) const CALLS: &[(&str, &str, &str)] = &[
     ),
     (
         "markNotificationsRead",
-        r#"markNotificationsRead(input: { ids: null }) { unreadCount }"#,
+        "markNotificationsRead(input: { ids: null }) { unreadCount }",
         r#"markNotificationsRead(input: { ids: ["no id"] }) { unreadCount }"#,
     ),
 ];

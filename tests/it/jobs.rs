@@ -56,7 +56,7 @@ async fn refreshed(app: &TestApp, token: &Value) -> Value {
 }
 
 /// Makes times so many days older, as if those had passed: the database's own clock is not the test's to move.
-async fn age(app: &TestApp, columns: &[(&str, &str)], days: u32) {
+pub(crate) async fn age(app: &TestApp, columns: &[(&str, &str)], days: u32) {
     for (table, column) in columns {
         let older = if app.database.url.starts_with("postgres") {
             format!("{column} - interval '{days} days'")

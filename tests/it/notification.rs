@@ -8,6 +8,7 @@ use claviger::model::{AuditAction, NotificationKind, Permission, ResourceType};
 use serde_json::{Value, json};
 
 use crate::invitation::join;
+use crate::jobs::age;
 use crate::support::{Client, PASSWORD, Socket, TestApp, both_databases};
 
 const HOUR: i64 = 60 * 60;
@@ -251,14 +252,14 @@ both_databases! {
     }
 
     async fn old_ones_are_removed(app: TestApp) {
+        const CREATED: [(&str, &str); 1] = [("notifications", "created_at")];
         let beside = app.beside().await.services;
         tell(&beside, &[notice("Old", Permission::ViewUsers)]).await;
-        app.advance(89 * DAY);
+        age(&app, &CREATED, 89).await;
         tell(&beside, &[notice("New", Permission::ViewUsers)]).await;
         expired::remove(&beside).await.unwrap();
-        let admin = again(&app, ADMIN).await;
-        assert_eq!(titles(&admin).await, ["New", "Old"]);
-        app.advance(2 * DAY);
+        assert_eq!(titles(&app.admin().await).await, ["New", "Old"]);
+        age(&app, &CREATED, 2).await;
         expired::remove(&beside).await.unwrap();
         assert_eq!(titles(&app.admin().await).await, ["New"]);
     }
