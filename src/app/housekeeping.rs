@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::audit_checkpoint::Checkpoints;
-use crate::domain::{Services, budget, outbox, usage};
+use crate::domain::{Services, budget, budget_notices, outbox, usage};
 use crate::jobs::{self, Runs, Scheduler, Timing};
 use crate::settings::Settings;
 
@@ -26,6 +26,8 @@ pub(super) struct Housekeeping {
     usage: JoinHandle<()>,
     /// Each server says that it is there, and looks whether the others are.
     budgets: JoinHandle<()>,
+    /// Each server tells of the limits that it has seen to be used up.
+    notices: JoinHandle<()>,
     /// Tells those that go on to the end: what runs meanwhile is to be recorded and settled too.
     last: CancellationToken,
     jobs: Scheduler,
@@ -39,8 +41,9 @@ impl Housekeeping {
         let last = CancellationToken::new();
         let usage = tokio::spawn(usage::write(services.clone(), last.clone()));
         let budgets = tokio::spawn(budget::keep(services.clone(), last.clone()));
+        let notices = tokio::spawn(budget_notices::tell(services.clone(), last.clone()));
         let jobs = Scheduler::start(jobs::all(settings), services.clone(), Timing::default(), runs, stop.clone());
-        Self { services, checkpoints, mails, usage, budgets, last, jobs }
+        Self { services, checkpoints, mails, usage, budgets, notices, last, jobs }
     }
 
     /// Ends them, once no deed can follow: the last checkpoint is of all that was done.
@@ -50,6 +53,7 @@ impl Housekeeping {
         self.last.cancel();
         told(self.usage.await);
         told(self.budgets.await);
+        told(self.notices.await);
         usage::finish(&self.services).await;
         if let Err(error) = self.services.budgets.finish().await {
             let error = &error as &dyn std::error::Error;

@@ -6,10 +6,13 @@ use chrono::{NaiveDate, NaiveTime};
 
 use super::context::Cx;
 use super::error::{Error, FieldError, Result};
-use super::usage_report::{Bucket, Report, report};
+use super::usage_report::{Bucket, Report, report_of};
 use crate::model::{Permit, Timestamp, UsageInterval, ViewUsage};
 use crate::store::usage::UsageFilter;
 use crate::store::usage_rollup::{Dimension, Group, UsageTotals};
+
+/// How many lines a bill has at most: more than an organization has keys and models, and no more than memory bears.
+const MOST_LINES: usize = 1_000_000;
 
 /// What a month has cost.
 #[derive(Debug, Clone)]
@@ -29,7 +32,10 @@ pub async fn of_month(cx: Cx<'_>, year: i32, month: i32) -> Result<Billing> {
     let from = beginning(year, month)?;
     let span = (from, UsageInterval::Month.end(from));
     let by = [Dimension::Client, Dimension::ApiKey, Dimension::Model];
-    let Report { total, buckets, .. } = report(cx, &UsageFilter::default(), span, (&by, None)).await?;
+    let report = report_of(cx, &UsageFilter::default(), span, (&by, None), MOST_LINES).await?;
+    let Some(Report { total, buckets, .. }) = report else {
+        return Err(Error::internal("a month has more than a million lines"));
+    };
     Ok(Billing { total, lines: buckets })
 }
 

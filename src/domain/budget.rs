@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::budget_notices::{BudgetNotices, Limited};
 use super::context::Services;
 use super::quota::QuotaKind;
 use super::usage;
@@ -57,6 +58,18 @@ pub struct OverBudget {
     pub resets_at: Timestamp,
     /// Whether it would fit if the requests that run now took nothing: then it may fit as soon as one of them ends.
     pub is_held_by_others: bool,
+}
+
+impl OverBudget {
+    /// The limit that what was asked for does not fit under, whatever runs.
+    fn by_itself(&self) -> Option<Limited> {
+        match self.kind {
+            _ if self.is_held_by_others => None,
+            QuotaKind::TokensPerDay => Some(Limited::Tokens),
+            QuotaKind::CostMicroUsdPerMonth => Some(Limited::Cost),
+            QuotaKind::ConcurrentRequests | QuotaKind::RequestsPerMinute | QuotaKind::RequestsPerHour => None,
+        }
+    }
 }
 
 /// Why nothing was reserved.
@@ -143,6 +156,7 @@ pub struct Budgets(Arc<Inner>);
 struct Inner {
     place: Place,
     clock: Clock,
+    notices: BudgetNotices,
     /// What could not be given back yet.
     owed: Mutex<Vec<Settlement>>,
     woken: Notify,
@@ -165,6 +179,7 @@ enum Place {
 struct Settlement {
     /// What the key had used when it was reserved, for the case that nobody has counted it since.
     start: Ledger,
+    limits: Limits,
     held: Held,
     used: Used,
 }
@@ -179,8 +194,8 @@ impl Budgets {
         } else {
             Place::Memory(Mutex::default())
         };
-        let tasks = TaskTracker::new();
-        Self(Arc::new(Inner { place, clock, owed: Mutex::default(), woken: Notify::new(), tasks }))
+        let (notices, owed, woken) = (BudgetNotices::default(), Mutex::default(), Notify::new());
+        Self(Arc::new(Inner { place, clock, notices, owed, woken, tasks: TaskTracker::new() }))
     }
 
     /// Reserves what a request may take, under the limits of the key and no others.
@@ -207,7 +222,7 @@ impl Budgets {
             Some(ledger) => (ledger, false),
             None => (self.counted(services, key).await?, true),
         };
-        let reserving = self.0.clone().reserve(limits, Settlement { start, held, used: Used::default() }, is_new);
+        let reserving = self.0.clone().reserve(Settlement { start, limits, held, used: Used::default() }, is_new);
         match &self.0.place {
             Place::Memory(_) => reserving.await,
             // Begun, it is waited for: what is reserved for somebody who has left is given back with the task's answer.
@@ -263,6 +278,11 @@ impl Budgets {
         })
     }
 
+    /// What is to be told of limits.
+    pub(super) fn notices(&self) -> &BudgetNotices {
+        &self.0.notices
+    }
+
     /// Gives back what could not be given back at once.
     ///
     /// # Errors
@@ -302,24 +322,22 @@ impl Inner {
         known.filter(|known| known.key_version >= key.version)
     }
 
-    async fn reserve(
-        self: Arc<Self>,
-        limits: Limits,
-        settlement: Settlement,
-        is_new: bool,
-    ) -> Result<Reservation, NotReserved> {
-        let Settlement { start, held, .. } = settlement;
+    async fn reserve(self: Arc<Self>, settlement: Settlement, is_new: bool) -> Result<Reservation, NotReserved> {
+        let Settlement { start, limits, held, .. } = settlement;
         let now = self.clock.now();
         let reserved = self.change(&start, |budget| {
             if is_new {
                 agree(&mut budget.ledger, &start);
             }
             turn(&mut budget.ledger, now);
-            limits.check(budget, &held, now)?;
+            limits.check(budget, &held, now).map_err(|over| (over, budget.ledger))?;
             budget.own.add(&held);
             Ok(())
         });
-        reserved.await?.map_err(NotReserved::Over)?;
+        if let Err((over, ledger)) = reserved.await? {
+            self.notices.look(&limits, &ledger, over.by_itself());
+            return Err(NotReserved::Over(over));
+        }
         if let Place::Database { counted, .. } = &self.place
             && is_new
         {
@@ -345,16 +363,18 @@ impl Inner {
     }
 
     async fn settle(&self, settlement: &Settlement) -> store::Result<()> {
-        let Settlement { start, held, used } = settlement;
+        let Settlement { start, limits, held, used } = settlement;
         let now = self.clock.now();
-        self.change(start, |budget| {
+        let settled = self.change(start, |budget| {
             turn(&mut budget.ledger, now);
             budget.own.give_back(held);
             let tokens = i64::try_from(used.tokens).unwrap_or(i64::MAX);
             budget.ledger.tokens = budget.ledger.tokens.saturating_add(tokens);
             budget.ledger.cost_nano_usd = budget.ledger.cost_nano_usd.saturating_add(used.cost.nanos());
-        })
-        .await
+            budget.ledger
+        });
+        self.notices.look(limits, &settled.await?, None);
+        Ok(())
     }
 
     fn owe(&self, settlement: Settlement) {

@@ -3,7 +3,6 @@
 //! By Redis where there is one, else by PostgreSQL, else not at all: then, and for as long as the way is broken, what others do is
 //! noticed as late as it is without (`super::commits`, and a cache of seconds).
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,7 +15,6 @@ use super::commits::Told;
 use super::context::Services;
 use super::error::Result;
 use crate::events::{CHANNEL, Measures, Message, News, Transport};
-use crate::model::OrganizationId;
 use crate::redis::Subscription;
 use crate::store::Announcements;
 

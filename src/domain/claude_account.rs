@@ -3,6 +3,7 @@
 use chrono::{Datelike, Months, NaiveTime, TimeDelta};
 use serde_json::{Value, json};
 
+use super::account_notices;
 use super::context::{Cx, Record, Services};
 use super::deed::audited;
 use super::error::{Code, Error, Result};
@@ -12,8 +13,9 @@ use crate::crypto::{Aad, Purpose, Sealed, SecretText};
 use crate::identity::Actor;
 use crate::model::{
     AuditAction, ClaudeAccountHealthState, ClaudeAccountId, ClaudeAccountStatus, ClaudeTier, Direction, Email,
-    ManageClaudeAccounts, OrganizationId, Page, PageSlice, ResourceType, Timestamp,
+    LimitLevel, ManageClaudeAccounts, OrganizationId, Page, PageSlice, Permit, ResourceType, Timestamp,
 };
+use crate::store::Tx;
 use crate::store::audit_log::next_account_change;
 use crate::store::claude_account::{self as accounts, ClaudeAccount, ClaudeAccountFilter, ClaudeAccountOrder};
 use crate::upstream::Probe;
@@ -70,6 +72,7 @@ impl Recorded for ClaudeAccount {
             ("apiKey", Field::Secret(self.api_key_fingerprint.clone())),
             ("usageLimit", Field::plain(self.usage_limit)),
             ("currentUsage", Field::plain(self.current_usage)),
+            ("isNearLimit", Field::plain(self.is_near_limit)),
             ("usageResetsAt", Field::plain(self.usage_resets_at.to_utc().to_rfc3339())),
             ("baseUrl", Field::plain(self.base_url.as_deref())),
             ("priority", Field::plain(self.priority)),
@@ -192,6 +195,7 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<ClaudeAccount> {
         health_state: ClaudeAccountHealthState::Unknown,
         health_until: None,
         health_last_error: None,
+        is_near_limit: false,
         last_used_at: None,
         features,
         metadata,
@@ -272,8 +276,7 @@ pub async fn replace_key(cx: Cx<'_>, id: ClaudeAccountId, api_key: &SecretText) 
         account.health_until = None;
         account.health_last_error = None;
         follow_limit(&mut account);
-        bump(cx, &mut account);
-        accounts::update(tx, &permit, &account).await.map_err(taken)?;
+        write(cx, tx, &permit, &before, &mut account).await?;
         let changes = Changes::between(&before, &account);
         Ok((account, Entry::new(AuditAction::Update, ResourceType::ClaudeAccount).on(&id).with(changes)))
     })
@@ -316,8 +319,7 @@ pub async fn test(cx: Cx<'_>, id: ClaudeAccountId) -> Result<(ClaudeAccount, Pro
         if Changes::between(&before, &account).is_empty() && before.health_last_error == account.health_last_error {
             account = before.clone();
         } else {
-            bump(cx, &mut account);
-            accounts::update(tx, &permit, &account).await?;
+            write(cx, tx, &permit, &before, &mut account).await?;
         }
         let entry = Entry::new(AuditAction::Test, ResourceType::ClaudeAccount)
             .on(&id)
@@ -349,7 +351,7 @@ pub fn usage_at(account: &ClaudeAccount, now: Timestamp) -> (i64, Timestamp) {
     if account.usage_resets_at <= now { (0, month_end(now)) } else { (account.current_usage, account.usage_resets_at) }
 }
 
-/// Notes what follows from an account's usage: that it is at its limit, or no longer, since its month has turned.
+/// Notes what follows from an account's usage: that it is near its limit or at it, or no longer, since its month has turned.
 ///
 /// # Errors
 /// Where the database fails.
@@ -401,10 +403,11 @@ pub async fn turn_months(services: &Services) -> Result<usize> {
 }
 
 /// An account at its limit is not used until its month turns; one below it is no longer kept from use by it.
-pub(super) fn follow_limit(account: &mut ClaudeAccount) {
-    let is_at_limit = account.usage_limit.is_some_and(|limit| account.current_usage >= limit);
+fn follow_limit(account: &mut ClaudeAccount) {
+    let level = account.limit_level();
+    account.is_near_limit = level >= LimitLevel::Near;
     let is_exhausted = account.health_state == ClaudeAccountHealthState::Exhausted;
-    if is_at_limit {
+    if level == LimitLevel::Reached {
         account.health_state = ClaudeAccountHealthState::Exhausted;
         account.health_until = Some(account.usage_resets_at);
     } else if is_exhausted {
@@ -427,17 +430,25 @@ async fn change(
         apply(&mut account).await?;
         let changes = Changes::between(&before, &account);
         if !changes.is_empty() {
-            bump(cx, &mut account);
-            accounts::update(tx, &permit, &account).await?;
+            write(cx, tx, &permit, &before, &mut account).await?;
         }
         Ok((account, Entry::new(action, ResourceType::ClaudeAccount).on(&id).with(changes)))
     })
     .await
 }
 
-fn bump(cx: Cx<'_>, account: &mut ClaudeAccount) {
+/// Writes a locked account as its next version, and tells who should know what that changes.
+pub(super) async fn write(
+    cx: Cx<'_>,
+    tx: &mut Tx,
+    permit: &Permit<ManageClaudeAccounts>,
+    before: &ClaudeAccount,
+    account: &mut ClaudeAccount,
+) -> Result<()> {
     account.version += 1;
     account.updated_at = cx.services.clock.now();
+    accounts::update(tx, permit, account).await.map_err(taken)?;
+    account_notices::tell(cx, tx, permit.organization(), (before, account)).await
 }
 
 fn no_such_account() -> Error {

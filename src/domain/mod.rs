@@ -1,5 +1,6 @@
 //! The deeds, one file a noun: what may be done, by whom, under which rules. Knows neither GraphQL nor HTTP nor SQL.
 
+mod account_notices;
 mod attempts;
 mod context;
 mod deed;
@@ -16,6 +17,7 @@ pub mod audit_log;
 pub mod audit_retention;
 pub mod billing;
 pub mod budget;
+pub mod budget_notices;
 pub mod bus;
 pub mod claude_account;
 pub mod client;

@@ -2,11 +2,10 @@
 
 use super::context::Cx;
 use super::error::Result;
-use super::usage_report::rows;
+use super::usage_report::total;
 use crate::model::{NanoUsd, UsageInterval, ViewUsage};
 use crate::store::system_stats::{self as store_stats, Counts};
 use crate::store::usage::{UsageFilter, WhoseUsage};
-use crate::store::usage_rollup::UsageTotals;
 
 /// What is on the screen.
 #[derive(Debug, Clone, Copy)]
@@ -31,17 +30,9 @@ pub async fn get(cx: Cx<'_>) -> Result<SystemStats> {
     let now = cx.services.clock.now();
     let mut conn = cx.services.db.scan().await?;
     let counts = store_stats::counts(&mut conn, &permit, now).await?;
-    let (any, nothing) = (UsageFilter::default(), (&[][..], None));
-    let mut since = async |interval: UsageInterval| -> Result<UsageTotals> {
-        let span = (interval.start(now), UsageInterval::Day.end(now));
-        let mut total = UsageTotals::default();
-        for (.., totals) in rows(&mut conn, &whose, &any, span, nothing).await? {
-            total.add(&totals);
-        }
-        Ok(total)
-    };
-    let today = since(UsageInterval::Day).await?;
-    let month = since(UsageInterval::Month).await?;
+    let (any, end) = (UsageFilter::default(), UsageInterval::Day.end(now));
+    let today = total(&mut conn, &whose, &any, (UsageInterval::Day.start(now), end)).await?;
+    let month = total(&mut conn, &whose, &any, (UsageInterval::Month.start(now), end)).await?;
     Ok(SystemStats {
         counts,
         requests_today: today.requests,

@@ -283,16 +283,17 @@ async fn write_batch(services: &Services, batch: &mut [UsageRecord]) -> store::R
     Ok(())
 }
 
-/// Says what was written, here and to other servers. That an account is at its limit is found again with its next record, should it fail.
-async fn tell(services: &Services, Written { ends, exhausted }: Written) {
+/// Says what was written, here and to other servers. What is to be noted of an account is found again with its next record, should it
+/// fail.
+async fn tell(services: &Services, Written { ends, to_follow }: Written) {
     for (organization, sequence) in ends {
         services.usage_commits.publish(Committed { organization, sequence, resource_type: None });
         bus::tell(services, News::Used { organization, sequence }).await;
     }
-    for (organization, account) in exhausted {
+    for (organization, account) in to_follow {
         if let Err(error) = claude_account::follow_usage(services, organization, account).await {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, %account, "an account is at its limit, which could not be noted");
+            tracing::warn!(error, %account, "how far an account's limit is used up was not noted");
         }
     }
 }
@@ -329,8 +330,7 @@ pub async fn count(cx: Cx<'_>, filter: &UsageFilter) -> Result<i64> {
     let oldest = UsageInterval::Hour.start(oldest);
     let from = filter.from.map_or(oldest, |from| from.max(oldest));
     let to = filter.to.unwrap_or(Timestamp::MAX);
-    let rows = usage_report::rows(&mut conn, &whose, filter, (from, to), (&[], None)).await?;
-    Ok(rows.iter().map(|(_, _, totals)| totals.requests).sum())
+    Ok(usage_report::total(&mut conn, &whose, filter, (from, to)).await?.requests)
 }
 
 /// The records among `ids` that the caller may see, in no order.
@@ -357,13 +357,13 @@ pub async fn end(cx: Cx<'_>) -> Result<i64> {
     Ok(records::end(&mut cx.services.db.read().await?, &whose(cx)?).await?)
 }
 
-/// Removes records that are older than so many days, by whole hours. What they added up to stays, and reports with it. Returns how
-/// many they were.
+/// Removes records that are older than so many days, also by the database's clock, by whole hours. What they added up to stays, and
+/// reports with it. Returns how many they were.
 ///
 /// # Errors
 /// Where the database fails; what was removed so far stays so.
 pub async fn remove_old(services: &Services, days: u32) -> Result<usize> {
-    let before = UsageInterval::Hour.start(services.clock.now() + -TimeDelta::days(days.into()));
+    let before = UsageInterval::Hour.start(services.cautious_now().await? + -TimeDelta::days(days.into()));
     let organizations = organizations(&mut services.db.scan().await?).await?;
     let mut removed = 0;
     for organization in organizations {

@@ -13,6 +13,8 @@ use crate::store::{self, Conn};
 
 /// The most buckets that a report has.
 const MOST_BUCKETS: usize = 10_000;
+/// How many rows are read for a bucket at most: the days of a month, and the hours of a day at either end.
+const ROWS_OF_BUCKET: usize = 31 + 2 * 24;
 
 /// What a report asks for: by what usage is told apart, and over which intervals.
 pub type Grouping<'a> = (&'a [Dimension], Option<UsageInterval>);
@@ -59,14 +61,28 @@ pub async fn report(
     span: (Timestamp, Timestamp),
     grouping: Grouping<'_>,
 ) -> Result<Report> {
+    report_of(cx, filter, span, grouping, MOST_BUCKETS).await?.ok_or_else(|| {
+        wrong(vec!["interval"], "makes more than 10,000 buckets: ask for a shorter span, or for longer intervals")
+    })
+}
+
+/// The same, with so many buckets at most; none: there would be more.
+pub(super) async fn report_of(
+    cx: Cx<'_>,
+    filter: &UsageFilter,
+    span: (Timestamp, Timestamp),
+    grouping: Grouping<'_>,
+    most: usize,
+) -> Result<Option<Report>> {
     let whose = whose(cx)?;
     let (from, to) = span;
     if to < from {
         return Err(wrong(vec!["to"], "must not be before from"));
     }
     let mut conn = cx.services.db.scan().await?;
-    let rows = cx.in_time(rows(&mut conn, &whose, filter, span, grouping)).await??;
+    let rows = cx.in_time(rows(&mut conn, &whose, filter, span, grouping, most * ROWS_OF_BUCKET)).await??;
     drop(conn);
+    let Some(rows) = rows else { return Ok(None) };
     let mut total = UsageTotals::default();
     let mut sums: BTreeMap<(Option<Timestamp>, Group), UsageTotals> = BTreeMap::new();
     for (group, start, totals) in rows {
@@ -76,17 +92,14 @@ pub async fn report(
     if grouping.0.is_empty() && grouping.1.is_none() {
         sums.clear();
     }
-    if sums.len() > MOST_BUCKETS {
-        return Err(wrong(
-            vec!["interval"],
-            "makes more than 10,000 buckets: ask for a shorter span, or for longer intervals",
-        ));
+    if sums.len() > most {
+        return Ok(None);
     }
     let mut buckets: Vec<_> =
         sums.into_iter().map(|((start, group), totals)| Bucket { start, group, totals }).collect();
     let rank = |bucket: &Bucket| (bucket.start, -bucket.totals.cost_nano_usd, -bucket.totals.requests);
     buckets.sort_by_key(rank);
-    Ok(Report { from, to, total, buckets })
+    Ok(Some(Report { from, to, total, buckets }))
 }
 
 /// Reports on API keys, one each, read together. A key that has used nothing is left out.
@@ -113,32 +126,54 @@ pub async fn reports_by_key(
     Ok(reports)
 }
 
+/// What everything adds up to.
+pub(super) async fn total(
+    conn: &mut Conn,
+    whose: &WhoseUsage,
+    filter: &UsageFilter,
+    span: (Timestamp, Timestamp),
+) -> store::Result<UsageTotals> {
+    let mut total = UsageTotals::default();
+    // A row for each piece of the span: no limit is reached.
+    for (.., totals) in rows(conn, whose, filter, span, (&[], None), usize::MAX).await?.unwrap_or_default() {
+        total.add(&totals);
+    }
+    Ok(total)
+}
+
 fn wrong(path: Vec<&'static str>, message: &'static str) -> Error {
     Error::bad_input(vec![FieldError { path, message: message.into() }])
 }
 
-/// The sums that a report is made of, each with a time of its interval. Several may be of one bucket.
+/// The sums that a report is made of, each with a time of its interval. Several may be of one bucket. None: they are more than `most`,
+/// and were not all read.
 pub(super) async fn rows(
     conn: &mut Conn,
     whose: &WhoseUsage,
     filter: &UsageFilter,
     span: (Timestamp, Timestamp),
     (by, interval): Grouping<'_>,
-) -> store::Result<Vec<(Group, Timestamp, UsageTotals)>> {
+    most: usize,
+) -> store::Result<Option<Vec<(Group, Timestamp, UsageTotals)>>> {
     let mut rows = Vec::new();
+    // One more tells that there are more.
+    let limit = i64::try_from(most).unwrap_or(i64::MAX).saturating_add(1);
     for Piece { source, from, to } in pieces(span, interval) {
         let filter = UsageFilter { from: Some(from), to: Some(to), ..filter.clone() };
         match source {
             Source::Records => {
-                let sums = records::sums(conn, whose, &filter, by).await?;
+                let sums = records::sums(conn, whose, &filter, by, limit).await?;
                 rows.extend(sums.into_iter().map(|(group, totals)| (group, from, totals)));
             }
             Source::Rollup(unit) => {
-                rows.extend(rollups::sums(conn, whose, &filter, unit, (by, interval.is_some())).await?);
+                rows.extend(rollups::sums(conn, whose, &filter, unit, (by, interval.is_some()), limit).await?);
             }
         }
+        if rows.len() > most {
+            return Ok(None);
+        }
     }
-    Ok(rows)
+    Ok(Some(rows))
 }
 
 /// Where the sums of a part of the span come from.

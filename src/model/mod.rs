@@ -39,4 +39,4 @@ pub use permission::{
 };
 pub use text::breaks_a_line;
 pub use timestamp::Timestamp;
-pub use usage::{Tokens, UsageInterval};
+pub use usage::{LimitLevel, Tokens, UsageInterval};

@@ -38,6 +38,30 @@ impl UsageInterval {
     }
 }
 
+/// How far a limit is used up, as it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LimitLevel {
+    /// Less than four fifths of it.
+    Below,
+    /// Four fifths of it, or more.
+    Near,
+    /// All of it.
+    Reached,
+}
+
+impl LimitLevel {
+    /// How far so much uses a limit up; none: any number is below.
+    #[must_use]
+    pub fn of(used: i64, limit: Option<i64>) -> Self {
+        match limit {
+            Some(limit) if used >= limit => Self::Reached,
+            // A fifth is rounded down, so that four of them are rounded up; and no product outgrows the type.
+            Some(limit) if used >= limit - limit / 5 => Self::Near,
+            Some(_) | None => Self::Below,
+        }
+    }
+}
+
 /// Tokens of a request, and what else is paid for, as the upstream counts them. Those of a prompt that the cache has written or read
 /// are not among `input`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -116,6 +140,25 @@ mod tests {
             (UsageInterval::Month, at("2026-12-01T00:00:00Z"), "2026-12-01T00:00:00Z", "2027-01-01T00:00:00Z"),
         ] {
             assert_eq!((interval.start(instant), interval.end(instant)), (at(start), at(next)), "{interval:?}");
+        }
+    }
+
+    #[test]
+    fn a_limit_is_near_from_four_fifths_on() {
+        use LimitLevel::{Below, Near, Reached};
+        for (used, limit, expected) in [
+            (0, None, Below),
+            (79, Some(100), Below),
+            (80, Some(100), Near),
+            (99, Some(100), Near),
+            (100, Some(100), Reached),
+            (i64::MAX, Some(100), Reached),
+            (5, Some(7), Below),
+            (6, Some(7), Near),
+            (0, Some(1), Below),
+            (i64::MAX - 1, Some(i64::MAX), Near),
+        ] {
+            assert_eq!(LimitLevel::of(used, limit), expected, "{used} of {limit:?}");
         }
     }
 

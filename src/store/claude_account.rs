@@ -13,7 +13,7 @@ use super::tables::claude_accounts;
 use super::tx::Tx;
 use crate::model::{
     ClaudeAccountHealthState, ClaudeAccountId, ClaudeAccountStatus, ClaudeTier, Direction, Email, JsonObject,
-    ManageClaudeAccounts, Page, PageSlice, Permit, Position, SortKey, Timestamp,
+    LimitLevel, ManageClaudeAccounts, OrganizationId, Page, PageSlice, Permit, Position, SortKey, Timestamp,
 };
 
 /// An upstream account.
@@ -59,6 +59,8 @@ pub struct ClaudeAccount {
     pub health_until: Option<Timestamp>,
     /// What went wrong last.
     pub health_last_error: Option<String>,
+    /// Whether it is known that most of its limit is used.
+    pub is_near_limit: bool,
     /// When it was last used.
     pub last_used_at: Option<Timestamp>,
     /// A JSON object for whoever manages it.
@@ -74,6 +76,12 @@ pub struct ClaudeAccount {
 }
 
 impl ClaudeAccount {
+    /// How far its limit is used up.
+    #[must_use]
+    pub fn limit_level(&self) -> LimitLevel {
+        LimitLevel::of(self.current_usage, self.usage_limit)
+    }
+
     /// Columns that follow from others.
     fn derived(&self) -> (String, String) {
         let parts =

@@ -83,7 +83,7 @@ diesel::table! {
 }
 
 diesel::table! {
-    use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
+    use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
     use crate::store::fields::UtcTimestamp;
 
     claude_accounts (id) {
@@ -109,6 +109,7 @@ diesel::table! {
         health_state -> Text,
         health_until -> Nullable<UtcTimestamp>,
         health_last_error -> Nullable<Text>,
+        is_near_limit -> Bool,
         last_used_at -> Nullable<UtcTimestamp>,
         features -> Nullable<Text>,
         metadata -> Nullable<Text>,

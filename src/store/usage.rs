@@ -11,6 +11,7 @@ use diesel_async::RunQueryDsl;
 use super::announcements;
 use super::backend::{Conn, Db, on_conn};
 use super::bulk::insert_all;
+use super::claude_account::ClaudeAccount;
 use super::error::Result;
 use super::fields::{askable, distinct};
 use super::locks::first_locked;
@@ -20,8 +21,8 @@ use super::tx::Tx;
 use super::usage_rollup::{self, Dimension, Group, SumColumns, SumRow, UsageTotals};
 use crate::events::News;
 use crate::model::{
-    ApiKeyId, ClaudeAccountHealthState, ClaudeAccountId, ClientId, Direction, OrganizationId, Page, PageSlice, Permit,
-    Position, Read, SortKey, Timestamp, UsageInterval, UsageRecordId, UserId, ViewUsage,
+    ApiKeyId, ClaudeAccountHealthState, ClaudeAccountId, ClientId, Direction, LimitLevel, OrganizationId, Page,
+    PageSlice, Permit, Position, Read, SortKey, Timestamp, UsageInterval, UsageRecordId, UserId, ViewUsage,
 };
 
 /// A request of the relay, and what it used.
@@ -162,8 +163,8 @@ pub struct UsageFilter {
 pub struct Written {
     /// How far the organizations' records are by now.
     pub ends: Vec<(OrganizationId, i64)>,
-    /// The accounts that are at their limit and not known to be.
-    pub exhausted: Vec<(OrganizationId, ClaudeAccountId)>,
+    /// The accounts of which it is to be noted that they are near their limit or at it, or no longer.
+    pub to_follow: Vec<(OrganizationId, ClaudeAccountId)>,
 }
 
 /// Writes records, what they add up to, and what they use of their accounts' months, at once and all of it or nothing. Accounts count
@@ -202,7 +203,7 @@ async fn write_all(tx: &mut Tx, records: &mut [UsageRecord], now: Timestamp) -> 
     let conn = tx.conn().await?;
     insert_all!(conn, usage_records::table, &*records, |record| record);
     usage_rollup::add(tx, records).await?;
-    written.exhausted = charge_accounts(tx, records, now).await?;
+    written.to_follow = charge_accounts(tx, records, now).await?;
     for (organization, sequence) in &written.ends {
         let news = News::Used { organization: *organization, sequence: *sequence };
         announcements::tell_news(tx, news).await?;
@@ -222,7 +223,7 @@ async fn lock_head(tx: &mut Tx, organization: OrganizationId) -> Result<i64> {
     Ok(0)
 }
 
-/// Adds to the accounts' usage of the month. Returns those that are at their limit by then and not known to be.
+/// Adds to the accounts' usage of the month. Returns those whose state does not say any more how far their limit is used up.
 async fn charge_accounts(
     tx: &mut Tx,
     records: &[UsageRecord],
@@ -230,10 +231,10 @@ async fn charge_accounts(
 ) -> Result<Vec<(OrganizationId, ClaudeAccountId)>> {
     use claude_accounts as a;
     let month = UsageInterval::Month.start(now);
-    let mut used: BTreeMap<ClaudeAccountId, (i64, Timestamp)> = BTreeMap::new();
+    let mut used: BTreeMap<(OrganizationId, ClaudeAccountId), (i64, Timestamp)> = BTreeMap::new();
     for record in records {
         if let Some(id) = record.claude_account_id {
-            let (tokens, last) = used.entry(id).or_insert((0, record.occurred_at));
+            let (tokens, last) = used.entry((record.organization_id, id)).or_insert((0, record.occurred_at));
             // What comes late is not the new month's.
             *tokens += if record.occurred_at >= month { record.tokens() } else { 0 };
             *last = record.occurred_at.max(*last);
@@ -244,8 +245,8 @@ async fn charge_accounts(
     }
     let conn = tx.conn().await?;
     on_conn!(conn, |c| {
-        for (id, (tokens, last)) in &used {
-            let account = a::table.filter(a::id.eq(id));
+        for ((organization, id), (tokens, last)) in &used {
+            let account = a::table.filter(a::id.eq(id).and(a::organization_id.eq(organization)));
             let counted = diesel::update(account.filter(a::usage_resets_at.gt(now)))
                 .set((a::current_usage.eq(a::current_usage + tokens), a::last_used_at.eq(Some(last))))
                 .execute(c)
@@ -262,15 +263,21 @@ async fn charge_accounts(
                     .await?;
             }
         }
-        Ok(a::table
-            .filter(a::id.eq_any(used.keys()))
-            .filter(a::usage_limit.le(a::current_usage.nullable()))
-            .filter(a::health_state.ne(ClaudeAccountHealthState::Exhausted))
-            .order(a::id)
-            .select((a::organization_id, a::id))
-            .load(c)
-            .await?)
-    })
+    });
+    let charged: Vec<(OrganizationId, ClaudeAccount)> = on_conn!(conn, |c| a::table
+        .filter(a::id.eq_any(used.keys().map(|(_, id)| id)))
+        .order(a::id)
+        .select((a::organization_id, ClaudeAccount::as_select()))
+        .load(c)
+        .await?);
+    // Whose they are is looked at as where they were charged.
+    let is_to_follow = |(organization, account): &(OrganizationId, ClaudeAccount)| {
+        let level = account.limit_level();
+        let is_exhausted = account.health_state == ClaudeAccountHealthState::Exhausted;
+        used.contains_key(&(*organization, account.id))
+            && (is_exhausted != (level == LimitLevel::Reached) || account.is_near_limit != (level >= LimitLevel::Near))
+    };
+    Ok(charged.iter().filter(|charged| is_to_follow(charged)).map(|(whose, account)| (*whose, account.id)).collect())
 }
 
 macro_rules! filtered {
@@ -291,7 +298,11 @@ macro_rules! filtered {
             query = query.filter(t::occurred_at.lt(to));
         }
         if let Some(keys) = &filter.api_key_ids {
-            query = query.filter(t::api_key_id.eq_any(distinct(keys)));
+            query = match keys.as_slice() {
+                // PostgreSQL does not see that a list of one leaves the rows in the order of the index.
+                [key] => query.filter(t::api_key_id.eq(*key)),
+                keys => query.filter(t::api_key_id.eq_any(distinct(keys))),
+            };
         }
         if let Some(user) = filter.user_id {
             query = query.filter(t::user_id.eq(user));
@@ -303,7 +314,10 @@ macro_rules! filtered {
             query = query.filter(t::claude_account_id.eq(account));
         }
         if let Some(model) = &filter.model {
-            query = query.filter(t::model.eq_any(askable(model)));
+            query = match askable(model) {
+                Some(model) => query.filter(t::model.eq(model)),
+                None => query.filter(diesel::dsl::sql::<diesel::sql_types::Bool>("1 = 0")),
+            };
         }
         query
     }};
@@ -334,7 +348,7 @@ pub async fn page(
     Ok(page.slice(rows))
 }
 
-/// Sums of the records that pass the filter, by what is asked for: of a part of an hour, since they are all read.
+/// At most so many sums of the records that pass the filter, by what is asked for: of a part of an hour, since they are all read.
 ///
 /// # Errors
 /// Where the database fails.
@@ -343,6 +357,7 @@ pub async fn sums(
     whose: &WhoseUsage,
     filter: &UsageFilter,
     by: &[Dimension],
+    most: i64,
 ) -> Result<Vec<(Group, UsageTotals)>> {
     let failed = "CASE WHEN status_code >= 400 OR error_type IS NOT NULL THEN 1 ELSE 0 END";
     let created = "cache_write_5m_tokens + cache_write_1h_tokens";
@@ -351,7 +366,7 @@ pub async fn sums(
     let (selected, grouped) = usage_rollup::columns(by, numbers, "occurred_at", false);
     let rows: Vec<SumRow> = on_conn!(conn, |c: Backend| {
         let from = usage_records::table.group_by(sql::<Text>(&grouped)).select(sql::<SumColumns>(&selected));
-        filtered!(Backend, from, whose, filter).load(c).await?
+        filtered!(Backend, from, whose, filter).limit(most).load(c).await?
     });
     Ok(rows.into_iter().map(usage_rollup::sum_of).map(|(group, _, totals)| (group, totals)).collect())
 }

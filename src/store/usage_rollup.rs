@@ -222,7 +222,7 @@ pub(super) fn sum_of((key, user, client, account, model, start, sums): SumRow) -
     ([key, user, client, account, model], start, totals)
 }
 
-/// Sums of hours or days that begin in the filter's span: by what is asked for, and by hour or day where `is_by_start`.
+/// At most so many sums of hours or days that begin in the filter's span: by what is asked for, and by hour or day where `is_by_start`.
 ///
 /// # Errors
 /// Where the database fails.
@@ -232,6 +232,7 @@ pub async fn sums(
     filter: &UsageFilter,
     span: UsageInterval,
     (by, is_by_start): (&[Dimension], bool),
+    most: i64,
 ) -> Result<Vec<(Group, Timestamp, UsageTotals)>> {
     use usage_rollups as t;
     let (selected, grouped) = columns(by, NUMBERS, "start_at", is_by_start);
@@ -265,7 +266,7 @@ pub async fn sums(
         if let Some(model) = &filter.model {
             query = query.filter(t::model.eq_any(askable(model)));
         }
-        query.load(c).await?
+        query.limit(most).load(c).await?
     });
     Ok(rows.into_iter().map(sum_of).collect())
 }

@@ -36,6 +36,10 @@ CREATE UNIQUE INDEX usage_records_by_sequence ON usage_records (organization_id,
 CREATE INDEX usage_records_by_time ON usage_records (organization_id, occurred_at, id);
 CREATE INDEX usage_records_by_key ON usage_records (organization_id, api_key_id, occurred_at, id);
 CREATE INDEX usage_records_by_user ON usage_records (organization_id, user_id, occurred_at, id);
+CREATE INDEX usage_records_by_client ON usage_records (organization_id, client_id, occurred_at, id) WHERE client_id IS NOT NULL;
+CREATE INDEX usage_records_by_account ON usage_records (organization_id, claude_account_id, occurred_at, id)
+  WHERE claude_account_id IS NOT NULL;
+CREATE INDEX usage_records_by_model ON usage_records (organization_id, model, occurred_at, id);
 
 -- How far each organization's records are. Whoever writes records has its row locked.
 CREATE TABLE usage_heads (
@@ -87,6 +91,9 @@ CREATE TABLE budget_holds (
   cost_nano_usd   INTEGER NOT NULL,
   PRIMARY KEY (api_key_id, server)
 ) STRICT, WITHOUT ROWID;
+
+-- Whether it is known, and told, that most of the account's limit is used.
+ALTER TABLE claude_accounts ADD COLUMN is_near_limit INTEGER NOT NULL DEFAULT 0;
 
 -- For the turn of the month.
 CREATE INDEX claude_accounts_by_turn ON claude_accounts (usage_resets_at);
