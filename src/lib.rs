@@ -10,6 +10,7 @@ pub mod app;
 pub mod http;
 
 pub mod graphql;
+pub mod relay;
 
 pub mod jobs;
 

@@ -14,7 +14,7 @@ use super::context::Services;
 use super::error::Result;
 use crate::audit::Committed;
 use crate::events::{CHANNEL, Measures, Message, News, Transport};
-use crate::model::OrganizationId;
+use crate::model::{OrganizationId, ResourceType};
 use crate::redis::Subscription;
 use crate::store::{self, Notifications, audit_log, usage};
 
@@ -170,6 +170,9 @@ async fn take(services: &Services, texts: &[String]) {
     if told.iter().any(|news| matches!(news, News::Committed { changes_access: true, .. })) {
         services.authenticator.forget();
     }
+    if told.iter().any(|news| matches!(news, News::Committed { about: ResourceType::ClaudeAccount, .. })) {
+        services.relay_accounts.forget();
+    }
     if (services.commits.has_listeners() || services.usage_commits.has_listeners())
         && let Err(error) = pass_on(services, &told).await
     {
@@ -214,6 +217,7 @@ async fn pass_on(services: &Services, told: &[News]) -> store::Result<()> {
 
 fn anything_may_have_happened(services: &Services) {
     services.authenticator.forget();
+    services.relay_accounts.forget();
     services.commits.publish_missed();
     services.usage_commits.publish_missed();
 }

@@ -8,7 +8,7 @@ use super::deed::audited;
 use super::error::{Code, Error, Result};
 use super::validation::{Checks, Patch, check_search};
 use crate::audit::{Changes, Entry, Field, Origin, Recorded};
-use crate::crypto::{Aad, Purpose, Sealed, SecretText};
+use crate::crypto::{Aad, KeyRing, Purpose, Sealed, SecretText};
 use crate::identity::Actor;
 use crate::model::{
     AuditAction, ClaudeAccountHealthState, ClaudeAccountId, ClaudeAccountStatus, ClaudeTier, Direction, Email,
@@ -74,6 +74,7 @@ impl Recorded for ClaudeAccount {
             ("baseUrl", Field::plain(self.base_url.as_deref())),
             ("priority", Field::plain(self.priority)),
             ("health", Field::plain(self.health_state.as_str())),
+            ("healthUntil", Field::plain(self.health_until.map(Timestamp::to_text))),
             ("features", Field::plain(object(&self.features))),
             ("metadata", Field::plain(object(&self.metadata))),
         ]
@@ -303,7 +304,7 @@ pub async fn reset_usage(cx: Cx<'_>, id: ClaudeAccountId) -> Result<ClaudeAccoun
 /// Without permission, or where there is no such account. What the upstream answers is no error.
 pub async fn test(cx: Cx<'_>, id: ClaudeAccountId) -> Result<(ClaudeAccount, Probe)> {
     let tested = find(cx, id).await?.ok_or_else(no_such_account)?;
-    let api_key = open_key(cx, &tested)?;
+    let api_key = open_key(&cx.services.keys, &tested)?;
     let probe = cx.services.upstream.probe(tested.base_url.as_deref(), &api_key).await;
     let permit = cx.actor.require::<ManageClaudeAccounts>()?;
     audited(cx, async |tx| {
@@ -428,7 +429,8 @@ async fn change(
     .await
 }
 
-fn bump(cx: Cx<'_>, account: &mut ClaudeAccount) {
+/// Notes that the account is changed.
+pub(super) fn bump(cx: Cx<'_>, account: &mut ClaudeAccount) {
     account.version += 1;
     account.updated_at = cx.services.clock.now();
 }
@@ -476,7 +478,7 @@ fn seal_key(cx: Cx<'_>, account: &mut ClaudeAccount, api_key: &SecretText) -> Re
 
 /// Seals the account's key with the newest key of the ring.
 pub(super) fn reseal(cx: Cx<'_>, account: &mut ClaudeAccount) -> Result<()> {
-    let api_key = open_key(cx, account)?;
+    let api_key = open_key(&cx.services.keys, account)?;
     seal_under_newest(cx, account, &api_key)
 }
 
@@ -490,9 +492,10 @@ fn seal_under_newest(cx: Cx<'_>, account: &mut ClaudeAccount, api_key: &SecretTe
     Ok(())
 }
 
-fn open_key(cx: Cx<'_>, account: &ClaudeAccount) -> Result<SecretText> {
+/// The account's upstream API key.
+pub(super) fn open_key(keys: &KeyRing, account: &ClaudeAccount) -> Result<SecretText> {
     let sealed = Sealed { key_version: account.api_key_key_version.clone(), bytes: account.api_key_sealed.clone() };
-    cx.services.keys.open(&aad(account), &sealed).map_err(Error::internal)
+    keys.open(&aad(account), &sealed).map_err(Error::internal)
 }
 
 /// Under every key of the ring: an account that was made before the newest key came has the fingerprint of its time.

@@ -12,6 +12,7 @@ use super::error::{Error, Result};
 use super::outbox::Outbox;
 use super::prices::Prices;
 use super::quota::Rates;
+use super::relay_account::RelayAccounts;
 use super::usage::UsageRecorder;
 use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, Random};
@@ -47,6 +48,8 @@ pub struct Services {
     pub commits: Commits,
     /// Asks Claude upstreams.
     pub upstream: Upstream,
+    /// The accounts that the relay may use.
+    pub relay_accounts: RelayAccounts,
     /// What tokens cost.
     pub prices: Prices,
     /// What API keys may still do on the relay.

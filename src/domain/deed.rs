@@ -65,6 +65,9 @@ async fn commit(cx: Cx<'_>, tx: Tx, entry: Entry) -> Result<()> {
     if changes_access {
         cx.services.authenticator.forget();
     }
+    if entry.resource_type == ResourceType::ClaudeAccount {
+        cx.services.relay_accounts.forget();
+    }
     let sequence = match committed {
         Ok(sequence) => sequence,
         Err(error) => {

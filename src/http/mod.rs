@@ -13,6 +13,7 @@ mod operations;
 mod panics;
 mod playground;
 mod rate_limit;
+mod relay;
 mod request;
 mod router;
 mod serve;

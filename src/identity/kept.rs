@@ -15,7 +15,7 @@ const CAPACITY: usize = 10_000;
 const LIFETIME: TimeDelta = TimeDelta::seconds(5);
 
 /// Values by their keys, for seconds.
-pub(super) struct Kept<K, V> {
+pub(crate) struct Kept<K, V> {
     values: Cache<K, Entry<V>>,
     /// Counts the changes: what was read before a change is not believed after it.
     epoch: AtomicU64,
@@ -29,13 +29,13 @@ struct Entry<V> {
 }
 
 impl<K: Clone + Eq + Hash, V: Clone> Kept<K, V> {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { values: Cache::new(CAPACITY), epoch: AtomicU64::new(0) }
     }
 
     /// The value, as it is kept or as `read` finds it. Of several who ask for one value at once, one reads it for all. That there
     /// is none is not kept.
-    pub(super) async fn get<E>(
+    pub(crate) async fn get<E>(
         &self,
         key: K,
         now: Timestamp,
@@ -75,7 +75,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Kept<K, V> {
     }
 
     /// Forgets everything. Changes of what is kept are rare beside requests.
-    pub(super) fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
         self.values.clear();
     }

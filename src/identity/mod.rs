@@ -11,3 +11,4 @@ pub mod password;
 pub use access_token::{ACCESS_TOKEN_LIFETIME, AccessTokens, Claims, InvalidToken};
 pub use actor::{Actor, ApiKeyRates, NoPermit, SignedIn, SignedInBy};
 pub use authenticator::{Authenticator, Refused, SentApiKey};
+pub(crate) use kept::Kept;

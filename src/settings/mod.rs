@@ -63,6 +63,8 @@ pub struct Settings {
     pub anthropic_base_url: Url,
     /// Hosts that accounts may name over plain HTTP or at private addresses.
     pub upstream_allowed_hosts: Vec<String>,
+    /// How long an upstream may say nothing.
+    pub upstream_timeout: Duration,
     /// How often the ends of the audit logs are signed into the log stream; none: never.
     pub audit_checkpoints: Option<Duration>,
     /// How many days audit entries are kept; none: for ever.
@@ -187,6 +189,7 @@ impl Settings {
             trusted_proxies: reader.or("TRUSTED_PROXIES", Vec::new(), |text| list(text, network)),
             anthropic_base_url: reader.or("ANTHROPIC_BASE_URL", public_api(), web_url),
             upstream_allowed_hosts: reader.or("UPSTREAM_ALLOWED_HOSTS", Vec::new(), |text| list(text, host_name)),
+            upstream_timeout: reader.or("UPSTREAM_TIMEOUT", Duration::from_secs(600), |text| seconds(text, 1, 3_600)),
             audit_checkpoints: reader.or("AUDIT_CHECKPOINT_MINUTES", Some(HOUR), |text| {
                 Ok(Some(minutes(text, 0, 10_080)?).filter(|every| !every.is_zero()))
             }),

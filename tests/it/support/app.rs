@@ -7,6 +7,7 @@ use chrono::TimeDelta;
 use claviger::app::{App, Running};
 use claviger::http::LiveLimits;
 use claviger::model::Clock;
+use claviger::relay::RelayLimits;
 use claviger::settings::{Settings, Sources};
 
 use super::graphql::Client;
@@ -24,6 +25,7 @@ pub(crate) struct TestApp {
     ahead: Arc<AtomicI64>,
     settings: Vec<(&'static str, String)>,
     live_limits: LiveLimits,
+    relay_limits: Option<RelayLimits>,
     running: Option<Running>,
     others: Vec<Running>,
 }
@@ -66,6 +68,7 @@ impl TestApp {
             ahead: Arc::default(),
             settings,
             live_limits: LiveLimits::default(),
+            relay_limits: None,
             running: None,
             others: Vec::new(),
         };
@@ -91,6 +94,7 @@ impl TestApp {
         let settings = settings(self.settings.iter().map(|(name, value)| (*name, value.clone())));
         let mut app = App::build(&settings, self.clock()).await.unwrap();
         app.live_limits = self.live_limits;
+        app.relay_limits = self.relay_limits.unwrap_or(app.relay_limits);
         app.serve(&settings).await.unwrap()
     }
 
@@ -122,6 +126,13 @@ impl TestApp {
     /// Starts the server again with other limits of sockets and streams.
     pub(crate) async fn limited(mut self, limits: LiveLimits) -> Self {
         self.live_limits = limits;
+        self.restart().await;
+        self
+    }
+
+    /// Starts the server again with other limits of the relay.
+    pub(crate) async fn relaying(mut self, limits: RelayLimits) -> Self {
+        self.relay_limits = Some(limits);
         self.restart().await;
         self
     }
