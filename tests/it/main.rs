@@ -42,6 +42,7 @@ mod redis;
 mod registration;
 mod relay;
 mod relay_chat;
+mod relay_clients;
 mod relay_failures;
 mod relay_pool;
 mod roles;
