@@ -1,8 +1,18 @@
--- Posts one GraphQL request again and again; the last line of the output is "rate p50 p99", in requests/s and ms.
+-- Posts one GraphQL request again and again, with another number each time where BODY has @N@.
+-- The last line of the output is "rate p50 p99", in requests/s and ms.
 wrk.method = "POST"
 wrk.body = os.getenv("BODY")
 wrk.headers["content-type"] = "application/json"
 wrk.headers["authorization"] = "Bearer " .. (os.getenv("TOKEN") or "")
+
+if wrk.body:find("@N@") then
+  local number
+  function init() number = math.random(0, 899999) end
+  function request()
+    number = (number + 1) % 900000
+    return wrk.format(nil, nil, nil, (wrk.body:gsub("@N@", number + 100000)))
+  end
+end
 
 function done(summary, latency)
   local errors = summary.errors

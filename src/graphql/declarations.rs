@@ -206,6 +206,13 @@ impl Declarations {
         self.queries.get(query).is_some_and(|declaration| declaration.is_post_only)
     }
 
+    /// Whether a query is nothing but what a caller may read.
+    pub(super) fn is_read(&self, query: &str) -> bool {
+        self.queries.get(query).is_some_and(|declaration| {
+            !matches!(declaration.needs, Needs::Nothing) && !declaration.is_post_only && declaration.audits.is_none()
+        })
+    }
+
     /// Whether somebody may do a mutation.
     ///
     /// # Errors

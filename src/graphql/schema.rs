@@ -181,6 +181,14 @@ impl Api {
         operation.root_fields().find(|field| self.declarations.is_post_only(field))
     }
 
+    /// Whether an operation does nothing but read what its caller may: nothing of where they are or what they have sent besides
+    /// matters to it, as it may to what is open to all or takes a secret.
+    #[must_use]
+    pub fn is_read(&self, operation: &Collected) -> bool {
+        operation.kind() == OperationType::Query
+            && operation.root_fields().all(|field| self.declarations.is_read(field))
+    }
+
     /// What is wrong with a document, as far as it does not depend on variables.
     pub async fn validate(&self, document: &ExecutableDocument) -> Vec<ServerError> {
         /// More would tell nobody more.

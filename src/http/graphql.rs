@@ -3,7 +3,7 @@
 //! GET runs queries only and POST takes JSON only, so that no form or image of another site can do a deed.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_graphql::parser::types::OperationType;
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
+use super::coalesced::Reads;
 use super::documents::{Document, Rejected};
 use super::media_type::{AnswerType, is_json, wants_event_stream, wants_page};
 use super::observe::RequestContext;
@@ -31,7 +32,7 @@ use crate::graphql::collected::Collected;
 use crate::graphql::variables::complete_variables;
 use crate::graphql::walls::Refusal;
 use crate::graphql::{Caller, finish_errors};
-use crate::identity::{Actor, Refused, SentApiKey};
+use crate::identity::{Actor, Refused, SentApiKey, SignedIn};
 use crate::logs::TRACES;
 
 /// The largest body that is read.
@@ -225,18 +226,62 @@ pub(super) struct Executed {
     pub(super) answer: Answer,
     /// Whether nothing was executed, so that there is no data.
     pub(super) is_request_error: bool,
+    body: OnceLock<Bytes>,
 }
 
 impl Executed {
-    fn body(&self) -> Vec<u8> {
-        let body = if self.is_request_error {
-            serde_json::to_vec(&serde_json::json!({ "errors": self.answer.errors }))
-        } else {
-            serde_json::to_vec(&self.answer)
+    fn new(answer: Answer) -> Self {
+        let is_request_error = answer.data == Value::Null
+            && !answer.errors.is_empty()
+            && answer.errors.iter().all(|error| error.path.is_empty() && error.source.is_none());
+        Self { answer, is_request_error, body: OnceLock::new() }
+    }
+
+    /// As JSON, written once for all who share it.
+    fn body(&self) -> Bytes {
+        let written = || {
+            let body = if self.is_request_error {
+                serde_json::to_vec(&serde_json::json!({ "errors": self.answer.errors }))
+            } else {
+                serde_json::to_vec(&self.answer)
+            };
+            body.unwrap_or_default().into()
         };
-        body.unwrap_or_default()
+        self.body.get_or_init(written).clone()
+    }
+
+    /// The same for one of those who share it: an error names the request that it answers.
+    fn finished(self: &Arc<Self>, request_id: &str) -> Arc<Self> {
+        if self.answer.errors.is_empty() {
+            return self.clone();
+        }
+        let mut answer = Answer::new(self.answer.data.clone());
+        answer.errors.clone_from(&self.answer.errors);
+        finish_errors(&mut answer.errors, request_id);
+        Arc::new(Self { answer, is_request_error: self.is_request_error, body: OnceLock::new() })
     }
 }
+
+/// The same read: of one operation with the same variables for the same caller, who may then read the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Read {
+    /// Where the operation is, which stands there for as long as it is executed.
+    operation: usize,
+    variables: String,
+    caller: SignedIn,
+}
+
+impl Read {
+    /// None: nobody else is answered by it.
+    fn of(server: &Server, operation: &Arc<Collected>, variables: &Variables, actor: &Actor) -> Option<Self> {
+        let caller = actor.signed_in().filter(|_| server.api.is_read(operation))?;
+        let variables = serde_json::to_string(variables).ok()?;
+        Some(Self { operation: Arc::as_ptr(operation).addr(), variables, caller })
+    }
+}
+
+/// The reads of GraphQL that go on.
+pub(super) type GraphqlReads = Reads<Read, Executed>;
 
 /// Executes a query or a mutation. A mutation is finished, measured and traced though the caller leaves; `kept` is dropped when
 /// it is done.
@@ -246,7 +291,7 @@ pub(super) async fn execute_once(
     actor: Actor,
     origin: Origin,
     kept: impl Send + 'static,
-) -> Executed {
+) -> Arc<Executed> {
     let request_id = origin.request_id.clone();
     let is_mutation = prepared.is_mutation();
     let work = measured(server.clone(), prepared, actor, origin, kept);
@@ -254,9 +299,8 @@ pub(super) async fn execute_once(
         return work.await;
     }
     server.tasks.spawn(work.in_current_span()).await.unwrap_or_else(|error| {
-        let mut answer = failed(&crate::domain::Error::internal(error));
-        finish_errors(&mut answer.errors, &request_id);
-        Executed { answer, is_request_error: false }
+        let failed = Executed::new(failed(&crate::domain::Error::internal(error)));
+        Arc::new(failed).finished(&request_id)
     })
 }
 
@@ -266,11 +310,10 @@ async fn measured(
     actor: Actor,
     origin: Origin,
     kept: impl Send + 'static,
-) -> Executed {
+) -> Arc<Executed> {
     let Prepared { operation, variables, kind, field, started } = prepared;
     let deadline = started + server.request_timeout;
     let request_id = origin.request_id.clone();
-    let caller = caller(&server, actor, origin, deadline);
     let trace = tracing::info_span!(
         target: TRACES,
         "operation",
@@ -280,24 +323,32 @@ async fn measured(
         claviger.request_id = request_id,
         claviger.outcome = Empty,
     );
+    let read = Read::of(&server, &operation, &variables, &actor);
+    let is_read = read.is_some();
     let work = {
         let server = server.clone();
         async move {
+            // Those who share a read have come later than the first of them, and may wait longer.
+            let deadline = if is_read { Instant::now() + server.request_timeout } else { deadline };
+            let caller = caller(&server, actor, origin, deadline);
             let answer = server.api.execute(&operation, variables, caller).await;
             drop(kept);
-            answer
+            Executed::new(answer)
         }
     };
-    let mut answer = run(&server, work, kind, deadline).instrument(trace.clone()).await;
-    let is_request_error = answer.data == Value::Null
-        && !answer.errors.is_empty()
-        && answer.errors.iter().all(|error| error.path.is_empty() && error.source.is_none());
-    finish_errors(&mut answer.errors, &request_id);
-    let outcome = answer.errors.first().map_or("OK", code_of).to_owned();
-    trace.record("claviger.outcome", &outcome);
-    server.metrics.graphql_request(&field, &outcome);
+    let executed = match read {
+        Some(read) => {
+            let shares = server.reads.share(read, work.instrument(trace.clone()));
+            run(&server, shares, kind, deadline).await
+        }
+        None => run(&server, async { Arc::new(work.await) }, kind, deadline).instrument(trace.clone()).await,
+    };
+    let executed = executed.finished(&request_id);
+    let outcome = executed.answer.errors.first().map_or("OK", code_of);
+    trace.record("claviger.outcome", outcome);
+    server.metrics.graphql_request(&field, outcome);
     server.metrics.graphql_duration(&field, started.elapsed());
-    Executed { answer, is_request_error }
+    executed
 }
 
 pub(super) fn caller(server: &Server, actor: Actor, origin: Origin, deadline: Instant) -> Arc<Caller> {
@@ -421,10 +472,11 @@ pub(super) fn origin(context: &RequestContext, headers: &HeaderMap) -> Origin {
 /// Runs the operation. A mutation is finished though nobody waits for it: what it did is on record.
 async fn run(
     server: &Server,
-    work: impl Future<Output = Answer> + Send + 'static,
+    work: impl Future<Output = Arc<Executed>> + Send + 'static,
     kind: OperationType,
     deadline: Instant,
-) -> Answer {
+) -> Arc<Executed> {
+    let failed = |error: &crate::domain::Error| Arc::new(Executed::new(failed(error)));
     let timed = match kind {
         OperationType::Mutation => {
             let task = server.tasks.spawn(work.in_current_span());
@@ -471,13 +523,13 @@ fn unexecuted(mut refused: Unexecuted, answer_type: AnswerType, context: &Reques
         if status == StatusCode::OK || answer_type != AnswerType::EventStream { answer_type } else { AnswerType::Json };
     finish_errors(&mut refused.errors, &context.request_id);
     let body = serde_json::json!({ "errors": refused.errors });
-    let mut response = respond(status, answer_type, body.to_string().into_bytes());
+    let mut response = respond(status, answer_type, body.to_string().into());
     response.headers_mut().extend(*refused.headers);
     response
 }
 
-fn respond(status: StatusCode, answer_type: AnswerType, body: Vec<u8>) -> Response {
-    let body = if answer_type == AnswerType::EventStream { event_stream::whole(&body) } else { body };
+fn respond(status: StatusCode, answer_type: AnswerType, body: Bytes) -> Response {
+    let body = if answer_type == AnswerType::EventStream { event_stream::whole(&body).into() } else { body };
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -1,6 +1,7 @@
 //! The HTTP surface: every route, the GraphQL handler, probes, metrics, the playground.
 
 mod client_address;
+mod coalesced;
 mod documents;
 mod event_stream;
 mod graphql;

@@ -18,6 +18,7 @@ use tower_http::compression::predicate::{DefaultPredicate, Predicate, SizeAbove}
 use tower_http::cors::CorsLayer;
 
 use super::documents::Documents;
+use super::graphql::GraphqlReads;
 use super::live::{Live, LiveLimits};
 use super::metrics::Metrics;
 use super::rate_limit::{RATE_LIMIT, RATE_LIMIT_POLICY};
@@ -38,6 +39,7 @@ pub struct Server {
     relay: Arc<Relay>,
     pub(super) api: Api,
     pub(super) documents: Documents,
+    pub(super) reads: Arc<GraphqlReads>,
     pub(super) metrics: Metrics,
     /// Deeds that run on though their callers may have left, and open sockets.
     pub(super) tasks: TaskTracker,
@@ -68,6 +70,7 @@ impl Server {
         Arc::new(Self {
             api: Api::new(),
             documents: Documents::new(settings.introspection),
+            reads: GraphqlReads::new(),
             metrics: Metrics::new(services.db.kind(), services.redis.is_some(), runs, &services.bus.measures),
             tasks: TaskTracker::new(),
             live: Live::new(limits),

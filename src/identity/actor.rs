@@ -15,7 +15,7 @@ pub enum Actor {
 }
 
 /// A signed-in user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SignedIn {
     /// Who.
     pub user: UserId,
@@ -26,7 +26,7 @@ pub struct SignedIn {
 }
 
 /// What a user is known by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SignedInBy {
     /// The session of an access token.
     Session(SessionId),
@@ -35,7 +35,7 @@ pub enum SignedInBy {
 }
 
 /// How often an API key may be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct ApiKeyRates {
     /// How many requests a minute, where it has a limit of its own.
     pub per_minute: Option<u32>,

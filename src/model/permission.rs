@@ -160,7 +160,7 @@ pub enum Denied {
 }
 
 /// A role in an organization: what permits are asked of. That of an API key ends where its scopes do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Access {
     organization: OrganizationId,
     role: Role,

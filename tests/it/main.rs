@@ -14,6 +14,7 @@ mod canary;
 
 mod claude_account;
 mod client;
+mod coalesced;
 mod command_line;
 
 mod contract;
