@@ -131,6 +131,7 @@ fn note(relay: &Arc<Relay>, lease: &Lease, trouble: Option<(Trouble, String)>) {
 }
 
 /// Why no account was found.
+#[derive(Clone, Copy)]
 enum NotFound {
     Nobody(Why),
     /// All are asked as much as they may be.

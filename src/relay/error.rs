@@ -144,7 +144,6 @@ pub(super) fn overloaded() -> StatusCode {
 /// The type of an error, by its status.
 pub(super) fn kind(status: StatusCode) -> &'static str {
     match status.as_u16() {
-        400 => "invalid_request_error",
         401 => "authentication_error",
         402 => "billing_error",
         403 => "permission_error",

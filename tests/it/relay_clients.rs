@@ -80,10 +80,11 @@ both_databases! {
             let result = result(&output);
             assert_eq!((&result["is_error"], &result["result"]), (&json!(false), &json!("Hello from Claude.")), "{result}");
             // What it has reckoned by itself is what stands in the records, to the last digit.
-            let cost = (result["total_cost_usd"].as_f64().unwrap() * 1e9).round();
-            count += relayed.claude.seen().iter().filter(|seen| seen.uri.path() == "/v1/messages").count() - count;
-            let all: i64 = records(&app, "CAST(cost_nano_usd AS TEXT)", count).await.iter().map(|cost| cost.parse::<i64>().unwrap()).sum();
-            assert_eq!(all - sum, cost as i64, "{model}: {result}");
+            let own = format!("{:.0}", result["total_cost_usd"].as_f64().unwrap() * 1e9);
+            count = relayed.claude.seen().iter().filter(|seen| seen.uri.path() == "/v1/messages").count();
+            let costs = records(&app, "CAST(cost_nano_usd AS TEXT)", count).await;
+            let all: i64 = costs.iter().map(|cost| cost.parse::<i64>().unwrap()).sum();
+            assert_eq!((all - sum).to_string(), own, "{model}: {result}");
             sum = all;
         }
         let sent = relayed.claude.seen();
