@@ -3,6 +3,7 @@
 mod admin;
 mod audit;
 mod audit_export;
+mod billing;
 mod healthcheck;
 mod keys;
 mod migrate;
@@ -74,6 +75,8 @@ enum Command {
     /// Verify and export the audit log.
     #[command(subcommand)]
     Audit(audit::Audit),
+    /// Print what a month of an organization has cost.
+    Billing(billing::Billing),
     /// Ask a running server whether it is ready; for containers.
     Healthcheck,
 }
@@ -146,6 +149,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Admin(admin) => admin::run(&settings, admin).await,
         Command::Keys(keys) => keys::run(&settings, keys).await,
         Command::Audit(audit) => audit::run(&settings, audit).await,
+        Command::Billing(billing) => billing::run(&settings, billing).await,
         Command::Healthcheck => healthcheck::run(&settings).await,
         Command::Schema => Ok(()),
     };

@@ -448,11 +448,10 @@ pub async fn keep(services: Arc<Services>, stop: CancellationToken) {
     let Place::Database { db, server, .. } = &inner.place else { return };
     let (mut watch, mut next_beat) = (Watch::default(), Instant::now());
     loop {
-        let mut wait = next_beat.saturating_duration_since(Instant::now());
-        if let Err(error) = services.budgets.settle_owed().await {
-            let error = &error as &dyn std::error::Error;
+        let settled = services.budgets.settle_owed().await;
+        if let Err(error) = &settled {
+            let error = error as &dyn std::error::Error;
             tracing::warn!(error, "what requests have used was not settled; it is tried again");
-            wait = wait.min(RETRY);
         }
         if Instant::now() >= next_beat {
             next_beat = Instant::now() + BEAT;
@@ -463,8 +462,9 @@ pub async fn keep(services: Arc<Services>, stop: CancellationToken) {
             if let Err(error) = kept.await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "budgets were not looked after");
             }
-            wait = wait.max(BEAT);
         }
+        let wait = next_beat.saturating_duration_since(Instant::now());
+        let wait = if settled.is_err() { wait.min(RETRY) } else { wait };
         tokio::select! {
             () = stop.cancelled() => return,
             () = inner.woken.notified() => {}

@@ -361,10 +361,19 @@ pub async fn follow_usage(services: &Services, organization: OrganizationId, id:
     let request_id = format!("usage-{}", hex::encode(services.random.bytes::<8>()));
     let (origin, record) = (Origin { request_id, ..Origin::default() }, Record::default());
     let cx = Cx { services, actor: &actor, origin: &origin, operation: "usage", record: &record, deadline: None };
-    let followed = change(cx, id, AuditAction::Update, async |account| {
-        let now = services.clock.now();
-        (account.current_usage, account.usage_resets_at) = usage_at(account, now);
+    let follow = |account: &mut ClaudeAccount| {
+        (account.current_usage, account.usage_resets_at) = usage_at(account, services.clock.now());
         follow_limit(account);
+    };
+    // Another server may have done it.
+    let Some(before) = find(cx, id).await? else { return Ok(()) };
+    let mut account = before.clone();
+    follow(&mut account);
+    if Changes::between(&before, &account).is_empty() {
+        return Ok(());
+    }
+    let followed = change(cx, id, AuditAction::Update, async |account| {
+        follow(account);
         Ok(())
     });
     match followed.await {

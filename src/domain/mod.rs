@@ -4,6 +4,7 @@ mod attempts;
 mod context;
 mod deed;
 mod error;
+mod sample_usage;
 mod validation;
 
 pub mod api_key;

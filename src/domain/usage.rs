@@ -96,15 +96,8 @@ pub struct UsageRecorder {
     waiting: Mutex<VecDeque<UsageRecord>>,
     woken: Notify,
     /// The batch that is written. It stays as it is until it is known to be there, so that none is written twice.
-    batch: tokio::sync::Mutex<Batch>,
+    batch: tokio::sync::Mutex<Vec<UsageRecord>>,
     tally: Tally,
-}
-
-#[derive(Default)]
-struct Batch {
-    records: Vec<UsageRecord>,
-    /// How many of the next are written each by itself.
-    alone: usize,
 }
 
 /// What became of records on this server.
@@ -112,7 +105,7 @@ struct Batch {
 pub struct Tally {
     /// Written.
     pub written: AtomicU64,
-    /// Lost: too many waited, or the database refused one for good.
+    /// Lost: too many waited.
     pub lost: AtomicU64,
     /// How often writing has failed.
     pub failures: AtomicU64,
@@ -156,11 +149,6 @@ impl UsageRecorder {
     #[must_use]
     pub fn tally(&self) -> &Tally {
         &self.tally
-    }
-
-    fn settled(&self, count: usize, of: &AtomicU64) {
-        of.fetch_add(count as u64, Ordering::Relaxed);
-        self.tally.waiting.fetch_sub(count as u64, Ordering::Relaxed);
     }
 }
 
@@ -256,41 +244,21 @@ pub async fn flush(services: &Services) -> store::Result<()> {
     let recorder = &services.usage;
     let mut batch = recorder.batch.lock().await;
     loop {
-        if batch.records.is_empty() {
-            let most = if batch.alone > 0 { 1 } else { BATCH };
-            batch.alone = batch.alone.saturating_sub(1);
+        if batch.is_empty() {
             let mut waiting = lock(&recorder.waiting);
-            let count = waiting.len().min(most);
-            batch.records.extend(waiting.drain(..count));
+            let count = waiting.len().min(BATCH);
+            batch.extend(waiting.drain(..count));
         }
-        let count = batch.records.len();
-        if count == 0 {
+        if batch.is_empty() {
             return Ok(());
         }
-        match write_batch(services, &mut batch.records).await {
-            Ok(()) => {
-                batch.records.clear();
-                recorder.settled(count, &recorder.tally.written);
-            }
-            Err(store::Error::Query(error)) if count == 1 => {
-                let (id, error) = (batch.records[0].id, &error as &dyn std::error::Error);
-                tracing::error!(error, record = %id, "the database does not take a usage record: it is lost");
-                batch.records.clear();
-                recorder.settled(count, &recorder.tally.lost);
-            }
-            // One of them is to blame, which must not keep the others.
-            Err(store::Error::Query(_)) => {
-                batch.alone = count - 1;
-                let mut waiting = lock(&recorder.waiting);
-                for record in batch.records.drain(1..).rev() {
-                    waiting.push_front(record);
-                }
-            }
-            Err(error) => {
-                recorder.tally.failures.fetch_add(1, Ordering::Relaxed);
-                return Err(error);
-            }
+        if let Err(error) = write_batch(services, &mut batch).await {
+            recorder.tally.failures.fetch_add(1, Ordering::Relaxed);
+            return Err(error);
         }
+        recorder.tally.written.fetch_add(batch.len() as u64, Ordering::Relaxed);
+        recorder.tally.waiting.fetch_sub(batch.len() as u64, Ordering::Relaxed);
+        batch.clear();
     }
 }
 

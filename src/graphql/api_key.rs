@@ -12,10 +12,10 @@ use super::declarations::{
 };
 use super::error::Result;
 use super::inputs::{filter_id, id_inputs, patch, payloads, searched, target};
-use super::loaders::{Loaders, UsageOfKey};
+use super::loaders::Loaders;
 use super::quota::Quota;
 use super::scalars::{BigInt, DateTime, Decimal};
-use super::usage::{UsageInterval, UsageReport};
+use super::usage::{self, UsageInterval, UsageReport};
 use super::user::{self, User};
 use crate::crypto::SecretText;
 use crate::domain::api_key::{self as deeds, Create, Update};
@@ -180,9 +180,7 @@ impl ApiKey {
         #[graphql(desc = "Before this.")] to: DateTime,
         #[graphql(desc = "Over which intervals; left out: as a whole.")] interval: Option<UsageInterval>,
     ) -> Result<UsageReport> {
-        let asked =
-            UsageOfKey { key: self.0.id, span: (from.0, to.0), interval: interval.map(model::UsageInterval::from) };
-        Ok(UsageReport(Loaders::of(ctx).api_key_usage(asked).await?))
+        usage::of_key(ctx, self.0.id, (from.0, to.0), interval).await
     }
 
     /// What is left of its limits.

@@ -13,7 +13,7 @@ use super::declarations::Declared;
 use super::error::Result;
 use super::feed::{Delivered, Feed};
 use super::inputs::filter_id;
-use super::loaders::Loaders;
+use super::loaders::{Loaders, UsageOfKey};
 use super::scalars::{BigInt, DateTime, Decimal};
 use super::user::{self, User};
 use crate::domain;
@@ -328,6 +328,17 @@ impl UsageReport {
     async fn buckets(&self) -> Vec<UsageBucket> {
         self.0.buckets.iter().cloned().map(UsageBucket).collect()
     }
+}
+
+/// What an API key has used: with what all keys of the page have, in one go.
+pub(super) async fn of_key(
+    ctx: &Context<'_>,
+    key: ApiKeyId,
+    span: (Timestamp, Timestamp),
+    interval: Option<UsageInterval>,
+) -> Result<UsageReport> {
+    let asked = UsageOfKey { key, span, interval: interval.map(crate::model::UsageInterval::from) };
+    Ok(UsageReport(Loaders::of(ctx).api_key_usage(asked).await?))
 }
 
 /// Sums of usage.

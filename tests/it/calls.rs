@@ -32,6 +32,17 @@ const READS: &[(&str, &str)] = &[
     ("verifyApiKey", r#"verifyApiKey(key: "clv_00000000000000000000000000000000000000") { valid code }"#),
     ("auditLogs", "auditLogs { totalCount nodes { id } }"),
     ("auditLogIntegrity", "auditLogIntegrity { intact }"),
+    (
+        "usage",
+        r#"usage(filter: { from: "2020-01-01T00:00:00Z", to: "2040-01-01T00:00:00Z" }, groupBy: [MODEL]) { total { requests } buckets { model } }"#,
+    ),
+    (
+        "usageRecords",
+        r#"usageRecords(filter: { from: "2020-01-01T00:00:00Z", to: "2040-01-01T00:00:00Z" }) { totalCount nodes { id } }"#,
+    ),
+    ("billing", "billing(year: 2026, month: 11) { total { costUsd } byModel { model } }"),
+    ("models", "models { id }"),
+    ("systemStats", "systemStats { version requestsToday }"),
 ];
 
 /// The records that have lists in pages, and the word for the id of one.

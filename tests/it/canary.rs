@@ -38,6 +38,7 @@ const NOT_SECRET: &[&str] = &[
     "CredentialFilter.keyVersion",
     "RevealCredentialInput.secretVersion",
     "UpdateApiKeyInput.tokenLimitPerDay",
+    "UsageFilter.apiKeyId",
 ];
 
 /// What the name of a secret has in it.

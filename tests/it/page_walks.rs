@@ -117,12 +117,21 @@ const LISTS: &[List] = &[
         ties: API_KEY_TIES,
     },
     List {
+        name: "Query.usageRecords",
+        make: |_| USAGE.to_owned(),
+        table: Some("usage_records"),
+        ties: &["occurred_at"],
+    },
+    List {
         name: "ClaudeAccount.auditLogs",
         make: |n| format!(r#"updateClaudeAccount(input: {{ id: "ID", priority: {n} }}) {{ claudeAccount {{ id }} }}"#),
         table: None,
         ties: &[],
     },
 ];
+
+/// What makes a row that no mutation makes.
+const USAGE: &str = "usage";
 
 /// How many rows there are before a walk begins, how often some come and go, and how large the pages are.
 const ROWS: usize = 12;
@@ -189,6 +198,7 @@ fn orders(name: &str) -> Vec<String> {
 
 /// A list in a database, with the records that it belongs to.
 struct Place<'a> {
+    app: &'a TestApp,
     admin: &'a Client,
     list: &'a List,
     /// The records that the words of `make` and of the list's parent stand for.
@@ -196,12 +206,12 @@ struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    async fn new(app: &TestApp, admin: &'a Client, list: &'a List) -> Self {
+    async fn new(app: &'a TestApp, admin: &'a Client, list: &'a List) -> Self {
         let mut words = BTreeMap::new();
         for word in ["\"CLIENT\"", "\"ID\"", "\"USER_ID\""] {
             words.insert(word, filled_in(app, admin, word, &format!("sk-ant-of-{}", list.name)).await);
         }
-        Self { admin, list, words }
+        Self { app, admin, list, words }
     }
 
     fn filled_in(&self, text: &str) -> String {
@@ -239,6 +249,10 @@ impl<'a> Place<'a> {
     }
 
     async fn make(&self, n: usize) {
+        if (self.list.make)(n) == USAGE {
+            crate::usage::specimen(self.app, self.admin).await;
+            return;
+        }
         self.admin.run(&format!("mutation {{ {} }}", self.filled_in(&(self.list.make)(n)))).await.data();
     }
 }

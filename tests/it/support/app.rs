@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use chrono::TimeDelta;
 use claviger::app::{App, Running};
+use claviger::domain::Services;
 use claviger::http::LiveLimits;
 use claviger::model::Clock;
 use claviger::relay::RelayLimits;
@@ -27,6 +28,7 @@ pub(crate) struct TestApp {
     live_limits: LiveLimits,
     relay_limits: Option<RelayLimits>,
     running: Option<Running>,
+    services: Option<Arc<Services>>,
     others: Vec<Running>,
 }
 
@@ -70,6 +72,7 @@ impl TestApp {
             live_limits: LiveLimits::default(),
             relay_limits: None,
             running: None,
+            services: None,
             others: Vec::new(),
         };
         app.run().await;
@@ -77,25 +80,36 @@ impl TestApp {
     }
 
     async fn run(&mut self) {
-        let running = self.begin().await;
+        let (running, services) = self.begin().await;
         self.url = format!("http://{}", running.address);
-        self.running = Some(running);
+        (self.running, self.services) = (Some(running), Some(services));
     }
 
     /// Starts one more server on the same data, and returns where it is.
     pub(crate) async fn another(&mut self) -> String {
-        let running = self.begin().await;
+        let (running, _) = self.begin().await;
         let url = format!("http://{}", running.address);
         self.others.push(running);
         url
     }
 
-    async fn begin(&self) -> Running {
+    async fn begin(&self) -> (Running, Arc<Services>) {
         let settings = settings(self.settings.iter().map(|(name, value)| (*name, value.clone())));
         let mut app = App::build(&settings, self.clock()).await.unwrap();
         app.live_limits = self.live_limits;
         app.relay_limits = self.relay_limits.unwrap_or(app.relay_limits);
-        app.serve(&settings).await.unwrap()
+        let services = app.services.clone();
+        (app.serve(&settings).await.unwrap(), services)
+    }
+
+    /// Where the server keeps its files.
+    pub(crate) fn data_dir(&self) -> &std::path::Path {
+        self.data_dir.path()
+    }
+
+    /// What the server does its deeds with.
+    pub(crate) fn services(&self) -> Arc<Services> {
+        self.services.clone().unwrap()
     }
 
     /// Sets a setting, from the next start on.
