@@ -1,6 +1,7 @@
 //! A stream of the API in OpenAI's shape: each of its events as the chunks that say the same.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 use axum::body::Bytes;
 use axum::http::StatusCode;
@@ -66,13 +67,15 @@ enum BlockStart {
 }
 
 #[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type")]
 enum Delta<'a> {
-    TextDelta {
+    #[serde(rename = "text_delta")]
+    Text {
         #[serde(borrow)]
         text: Cow<'a, str>,
     },
-    InputJsonDelta {
+    #[serde(rename = "input_json_delta")]
+    Input {
         #[serde(borrow)]
         partial_json: Cow<'a, str>,
     },
@@ -110,10 +113,10 @@ impl Chunks {
                 self.calls += 1;
                 self.choice(&json!({ "tool_calls": [call] }), None, out);
             }
-            ApiEvent::ContentBlockDelta { delta: Delta::TextDelta { text } } => {
+            ApiEvent::ContentBlockDelta { delta: Delta::Text { text } } => {
                 self.choice(&json!({ "content": text }), None, out);
             }
-            ApiEvent::ContentBlockDelta { delta: Delta::InputJsonDelta { partial_json } } => {
+            ApiEvent::ContentBlockDelta { delta: Delta::Input { partial_json } } => {
                 // Blocks come one after the other: it is the last call that goes on.
                 let call = json!({ "index": self.calls.saturating_sub(1), "function": { "arguments": partial_json } });
                 self.choice(&json!({ "tool_calls": [call] }), None, out);
@@ -152,7 +155,8 @@ impl Chunks {
         if self.with_usage {
             chunk["usage"] = usage.clone();
         }
-        out.push_str(&format!("data: {chunk}\n\n"));
+        // Writing to a text does not fail.
+        let _ = write!(out, "data: {chunk}\n\n");
     }
 }
 

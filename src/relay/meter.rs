@@ -34,7 +34,7 @@ pub(super) struct MeterError {
 }
 
 /// What the API says of usage. In a stream it says it again and again, and what it says last holds, none as well as more.
-#[derive(Debug, Default, Clone, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
 #[serde(default)]
 struct Usage {
     input_tokens: Option<u64>,
@@ -136,15 +136,13 @@ impl Meter {
     }
 
     fn read_event(&mut self, Event { name, data }: Event<'_>) {
-        match name {
-            Some(name) => self.read_named(name, data),
-            // By the specification each event has its name twice; a gateway may have left one out.
-            None => {
-                let named = serde_json::from_slice::<Named<'_>>(data).ok();
-                if let Some(kind) = named.and_then(|named| named.kind) {
-                    self.read_named(kind.as_bytes(), data);
-                }
-            }
+        if let Some(name) = name {
+            return self.read_named(name, data);
+        }
+        // By the specification each event has its name twice; a gateway may have left one out.
+        let named = serde_json::from_slice::<Named<'_>>(data).ok();
+        if let Some(kind) = named.and_then(|named| named.kind) {
+            self.read_named(kind.as_bytes(), data);
         }
     }
 

@@ -390,7 +390,7 @@ impl Trouble {
 
     /// For how long the account is left alone: as the upstream says, within bounds, or twice as long each time.
     fn length(self, failures: u32, now: Timestamp) -> TimeDelta {
-        let doubled = |first: TimeDelta, last: TimeDelta| (first * (1 << failures.clamp(1, 6) - 1)).min(last);
+        let doubled = |first: TimeDelta, last: TimeDelta| (first * (1 << (failures.clamp(1, 6) - 1))).min(last);
         match self {
             Self::RateLimited(Some(until)) => (until - now).clamp(TimeDelta::seconds(1), LONGEST),
             Self::RateLimited(None) => doubled(LIMITED, TimeDelta::minutes(1)),

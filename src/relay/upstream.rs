@@ -230,13 +230,11 @@ fn wait_of(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
         return Some(Duration::from_millis(milliseconds.into()));
     }
     let after = text(&header::RETRY_AFTER)?.trim();
-    match after.parse::<u32>() {
-        Ok(seconds) => Some(Duration::from_secs(seconds.into())),
-        Err(_) => {
-            let at = DateTime::parse_from_rfc2822(after).ok()?.to_utc();
-            Some((Timestamp::from(at) - now).to_std().unwrap_or_default())
-        }
+    if let Ok(seconds) = after.parse::<u32>() {
+        return Some(Duration::from_secs(seconds.into()));
     }
+    let at = DateTime::parse_from_rfc2822(after).ok()?.to_utc();
+    Some((Timestamp::from(at) - now).to_std().unwrap_or_default())
 }
 
 /// When the upstream says that the account may be used again: after a wait, or when the limit that is used up begins anew.
