@@ -91,10 +91,10 @@ async fn lines(cx: Cx<'_>, bill: &billing::Billing) -> domain::Result<Vec<Line>>
     let keys = api_key::find_many(cx, &key_ids).await?.into_iter().map(|key| (key.id.to_string(), key.name));
     let clients = client::find_many(cx, &client_ids).await?.into_iter().map(|row| (row.id.to_string(), row.name));
     let names: HashMap<String, String> = keys.chain(clients).collect();
-    let named = |id: &String| (id.clone(), names.get(id).cloned().unwrap_or_default());
+    let with_name = |id: &String| (id.clone(), names.get(id).cloned().unwrap_or_default());
     let line = |bucket: &domain::usage_report::Bucket| Line {
-        client: named(&bucket.group[Dimension::Client as usize]),
-        api_key: named(&bucket.group[Dimension::ApiKey as usize]),
+        client: with_name(&bucket.group[Dimension::Client as usize]),
+        api_key: with_name(&bucket.group[Dimension::ApiKey as usize]),
         model: bucket.group[Dimension::Model as usize].clone(),
         totals: bucket.totals,
     };

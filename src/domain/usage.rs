@@ -170,10 +170,10 @@ fn row(id: UsageRecordId, new: NewUsageRecord) -> UsageRecord {
         user_id: new.user_id,
         client_id: new.client_id,
         claude_account_id: new.claude_account_id,
-        model: tame(&new.model),
-        endpoint: tame(&new.endpoint),
+        model: tame(new.model),
+        endpoint: tame(new.endpoint),
         status_code: new.status_code.into(),
-        error_type: new.error_type.as_deref().map(tame),
+        error_type: new.error_type.map(tame),
         streamed: new.streamed,
         interrupted: new.interrupted,
         attempts: i32::try_from(new.attempts).unwrap_or(i32::MAX),
@@ -188,14 +188,17 @@ fn row(id: UsageRecordId, new: NewUsageRecord) -> UsageRecord {
         is_known_model: new.priced.is_known,
         latency_ms: millis(new.latency),
         time_to_first_token_ms: new.time_to_first_token.map(millis),
-        request_id: tame(&new.request_id),
-        upstream_request_id: new.upstream_request_id.as_deref().map(tame),
-        session_id: new.session_id.as_deref().map(tame),
+        request_id: tame(new.request_id),
+        upstream_request_id: new.upstream_request_id.map(tame),
+        session_id: new.session_id.map(tame),
     }
 }
 
 /// Callers and upstreams choose such texts: what no database takes is left out, and what is too long is cut.
-fn tame(text: &str) -> String {
+fn tame(text: String) -> String {
+    if text.len() <= MOST_TEXT && !text.contains(char::is_control) {
+        return text;
+    }
     text.chars().filter(|character| !character.is_control()).take(MOST_TEXT).collect()
 }
 

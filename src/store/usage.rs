@@ -27,6 +27,7 @@ use crate::model::{
 /// A request of the relay, and what it used.
 #[derive(Debug, Clone, PartialEq, Queryable, Selectable, Insertable)]
 #[diesel(table_name = usage_records, check_for_backend(diesel::pg::Pg, diesel::sqlite::Sqlite))]
+#[allow(clippy::struct_excessive_bools, reason = "the columns of a table, each of which says something of its own")]
 pub struct UsageRecord {
     /// The id.
     pub id: UsageRecordId,

@@ -282,7 +282,8 @@ pub async fn used_by_key(
     (day, month): (Timestamp, Timestamp),
 ) -> Result<(i64, i64)> {
     use usage_rollups as t;
-    let days: Vec<(Timestamp, (i64, i64, i64, i64), i64)> = on_conn!(conn, |c| t::table
+    type Tokens = (i64, i64, i64, i64);
+    let days: Vec<(Timestamp, Tokens, i64)> = on_conn!(conn, |c| t::table
         .filter(t::organization_id.eq(organization).and(t::api_key_id.eq(key.to_string())))
         .filter(t::span.eq(UsageInterval::Day).and(t::start_at.ge(month)))
         .select((

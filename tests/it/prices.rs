@@ -129,8 +129,8 @@ fn an_unknown_model_costs_as_much_as_the_dearest_and_is_flagged() {
     let tokens = Tokens { input: 1_000, output: 1_000, cache_read: 1_000, ..Tokens::default() };
     let dearest = prices.cost("claude-fable-5-1", &tokens, now());
     for unknown in ["claude-next-9", "", "claude-fable-5-1-preview", "claude-fable-5-1-2026112"] {
-        let priced = prices.cost(unknown, &tokens, now());
-        assert_eq!((priced.cost, priced.is_known), (dearest.cost, false), "{unknown}");
+        let found = prices.cost(unknown, &tokens, now());
+        assert_eq!((found.cost, found.is_known), (dearest.cost, false), "{unknown}");
     }
     for known in ["claude-fable-5-1-20261001", "claude-fable-5-1-latest"] {
         assert_eq!(prices.cost(known, &tokens, now()), dearest, "{known}");

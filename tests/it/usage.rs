@@ -340,7 +340,7 @@ both_databases! {
     }
 
     async fn spans_that_cannot_be_meant_are_refused(app: TestApp) {
-        let (admin, services) = (app.admin().await, app.services());
+        let admin = app.admin().await;
         let (from, to) = (time("2026-01-01T00:00:00Z"), time("2025-01-01T00:00:00Z"));
         let answer = admin.with(REPORT, json!({ "filter": span(from, to) })).await;
         assert_eq!((answer.code(), answer.fields()), ("BAD_USER_INPUT", vec!["to"]));
