@@ -24,6 +24,7 @@ use crate::domain::bus::Bus;
 use crate::domain::keys::{MissingKey, missing};
 use crate::domain::organization::{FirstAdmin, FirstStart, ensure, is_begun};
 use crate::domain::outbox::Outbox;
+use crate::domain::password_key::PasswordKeys;
 use crate::domain::prices::{Prices, PricesError};
 use crate::domain::relay_account::RelayAccounts;
 use crate::domain::usage::UsageRecorder;
@@ -217,6 +218,7 @@ impl App {
             random,
             keys,
             passwords,
+            password_keys: PasswordKeys::default(),
             outbox: Outbox::new(Mailer::new(settings)?),
             is_registration_open: settings.is_registration_open,
             links: links(settings),
@@ -270,7 +272,8 @@ impl App {
     /// # Errors
     /// Names the keys, and how many records need each.
     pub async fn check_keys(&self) -> Result<(), StartError> {
-        let missing = missing(&self.services).await?;
+        let Services { db, keys, clock, .. } = &*self.services;
+        let missing = missing(db, keys, clock.now()).await?;
         if missing.is_empty() { Ok(()) } else { Err(StartError::MissingKeys(missing)) }
     }
 

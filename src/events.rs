@@ -49,6 +49,8 @@ pub enum News {
     },
     /// Something was not told: anything may have happened.
     Missed,
+    /// Nothing: who tells it wants to hear it.
+    Probe(u64),
 }
 
 /// Not a message that this version knows.
@@ -65,6 +67,7 @@ impl fmt::Display for Message {
             }
             News::Used { organization, sequence } => write!(f, "{} used {organization} {sequence}", self.from),
             News::Missed => write!(f, "{} missed", self.from),
+            News::Probe(number) => write!(f, "{} probe {number}", self.from),
         }
     }
 }
@@ -92,6 +95,7 @@ impl FromStr for Message {
                 (from, News::Used { organization, sequence })
             }
             [from, "missed"] => (from, News::Missed),
+            [from, "probe", number] => (from, News::Probe(number.parse().map_err(|_| UnknownMessage)?)),
             _ => return Err(UnknownMessage),
         };
         Ok(Self { from: from.to_owned(), news })
@@ -123,6 +127,13 @@ pub struct Measures {
 }
 
 impl Measures {
+    /// Begins to measure: both numbers are there from then on, since of one that appears with the first interruption nobody could tell
+    /// that it has grown.
+    pub fn begin(&self, transport: Transport) {
+        self.hears(transport, false);
+        drop(self.interruptions.get_or_create(&transport.label()));
+    }
+
     /// Notes whether other servers are heard.
     pub fn hears(&self, transport: Transport, does: bool) {
         self.connected.get_or_create(&transport.label()).set(does.into());
@@ -156,6 +167,7 @@ mod tests {
         let from = "12-ab".to_owned();
         for news in [
             News::Missed,
+            News::Probe(u64::MAX),
             News::Committed { organization, sequence: i64::MAX, about: ResourceType::User, changes_access: true },
             News::Committed { organization, sequence: 1, about: ResourceType::Client, changes_access: false },
             News::Used { organization, sequence: 7 },
@@ -172,6 +184,8 @@ mod tests {
             String::new(),
             "a".to_owned(),
             "a missed b".to_owned(),
+            "a probe".to_owned(),
+            "a probe -1".to_owned(),
             format!("a committed {organization} 1 CLIENT"),
             format!("a committed {organization} x CLIENT -"),
             format!("a committed {organization} 1 NOTHING -"),

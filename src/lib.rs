@@ -3,6 +3,9 @@
 //! The modules, from the outermost to the innermost. Each may use those of the groups below it, never one above, nor one
 //! beside it; `tests/it/architecture.rs` holds that, and docs/architecture.md tells the way of a request through them.
 
+// The roots are merged of one part a noun, each within the one before: a future for each of them.
+#![recursion_limit = "256"]
+
 pub mod cli;
 
 pub mod app;

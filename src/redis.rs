@@ -85,12 +85,18 @@ impl Redis {
     /// Tells whoever is subscribed to the channel.
     ///
     /// # Errors
-    /// As for [`Redis::ask`].
-    pub async fn publish(&self, channel: &str, text: &str) -> Result<(), Away> {
-        let publish = async |mut link: MultiplexedConnection| {
-            redis::cmd("PUBLISH").arg(channel).arg(text).query_async::<()>(&mut link).await
+    /// As for [`Redis::ask`]; but a Redis that does not let us is not away.
+    pub async fn publish(&self, channel: &str, text: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let publish = async |mut link: MultiplexedConnection| match redis::cmd("PUBLISH")
+            .arg(channel)
+            .arg(text)
+            .query_async::<()>(&mut link)
+            .await
+        {
+            Err(error) if error.code().is_some() => Ok(Err(error)),
+            answer => answer.map(Ok),
         };
-        self.ask(publish).await
+        Ok(self.ask(publish).await??)
     }
 
     /// Subscribes to a channel, on a connection of its own.
@@ -104,7 +110,7 @@ impl Redis {
             Ok::<_, RedisError>(connection.split())
         })
         .await??;
-        Ok(Subscription { sink, texts })
+        Ok(Subscription { _sink: sink, texts })
     }
 
     /// Many may find out at once: the first says so, and none takes away the connection that came after.
@@ -132,7 +138,8 @@ impl Redis {
 
 /// A connection that hears what is told on a channel.
 pub struct Subscription {
-    sink: PubSubSink,
+    /// The connection ends with it.
+    _sink: PubSubSink,
     texts: PubSubStream,
 }
 
@@ -142,14 +149,6 @@ impl Subscription {
         let message = self.texts.next().await?;
         // What is no text comes from nobody that is known: empty, it says nothing that anybody knows.
         Some(message.get_payload().unwrap_or_default())
-    }
-
-    /// Asks whether the connection is still there: one that was cut off without a word is silent for ever.
-    ///
-    /// # Errors
-    /// Where it is not.
-    pub async fn check(&mut self) -> Result<(), Box<dyn Error + Send + Sync>> {
-        Ok(timeout(CONNECT, self.sink.ping::<()>()).await??)
     }
 }
 

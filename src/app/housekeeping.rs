@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::audit_checkpoint::Checkpoints;
 use crate::domain::{Services, budget, outbox, usage};
-use crate::jobs::{self, Pace, Runs, Scheduler};
+use crate::jobs::{self, Runs, Scheduler, Timing};
 use crate::settings::Settings;
 
 /// How often mails are looked for that nobody has told of: they are tried again, or another server wrote them and is gone.
@@ -39,7 +39,7 @@ impl Housekeeping {
         let last = CancellationToken::new();
         let usage = tokio::spawn(usage::write(services.clone(), last.clone()));
         let budgets = tokio::spawn(budget::keep(services.clone(), last.clone()));
-        let jobs = Scheduler::start(jobs::all(settings), services.clone(), Pace::default(), runs, stop.clone());
+        let jobs = Scheduler::start(jobs::all(settings), services.clone(), Timing::default(), runs, stop.clone());
         Self { services, checkpoints, mails, usage, budgets, last, jobs }
     }
 

@@ -22,17 +22,9 @@ pub struct Committed {
     pub resource_type: Option<ResourceType>,
 }
 
-/// What listeners are told.
-#[derive(Debug, Clone, Copy)]
-enum Hint {
-    Grown(Committed),
-    /// Any log may have grown.
-    Missed,
-}
-
 /// Where commits are told, and heard of.
 #[derive(Debug)]
-pub struct Commits(broadcast::Sender<Hint>);
+pub struct Commits(broadcast::Sender<Committed>);
 
 impl Default for Commits {
     fn default() -> Self {
@@ -44,12 +36,7 @@ impl Commits {
     /// Tells everybody who listens.
     pub fn publish(&self, committed: Committed) {
         // Nobody listens, as a rule.
-        let _ = self.0.send(Hint::Grown(committed));
-    }
-
-    /// Tells everybody who listens that something may have been committed that nobody has told.
-    pub fn publish_missed(&self) {
-        let _ = self.0.send(Hint::Missed);
+        let _ = self.0.send(committed);
     }
 
     /// Whether anybody listens.
@@ -69,7 +56,7 @@ impl Commits {
 #[derive(Debug)]
 pub struct Listener {
     organization: OrganizationId,
-    hints: broadcast::Receiver<Hint>,
+    hints: broadcast::Receiver<Committed>,
 }
 
 impl Listener {
@@ -82,18 +69,18 @@ impl Listener {
         };
         let mut to = loop {
             match self.hints.recv().await {
-                Ok(Hint::Grown(hint)) if concerns(self.organization, &hint) => break hint.sequence,
-                Ok(Hint::Grown(_)) => {}
-                Ok(Hint::Missed) | Err(RecvError::Lagged(_)) => return None,
+                Ok(hint) if concerns(self.organization, &hint) => break hint.sequence,
+                Ok(_) => {}
+                Err(RecvError::Lagged(_)) => return None,
                 // The server is going away, and this wait with it.
                 Err(RecvError::Closed) => std::future::pending().await,
             }
         };
         loop {
             match self.hints.try_recv() {
-                Ok(Hint::Grown(hint)) if concerns(self.organization, &hint) => to = to.max(hint.sequence),
-                Ok(Hint::Grown(_)) => {}
-                Ok(Hint::Missed) | Err(TryRecvError::Lagged(_)) => return None,
+                Ok(hint) if concerns(self.organization, &hint) => to = to.max(hint.sequence),
+                Ok(_) => {}
+                Err(TryRecvError::Lagged(_)) => return None,
                 Err(TryRecvError::Empty | TryRecvError::Closed) => return Some(to),
             }
         }
@@ -138,9 +125,6 @@ mod tests {
         }
         assert_eq!(listener.grown(None).await, None);
         assert_eq!(listener.grown(None).await, Some(2 * i64::try_from(KEPT).unwrap()));
-        commits.publish(hint(1, 1, ResourceType::User));
-        commits.publish_missed();
-        assert_eq!(listener.grown(None).await, None);
     }
 
     #[tokio::test]

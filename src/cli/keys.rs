@@ -6,7 +6,7 @@ use clap::Subcommand;
 
 use super::{Failure, as_operator};
 use crate::app::App;
-use crate::domain::keys;
+use crate::domain::{Services, keys};
 use crate::model::Clock;
 use crate::settings::Settings;
 
@@ -26,11 +26,12 @@ pub(super) async fn run(settings: &Settings, command: Keys) -> Result<(), Failur
     let Keys::Rotate { batch } = command;
     let app = App::of_begun(settings, Clock::system()).await?;
     app.check_keys().await?;
-    let newest = app.services.keys.newest_version();
+    let Services { db, keys: ring, clock, .. } = &*app.services;
+    let newest = ring.newest_version();
     let (rotated, left, api_keys) = as_operator(&app.services, "keys rotate", async |cx| {
-        let total = keys::count_older(cx).await?;
+        let total = keys::count_older(db, ring).await?;
         let rotated = keys::rotate(cx, batch, |rotated| say(&format!("{} of {total}", rotated.records))).await?;
-        Ok((rotated, keys::count_older(cx).await?, keys::count_older_api_keys(cx).await?))
+        Ok((rotated, keys::count_older(db, ring).await?, keys::count_older_api_keys(db, ring, clock.now()).await?))
     })
     .await?;
     for name in &rotated.failed {

@@ -3,7 +3,9 @@
 mod admin;
 mod audit;
 mod audit_export;
+mod backup;
 mod billing;
+mod doctor;
 mod healthcheck;
 mod keys;
 mod migrate;
@@ -24,6 +26,7 @@ use crate::logs::{self, Traces, TracesError};
 use crate::model::OrganizationId;
 use crate::settings::{Settings, SettingsError, Sources, TABLE};
 use crate::store::MigrationError;
+use crate::store::backup::BackupError;
 
 /// A self-hosted control plane for an organization's Claude access.
 #[derive(Parser)]
@@ -75,6 +78,10 @@ enum Command {
     /// Verify and export the audit log.
     #[command(subcommand)]
     Audit(audit::Audit),
+    /// Copy the database, while servers run.
+    Backup(backup::Backup),
+    /// Look at what matters in production, and say what to do.
+    Doctor(doctor::Doctor),
     /// Print what a month of an organization has cost.
     Billing(billing::Billing),
     /// Ask a running server whether it is ready; for containers.
@@ -94,6 +101,8 @@ enum Failure {
     Migration(#[from] MigrationError),
     #[error(transparent)]
     Deed(#[from] domain::Error),
+    #[error(transparent)]
+    Backup(#[from] BackupError),
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]
@@ -107,7 +116,7 @@ impl Failure {
             Self::Settings(_) | Self::Usage(_) => true,
             Self::Start(error) => error.is_wrong_setting(),
             Self::Deed(error) => error.code() == Code::BadUserInput,
-            Self::Traces(_) | Self::Migration(_) | Self::Other(_) => false,
+            Self::Traces(_) | Self::Migration(_) | Self::Backup(_) | Self::Other(_) => false,
         }
     }
 }
@@ -149,6 +158,8 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Admin(admin) => admin::run(&settings, admin).await,
         Command::Keys(keys) => keys::run(&settings, keys).await,
         Command::Audit(audit) => audit::run(&settings, audit).await,
+        Command::Backup(backup) => backup::run(&settings, &backup),
+        Command::Doctor(doctor) => doctor::run(&settings, doctor).await,
         Command::Billing(billing) => billing::run(&settings, billing).await,
         Command::Healthcheck => healthcheck::run(&settings).await,
         Command::Schema => Ok(()),

@@ -30,10 +30,14 @@ pub enum Purpose {
     ApiKey,
     /// Names the bucket of a rate limit.
     RateLimit,
+    /// Proves that a nonce is one of this server's.
+    PasswordNonce,
+    /// Knows a device.
+    Device,
 }
 
 impl Purpose {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::UpstreamKeyFingerprint,
         Self::RefreshToken,
         Self::RefreshSuccessor,
@@ -43,6 +47,8 @@ impl Purpose {
         Self::KeyFingerprint,
         Self::ApiKey,
         Self::RateLimit,
+        Self::PasswordNonce,
+        Self::Device,
     ];
 
     /// Part of the derivation: changing it makes every stored digest of the purpose useless.
@@ -57,6 +63,8 @@ impl Purpose {
             Self::KeyFingerprint => b"claviger/key-fingerprint",
             Self::ApiKey => b"claviger/api-key",
             Self::RateLimit => b"claviger/rate-limit",
+            Self::PasswordNonce => b"claviger/password-nonce",
+            Self::Device => b"claviger/device",
         }
     }
 }
@@ -83,6 +91,12 @@ impl fmt::Debug for Digest {
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     copy(digest::digest(&digest::SHA256, bytes).as_ref())
+}
+
+/// Whether two texts are one, in a time that does not tell where they differ.
+#[must_use]
+pub fn is_same(one: &[u8], other: &[u8]) -> bool {
+    aws_lc_rs::constant_time::verify_slices_are_equal(one, other).is_ok()
 }
 
 /// The purpose's HMAC-SHA-256 key, derived by HKDF.

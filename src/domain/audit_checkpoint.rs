@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
+use super::audit_integrity::beginning;
 use super::context::Services;
 use super::error::Result;
 use crate::audit::{Statement, Subject};
 use crate::identity::Actor;
-use crate::model::{ChainPoint, OrganizationId, ViewAuditLogs};
+use crate::model::{ChainPoint, OrganizationId, Permit, ViewAuditLogs};
 use crate::store::{audit_chain as chain, keys};
 
 /// Up to where each organization's log was signed by this server.
@@ -18,11 +19,11 @@ pub struct Checkpoints(HashMap<OrganizationId, ChainPoint>);
 pub struct Due {
     /// Of logs that have moved.
     pub signed: Vec<Statement>,
-    /// Of logs that have gone back.
+    /// Of logs that no longer have what was signed.
     pub lost: Vec<Lost>,
 }
 
-/// A log that ends before its last checkpoint, or there with another hash: entries were cut off or rewritten.
+/// A log that ends before its last checkpoint, or has another hash there: entries were cut off or rewritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lost {
     /// Whose log.
@@ -34,7 +35,8 @@ pub struct Lost {
 }
 
 impl Checkpoints {
-    /// Signs the end of each log that has moved since it was signed last. One that has gone back is not signed.
+    /// Signs the end of each log that has moved since it was signed last. One that no longer has what was signed then is not
+    /// signed: cut off and grown again, it would look like any that has moved.
     ///
     /// # Errors
     /// Where the database fails; what was not signed is signed the next time.
@@ -45,17 +47,19 @@ impl Checkpoints {
             let permit = Actor::system(organization).require::<ViewAuditLogs>()?;
             let head = chain::head(&mut services.db.read().await?, &permit).await?;
             let signed = self.0.get(&organization).copied();
-            match (signed, head) {
-                (Some(signed), head) if head.is_none_or(|head| head.sequence <= signed.sequence) => {
-                    if head != Some(signed) {
-                        due.lost.push(Lost { organization, signed, head });
-                    }
+            if let Some(signed) = signed {
+                let is_kept = match head {
+                    Some(head) if head.sequence > signed.sequence => still_has(services, &permit, signed).await?,
+                    head => head == Some(signed),
+                };
+                if !is_kept {
+                    due.lost.push(Lost { organization, signed, head });
+                    continue;
                 }
-                (_, Some(head)) => {
-                    let time = services.clock.now();
-                    due.signed.push(Statement::sign(&services.keys, Subject::Checkpoint, organization, head, time));
-                }
-                (_, None) => {}
+            }
+            if let Some(head) = head.filter(|head| Some(*head) != signed) {
+                let time = services.clock.now();
+                due.signed.push(Statement::sign(&services.keys, Subject::Checkpoint, organization, head, time));
             }
         }
         self.0.extend(due.signed.iter().map(|statement| (statement.organization, statement.point)));
@@ -75,6 +79,22 @@ impl Checkpoints {
             ),
         }
     }
+}
+
+/// Whether the log has this point, or the retention has removed it.
+async fn still_has(services: &Services, permit: &Permit<ViewAuditLogs>, signed: ChainPoint) -> Result<bool> {
+    let mut conn = services.db.read().await?;
+    // In this order: where the retention removes the entry in between, the seal is there by then.
+    if let Some(point) = chain::point(&mut conn, permit, signed.sequence).await? {
+        return Ok(point == signed);
+    }
+    let seal = chain::seal(&mut conn, permit).await?;
+    Ok(match beginning(&services.keys, seal.as_ref()) {
+        Ok(sealed) if sealed.sequence == signed.sequence => sealed == signed,
+        Ok(sealed) => sealed.sequence > signed.sequence,
+        // A seal that this server has not signed says nothing of what was removed.
+        Err(_) => false,
+    })
 }
 
 fn warn(lost: &Lost) {

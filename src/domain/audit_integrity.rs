@@ -11,7 +11,9 @@ use super::context::Cx;
 use super::error::{Error, Result};
 use crate::audit::{Statement, Subject};
 use crate::crypto::{KeyRing, Signature, SignatureError};
+use crate::identity::Actor;
 use crate::model::{ChainPoint, OrganizationId, Permit, ViewAuditLogs};
+use crate::store::Db;
 use crate::store::audit_chain::{self as chain, AuditSeal};
 use crate::store::audit_log::AuditLog;
 
@@ -140,6 +142,40 @@ pub async fn verify(cx: Cx<'_>, expected: Option<ChainPoint>) -> Result<Integrit
         }
     };
     cx.in_time(work).await.map_err(|_| too_long())?
+}
+
+/// Looks whether the last entries of an organization's log are whole and the noted head is the last of them: a glance, of at most so many.
+/// What is before them is taken as it stands. Returns how many they are.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn glance(db: &Db, organization: OrganizationId, most: i64) -> Result<Result<i64, Broken>> {
+    let permit = Actor::system(organization).require::<ViewAuditLogs>()?;
+    let mut conn = db.read().await?;
+    let Some(head) = chain::head(&mut conn, &permit).await? else {
+        return Ok(Err(Broken { fault: Fault::HeadMismatch, sequence: 0, id: None }));
+    };
+    let from = head.sequence - most;
+    let start = match chain::point(&mut conn, &permit, from).await? {
+        Some(before) => before,
+        // The log is shorter than that, or the retention has removed what is before.
+        None => match chain::seal(&mut conn, &permit).await? {
+            Some(seal) => ChainPoint::from_row(seal.sequence, &seal.hash).unwrap_or(ChainPoint::START),
+            None => ChainPoint::START,
+        },
+    };
+    let stretch = chain::next(&mut conn, &permit, start.sequence.saturating_add(1), head.sequence, most).await?;
+    let mut walk = Walk { at: start };
+    if let Err(broken) = stretch.entries.iter().try_for_each(|entry| walk.accept(entry)) {
+        return Ok(Err(broken));
+    }
+    if let Some((sequence, id)) = stretch.unreadable {
+        return Ok(Err(Broken { fault: Fault::Altered, sequence, id: Some(id) }));
+    }
+    if walk.at != head {
+        return Ok(Err(Broken { fault: Fault::HeadMismatch, sequence: walk.at.sequence, id: None }));
+    }
+    Ok(Ok(walk.at.sequence - start.sequence))
 }
 
 fn too_long() -> Error {

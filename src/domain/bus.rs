@@ -8,31 +8,41 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::commits::Told;
 use super::context::Services;
 use super::error::Result;
-use crate::audit::Committed;
 use crate::events::{CHANNEL, Measures, Message, News, Transport};
 use crate::model::{OrganizationId, ResourceType};
 use crate::redis::Subscription;
-use crate::store::{self, Notifications, audit_log, usage};
+use crate::store::Announcements;
 
 /// How soon it is tried again to hear the others, at first.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// How soon at last.
 const LAST_PAUSE: Duration = Duration::from_secs(5);
-/// How often a silent connection is asked whether it is still there.
+/// How often a server tells itself something, to know that it hears.
 const CHECK: Duration = Duration::from_secs(10);
+/// How long that may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is tried again to tell what could not be told.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// What is remembered of telling and hearing.
 #[derive(Debug, Default)]
 pub struct Bus {
     /// How it goes, for the metrics.
     pub measures: Measures,
+    /// What others have told of their commits.
+    pub(super) told: Told,
     /// Whether something could not be told to the others.
     has_untold: AtomicBool,
 }
+
+type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 /// By what this server and the others tell each other something, if by anything.
 fn transport(services: &Services) -> Option<Transport> {
@@ -48,65 +58,80 @@ fn channel(services: &Services) -> String {
     format!("{CHANNEL}:{}", services.home)
 }
 
-/// Tells the others. PostgreSQL has done so with the commit; a Redis that is away is not waited for.
-pub(super) async fn tell(services: &Services, news: News) {
-    let Some(redis) = &services.redis else { return };
-    // That something was not told before says more than this.
-    let has_untold = services.bus.has_untold.swap(false, Ordering::Relaxed);
-    let news = if has_untold { News::Missed } else { news };
+async fn publish(services: &Services, news: News) -> Result<(), Cause> {
     let message = Message { from: services.instance.clone(), news };
-    if redis.publish(&channel(services), &message.to_string()).await.is_err() {
-        services.bus.has_untold.store(true, Ordering::Relaxed);
+    match &services.redis {
+        Some(redis) => redis.publish(&channel(services), &message.to_string()).await,
+        None => Ok(services.db.notify(&message).await?),
     }
 }
 
-/// Hears the others until the server is told to stop.
+/// Tells the others. PostgreSQL has done so with the commit; a Redis that is away is not waited for.
+pub(super) async fn tell(services: &Services, news: News) {
+    if services.redis.is_none() {
+        return;
+    }
+    // That something was not told before says more than this.
+    let has_untold = services.bus.has_untold.swap(false, Ordering::Relaxed);
+    let news = if has_untold { News::Missed } else { news };
+    if let Err(error) = publish(services, news).await {
+        services.bus.has_untold.store(true, Ordering::Relaxed);
+        // Said once, not with each try.
+        if !has_untold {
+            tracing::warn!(
+                error = &*error as &dyn std::error::Error,
+                "other servers were not told: they notice seconds later"
+            );
+        }
+    }
+}
+
+/// Hears the others, and tells them what could not be told, until the server is told to stop.
 pub async fn follow(services: Arc<Services>, stop: CancellationToken) {
     if let Some(transport) = transport(&services) {
-        stop.run_until_cancelled(Box::pin(hear(&services, transport))).await;
+        services.bus.measures.begin(transport);
+        let work = async { tokio::join!(hear(&services, transport), tell_again(&services)) };
+        stop.run_until_cancelled(Box::pin(work)).await;
+    }
+}
+
+/// Nobody need do anything here for the others to be told: what was not told may have been the last for long.
+async fn tell_again(services: &Services) {
+    loop {
+        sleep(RETRY).await;
+        if services.bus.has_untold.load(Ordering::Relaxed) {
+            tell(services, News::Missed).await;
+        }
     }
 }
 
 async fn hear(services: &Services, transport: Transport) {
     let (mut pause, mut is_said) = (FIRST_PAUSE, false);
     loop {
-        services.bus.measures.hears(transport, false);
-        match connect(services, transport).await {
-            Ok(mut others) => {
-                (pause, is_said) = (FIRST_PAUSE, true);
-                services.bus.measures.hears(transport, true);
-                tracing::info!(?transport, "other servers are heard");
-                if services.bus.has_untold.load(Ordering::Relaxed) {
-                    tell(services, News::Missed).await;
-                }
-                // Nor was heard what the others have told before now.
-                anything_may_have_happened(services);
-                listen(services, &mut others).await;
-                services.bus.measures.interrupted(transport);
-                tracing::warn!(?transport, "other servers are not heard: what they do is noticed seconds later");
-            }
-            // Said once, not with each try.
-            Err(error) if is_said => {
-                tracing::debug!(error = &*error as &dyn std::error::Error, "other servers are still not heard");
-            }
-            Err(error) => {
-                is_said = true;
-                let error = &*error as &dyn std::error::Error;
-                tracing::warn!(error, ?transport, "other servers are not heard: what they do is noticed seconds later");
-            }
+        let mut was_heard = false;
+        let cause = hear_until_it_ends(services, transport, &mut was_heard).await;
+        if was_heard {
+            services.bus.measures.interrupted(transport);
+            pause = FIRST_PAUSE;
         }
-        tokio::time::sleep(pause).await;
+        // Said once, not with each try.
+        if was_heard || !is_said {
+            let error = &*cause as &dyn std::error::Error;
+            tracing::warn!(error, ?transport, "other servers are not heard: what they do is noticed seconds later");
+            is_said = true;
+        } else {
+            tracing::debug!(error = &*cause as &dyn std::error::Error, "other servers are still not heard");
+        }
+        sleep(pause).await;
         pause = (pause * 2).min(LAST_PAUSE);
     }
 }
 
 /// A way to hear the others.
 enum Others {
-    Postgres(Notifications),
+    Postgres(Announcements),
     Redis(Subscription),
 }
-
-type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 async fn connect(services: &Services, transport: Transport) -> Result<Others, Cause> {
     match (transport, &services.redis) {
@@ -118,106 +143,97 @@ async fn connect(services: &Services, transport: Transport) -> Result<Others, Ca
 impl Others {
     async fn next(&mut self) -> Option<String> {
         match self {
-            Self::Postgres(notifications) => notifications.next().await,
+            Self::Postgres(announcements) => announcements.next().await,
             Self::Redis(subscription) => subscription.next().await,
         }
     }
-
-    async fn check(&mut self) -> Result<(), Cause> {
-        match self {
-            Self::Postgres(notifications) => Ok(notifications.check().await?),
-            Self::Redis(subscription) => Ok(subscription.check().await?),
-        }
-    }
 }
 
-/// Hears the others until the connection breaks.
-async fn listen(services: &Services, others: &mut Others) {
-    let mut check = tokio::time::interval(CHECK);
-    loop {
-        let text = tokio::select! {
-            text = others.next() => text,
-            _ = check.tick() => match others.check().await {
-                Ok(()) => continue,
-                Err(error) => {
-                    tracing::debug!(error = &*error as &dyn std::error::Error, "no answer on the way to other servers");
-                    return;
-                }
-            },
-        };
-        let Some(text) = text else { return };
-        let mut texts = vec![text];
-        // What has come meanwhile is dealt with at once.
-        while let Some(Some(text)) = futures_util::FutureExt::now_or_never(others.next()) {
-            texts.push(text);
-        }
-        take(services, &texts).await;
-    }
-}
-
-/// Does what follows from messages.
-async fn take(services: &Services, texts: &[String]) {
-    // What a newer version tells is not known: anything.
-    let told = texts.iter().map(|text| match text.parse::<Message>() {
-        Ok(message) => (message.from != services.instance).then_some(message.news),
-        Err(_) => Some(News::Missed),
-    });
-    let told: Vec<News> = told.flatten().collect();
-    if told.contains(&News::Missed) {
-        return anything_may_have_happened(services);
-    }
-    // First, and before the database is asked for anything: who hears of it is looked at as they are now.
-    if told.iter().any(|news| matches!(news, News::Committed { changes_access: true, .. })) {
-        services.authenticator.forget();
-    }
-    if told.iter().any(|news| matches!(news, News::Committed { about: ResourceType::ClaudeAccount, .. })) {
-        services.relay_accounts.forget();
-    }
-    if (services.commits.has_listeners() || services.usage_commits.has_listeners())
-        && let Err(error) = pass_on(services, &told).await
-    {
-        tracing::warn!(error = &error as &dyn std::error::Error, "what others have committed could not be looked at");
-    }
-}
-
-/// Tells subscriptions of what was committed, as far as it was: the place that a message says is not believed.
-async fn pass_on(services: &Services, told: &[News]) -> store::Result<()> {
-    let organizations = |of: fn(&News) -> Option<OrganizationId>| -> Vec<_> {
-        let organizations: BTreeSet<_> = told.iter().filter_map(of).collect();
-        organizations.into_iter().collect()
+/// Hears the others, and says when that is certain. Returns why it has ended.
+async fn hear_until_it_ends(services: &Services, transport: Transport, is_heard: &mut bool) -> Cause {
+    let mut others = match connect(services, transport).await {
+        Ok(others) => others,
+        Err(cause) => return cause,
     };
-    let committed = organizations(|news| match news {
-        News::Committed { organization, .. } => Some(*organization),
-        News::Used { .. } | News::Missed => None,
-    });
-    let used = organizations(|news| match news {
-        News::Used { organization, .. } => Some(*organization),
-        News::Committed { .. } | News::Missed => None,
-    });
-    let mut conn = services.db.read().await?;
-    if !used.is_empty() {
-        for (organization, sequence) in usage::ends_of(&mut conn, &used).await? {
-            services.usage_commits.publish(Committed { organization, sequence, resource_type: None });
+    // The last that this server has heard of itself.
+    let own = watch::Sender::new(None);
+    tokio::select! {
+        cause = listen(services, &mut others, &own) => cause,
+        cause = probe(services, transport, own.subscribe(), is_heard) => cause,
+    }
+}
+
+/// Tells itself something again and again. Returns where it is not heard: a connection that was cut off without a word is silent for
+/// ever, and one through a pooler may answer everything and hear nothing.
+async fn probe(
+    services: &Services,
+    transport: Transport,
+    mut own: watch::Receiver<Option<u64>>,
+    is_heard: &mut bool,
+) -> Cause {
+    loop {
+        let number = u64::from_be_bytes(services.random.bytes());
+        match timeout(PATIENCE, publish(services, News::Probe(number))).await.map_err(Cause::from).flatten() {
+            Ok(()) => {
+                if timeout(PATIENCE, own.wait_for(|heard| *heard == Some(number))).await.is_err() {
+                    return "what is told is not heard".into();
+                }
+                if !*is_heard {
+                    *is_heard = true;
+                    services.bus.measures.hears(transport, true);
+                    tracing::info!(?transport, "other servers are heard");
+                    // Nor was heard what the others have told before now.
+                    anything_may_have_happened(services);
+                }
+            }
+            Err(cause) if !*is_heard => return cause,
+            // It goes another way than what is heard.
+            Err(error) => {
+                tracing::debug!(
+                    error = &*error as &dyn std::error::Error,
+                    "whether other servers are heard is not known"
+                );
+            }
+        }
+        sleep(CHECK).await;
+    }
+}
+
+/// Takes what the others tell, without waiting for anything else, until the connection breaks.
+async fn listen(services: &Services, others: &mut Others, own: &watch::Sender<Option<u64>>) -> Cause {
+    while let Some(text) = others.next().await {
+        match text.parse::<Message>() {
+            Ok(Message { from, news }) if from == services.instance => {
+                if let News::Probe(number) = news {
+                    own.send_replace(Some(number));
+                }
+            }
+            Ok(Message { news, .. }) => take(services, news),
+            // What a newer version tells is not known: anything.
+            Err(_) => anything_may_have_happened(services),
         }
     }
-    if committed.is_empty() {
-        return Ok(());
-    }
-    let ends = audit_log::ends_of(&mut conn, &committed).await?;
-    for news in told {
-        if let News::Committed { organization, sequence, about, .. } = *news
-            && let Some((_, end)) = ends.iter().find(|(known, _)| *known == organization)
-        {
-            let sequence = sequence.min(*end);
-            services.commits.publish(Committed { organization, sequence, resource_type: Some(about) });
+    "the connection broke".into()
+}
+
+/// Does what follows from a message.
+fn take(services: &Services, news: News) {
+    match news {
+        News::Committed { organization, about, changes_access, .. } => {
+            // First: who hears of it is looked at as they are now.
+            if changes_access {
+                services.authenticator.forget_of(organization);
+            }
+            services.bus.told.committed(organization, about);
         }
+        News::Used { organization, .. } => services.bus.told.used(organization),
+        News::Missed => anything_may_have_happened(services),
+        News::Probe(_) => {}
     }
-    Ok(())
 }
 
 fn anything_may_have_happened(services: &Services) {
     services.authenticator.forget();
     services.relay_accounts.forget();
-    services.commits.publish_missed();
-    services.usage_commits.publish_missed();
+    services.bus.told.anything();
 }

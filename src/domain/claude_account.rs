@@ -155,7 +155,6 @@ pub async fn next_change(cx: Cx<'_>, (mut after, until): (i64, i64)) -> Result<O
 /// Without permission, with wrong input, or where another account has the same API key.
 pub async fn create(cx: Cx<'_>, input: Create) -> Result<ClaudeAccount> {
     let permit = cx.actor.require::<ManageClaudeAccounts>()?;
-    let organization_id = permit.organization();
     let id = cx.services.new_id();
     let now = cx.services.clock.now();
 
@@ -176,7 +175,6 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<ClaudeAccount> {
 
     let mut account = ClaudeAccount {
         id,
-        organization_id,
         account_name,
         email,
         organization,
@@ -202,7 +200,7 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<ClaudeAccount> {
         updated_at: now,
         version: 1,
     };
-    seal_key(cx, &mut account, &api_key)?;
+    seal_key(cx, permit.organization(), &mut account, &api_key)?;
 
     audited(cx, async |tx| {
         if accounts::find_by_fingerprint(tx, &permit, &fingerprints(cx, &api_key)).await?.is_some() {
@@ -270,7 +268,7 @@ pub async fn replace_key(cx: Cx<'_>, id: ClaudeAccountId, api_key: &SecretText) 
             return Err(Error::conflict(TAKEN));
         }
         let mut account = before.clone();
-        seal_key(cx, &mut account, &api_key)?;
+        seal_key(cx, permit.organization(), &mut account, &api_key)?;
         account.health_state = ClaudeAccountHealthState::Unknown;
         account.health_until = None;
         account.health_last_error = None;
@@ -303,10 +301,10 @@ pub async fn reset_usage(cx: Cx<'_>, id: ClaudeAccountId) -> Result<ClaudeAccoun
 /// # Errors
 /// Without permission, or where there is no such account. What the upstream answers is no error.
 pub async fn test(cx: Cx<'_>, id: ClaudeAccountId) -> Result<(ClaudeAccount, Probe)> {
-    let tested = find(cx, id).await?.ok_or_else(no_such_account)?;
-    let api_key = open_key(&cx.services.keys, &tested)?;
-    let probe = cx.services.upstream.probe(tested.base_url.as_deref(), &api_key).await;
     let permit = cx.actor.require::<ManageClaudeAccounts>()?;
+    let tested = find(cx, id).await?.ok_or_else(no_such_account)?;
+    let api_key = open_key(&cx.services.keys, permit.organization(), &tested)?;
+    let probe = cx.services.upstream.probe(tested.base_url.as_deref(), &api_key).await;
     audited(cx, async |tx| {
         let before = accounts::lock(tx, &permit, id).await?.ok_or_else(no_such_account)?;
         let mut account = before.clone();
@@ -470,30 +468,35 @@ fn check_key(checks: &mut Checks, key: &SecretText) -> Option<SecretText> {
     }
 }
 
-fn aad(account: &ClaudeAccount) -> Aad {
+fn aad(organization: OrganizationId, account: &ClaudeAccount) -> Aad {
     Aad {
-        organization: account.organization_id.to_string(),
+        organization: organization.to_string(),
         record: account.id.to_string(),
         field: "api_key",
         secret_version: account.api_key_version,
     }
 }
 
-fn seal_key(cx: Cx<'_>, account: &mut ClaudeAccount, api_key: &SecretText) -> Result<()> {
+fn seal_key(cx: Cx<'_>, organization: OrganizationId, account: &mut ClaudeAccount, api_key: &SecretText) -> Result<()> {
     account.api_key_version += 1;
     account.api_key_hint = hint(api_key.expose());
-    seal_under_newest(cx, account, api_key)
+    seal_under_newest(cx, organization, account, api_key)
 }
 
 /// Seals the account's key with the newest key of the ring.
-pub(super) fn reseal(cx: Cx<'_>, account: &mut ClaudeAccount) -> Result<()> {
-    let api_key = open_key(&cx.services.keys, account)?;
-    seal_under_newest(cx, account, &api_key)
+pub(super) fn reseal(cx: Cx<'_>, organization: OrganizationId, account: &mut ClaudeAccount) -> Result<()> {
+    let api_key = open_key(&cx.services.keys, organization, account)?;
+    seal_under_newest(cx, organization, account, &api_key)
 }
 
-fn seal_under_newest(cx: Cx<'_>, account: &mut ClaudeAccount, api_key: &SecretText) -> Result<()> {
+fn seal_under_newest(
+    cx: Cx<'_>,
+    organization: OrganizationId,
+    account: &mut ClaudeAccount,
+    api_key: &SecretText,
+) -> Result<()> {
     let keys = &cx.services.keys;
-    let sealed = keys.seal(&cx.services.random, &aad(account), api_key).map_err(Error::internal)?;
+    let sealed = keys.seal(&cx.services.random, &aad(organization, account), api_key).map_err(Error::internal)?;
     account.api_key_sealed = sealed.bytes;
     account.api_key_key_version = sealed.key_version;
     account.api_key_fingerprint =
@@ -502,9 +505,9 @@ fn seal_under_newest(cx: Cx<'_>, account: &mut ClaudeAccount, api_key: &SecretTe
 }
 
 /// The account's upstream API key.
-pub(super) fn open_key(keys: &KeyRing, account: &ClaudeAccount) -> Result<SecretText> {
+pub(super) fn open_key(keys: &KeyRing, organization: OrganizationId, account: &ClaudeAccount) -> Result<SecretText> {
     let sealed = Sealed { key_version: account.api_key_key_version.clone(), bytes: account.api_key_sealed.clone() };
-    keys.open(&aad(account), &sealed).map_err(Error::internal)
+    keys.open(&aad(organization, account), &sealed).map_err(Error::internal)
 }
 
 /// Under every key of the ring: an account that was made before the newest key came has the fingerprint of its time.

@@ -117,7 +117,6 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<Client> {
     checks.finish()?;
     let client = Client {
         id: cx.services.new_id(),
-        organization_id: permit.organization(),
         name: name.unwrap_or_default(),
         company,
         email,

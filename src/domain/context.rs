@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use chrono::TimeDelta;
 use tokio::time::Instant;
 
 use super::audit_integrity::Verifications;
@@ -10,6 +11,7 @@ use super::budget::Budgets;
 use super::bus::Bus;
 use super::error::{Error, Result};
 use super::outbox::Outbox;
+use super::password_key::PasswordKeys;
 use super::prices::Prices;
 use super::quota::Rates;
 use super::relay_account::RelayAccounts;
@@ -21,7 +23,7 @@ use crate::identity::{Actor, Authenticator};
 use crate::limits::RateLimits;
 use crate::model::{Clock, Id, Kind, OrganizationId, ResourceType, Timestamp};
 use crate::redis::Redis;
-use crate::store::Db;
+use crate::store::{self, Db, database_clock};
 use crate::upstream::Upstream;
 
 /// What deeds are done with. Made once, by `app`.
@@ -38,6 +40,8 @@ pub struct Services {
     pub keys: Arc<KeyRing>,
     /// Hashes passwords.
     pub passwords: Hasher,
+    /// What passwords may be encrypted with on their way here.
+    pub password_keys: PasswordKeys,
     /// Tells who is behind a token or an API key.
     pub authenticator: Authenticator,
     /// How much is left of rate limits.
@@ -81,6 +85,27 @@ impl Services {
     #[must_use]
     pub fn new_id<K: Kind>(&self) -> Id<K> {
         Id::new(self.clock.now(), &self.random.bytes())
+    }
+
+    /// The time by which something is removed for good: where the database has a clock of its own, the one of the two that is
+    /// behind. Of many servers one may be wrong, and what it took for ended would be gone for all.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub(super) async fn cautious_now(&self) -> store::Result<Timestamp> {
+        /// How far apart clocks commonly are.
+        const APART: TimeDelta = TimeDelta::minutes(1);
+        let database = database_clock::now(&mut self.db.read().await?).await?;
+        let own = self.clock.now();
+        let Some(database) = database else { return Ok(own) };
+        if own - database > APART {
+            tracing::warn!(
+                now = own.to_text(),
+                database = database.to_text(),
+                "this server's clock is ahead of the database's: what has ended is told by the latter"
+            );
+        }
+        Ok(own.min(database))
     }
 }
 

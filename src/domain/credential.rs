@@ -13,8 +13,8 @@ use super::validation::{Checks, Patch, check_search};
 use crate::audit::{Changes, Entry, Field, Recorded};
 use crate::crypto::{Aad, OpenError, Sealed, SecretText};
 use crate::model::{
-    AuditAction, ClientId, CredentialId, DeleteCredentials, Direction, Page, PageSlice, ResourceType,
-    RevealCredentials, Timestamp, WriteCredentials,
+    AuditAction, ClientId, CredentialId, DeleteCredentials, Direction, OrganizationId, Page, PageSlice, ResourceType,
+    RevealCredentials, WriteCredentials,
 };
 use crate::store::credential::{self as credentials, Credential, CredentialFilter, CredentialOrder, CredentialSecret};
 
@@ -132,7 +132,6 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<Credential> {
     let caller = cx.actor.signed_in().map(|user| user.user);
     let mut credential = Credential {
         id: cx.services.new_id(),
-        organization_id: permit.organization(),
         client_id,
         label,
         username,
@@ -146,7 +145,7 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<Credential> {
         updated_at: now,
         version: 1,
     };
-    let sealed = next_secret(cx, &mut credential, &secret, now)?;
+    let sealed = next_secret(cx, permit.organization(), &mut credential, &secret)?;
     audited(cx, async |tx| {
         client::lock_open(tx, &permit, client_id).await?;
         credentials::insert(tx, &permit, &credential, &sealed).await?;
@@ -181,7 +180,7 @@ pub async fn update(cx: Cx<'_>, id: CredentialId, input: Update) -> Result<Crede
         checks.finish()?;
         let now = cx.services.clock.now();
         if let Some(secret) = secret {
-            let sealed = next_secret(cx, &mut credential, &secret, now)?;
+            let sealed = next_secret(cx, permit.organization(), &mut credential, &secret)?;
             credentials::insert_secret(tx, &permit, &sealed).await?;
         }
         let changes = Changes::between(&before, &credential);
@@ -218,7 +217,7 @@ pub async fn reveal(
         let sealed = credentials::find_secret(tx, &permit, id, version)
             .await?
             .ok_or_else(|| Error::not_found("version of the secret"))?;
-        let secret = open(cx, &sealed).map_err(Error::internal)?;
+        let secret = open(cx, permit.organization(), &sealed).map_err(Error::internal)?;
         let now = cx.services.clock.now();
         credentials::touch(tx, &permit, id, now).await?;
         credential.last_accessed_at = Some(now);
@@ -276,9 +275,9 @@ fn check_secret(checks: &mut Checks, secret: SecretText) -> Option<SecretText> {
     }
 }
 
-fn aad(secret: &CredentialSecret) -> Aad {
+fn aad(organization: OrganizationId, secret: &CredentialSecret) -> Aad {
     Aad {
-        organization: secret.organization_id.to_string(),
+        organization: organization.to_string(),
         record: secret.credential_id.to_string(),
         field: "secret",
         secret_version: secret.secret_version,
@@ -286,36 +285,41 @@ fn aad(secret: &CredentialSecret) -> Aad {
 }
 
 /// Seals the secret as the credential's newest version.
-fn next_secret(cx: Cx<'_>, credential: &mut Credential, text: &SecretText, now: Timestamp) -> Result<CredentialSecret> {
+fn next_secret(
+    cx: Cx<'_>,
+    organization: OrganizationId,
+    credential: &mut Credential,
+    text: &SecretText,
+) -> Result<CredentialSecret> {
     let mut secret = CredentialSecret {
         credential_id: credential.id,
         secret_version: credential.secret_version + 1,
-        organization_id: credential.organization_id,
         sealed: Vec::new(),
         key_version: String::new(),
         created_by: cx.actor.signed_in().map(|user| user.user),
-        created_at: now,
+        created_at: cx.services.clock.now(),
     };
-    seal(cx, &mut secret, text)?;
+    seal(cx, organization, &mut secret, text)?;
     credential.secret_version = secret.secret_version;
     credential.key_version.clone_from(&secret.key_version);
     Ok(secret)
 }
 
-fn seal(cx: Cx<'_>, secret: &mut CredentialSecret, text: &SecretText) -> Result<()> {
-    let sealed = cx.services.keys.seal(&cx.services.random, &aad(secret), text).map_err(Error::internal)?;
+fn seal(cx: Cx<'_>, organization: OrganizationId, secret: &mut CredentialSecret, text: &SecretText) -> Result<()> {
+    let aad = aad(organization, secret);
+    let sealed = cx.services.keys.seal(&cx.services.random, &aad, text).map_err(Error::internal)?;
     secret.sealed = sealed.bytes;
     secret.key_version = sealed.key_version;
     Ok(())
 }
 
-fn open(cx: Cx<'_>, secret: &CredentialSecret) -> Result<SecretText, OpenError> {
+fn open(cx: Cx<'_>, organization: OrganizationId, secret: &CredentialSecret) -> Result<SecretText, OpenError> {
     let sealed = Sealed { key_version: secret.key_version.clone(), bytes: secret.sealed.clone() };
-    cx.services.keys.open(&aad(secret), &sealed)
+    cx.services.keys.open(&aad(organization, secret), &sealed)
 }
 
 /// Seals a secret with the newest key of the ring.
-pub(super) fn reseal(cx: Cx<'_>, secret: &mut CredentialSecret) -> Result<()> {
-    let text = open(cx, secret).map_err(Error::internal)?;
-    seal(cx, secret, &text)
+pub(super) fn reseal(cx: Cx<'_>, organization: OrganizationId, secret: &mut CredentialSecret) -> Result<()> {
+    let text = open(cx, organization, secret).map_err(Error::internal)?;
+    seal(cx, organization, secret, &text)
 }

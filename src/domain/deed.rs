@@ -63,10 +63,10 @@ async fn commit(cx: Cx<'_>, tx: Tx, entry: Entry) -> Result<()> {
     let committed = tx.commit(&entry).await;
     // First: who hears of it is looked at as they are now. Though the answer was an error: it may be the answer that was lost.
     if changes_access {
-        cx.services.authenticator.forget();
+        cx.services.authenticator.forget_of(entry.organization_id);
     }
     if entry.resource_type == ResourceType::ClaudeAccount {
-        cx.services.relay_accounts.forget();
+        cx.services.relay_accounts.forget_of(entry.organization_id);
     }
     let sequence = match committed {
         Ok(sequence) => sequence,
@@ -75,7 +75,7 @@ async fn commit(cx: Cx<'_>, tx: Tx, entry: Entry) -> Result<()> {
                 bus::tell(cx.services, News::Missed).await;
             }
             return Err(match error {
-                error @ store::Error::Unavailable(_) => Error::unavailable(error),
+                error @ (store::Error::Deadlock(_) | store::Error::Unavailable(_)) => Error::unavailable(error),
                 error => Error::internal(error),
             });
         }

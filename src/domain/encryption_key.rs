@@ -10,7 +10,7 @@ use crate::audit::Entry;
 use crate::crypto::KeyRing;
 use crate::model::{AuditAction, ResourceType, Timestamp};
 use crate::store::encryption_key::{self as encryption_keys, EncryptionKey};
-use crate::store::{self, Tx};
+use crate::store::{self, Db, Tx};
 
 /// Holds the ring against the keys that were used so far, and notes those that are new.
 ///
@@ -37,6 +37,15 @@ pub async fn check(cx: Cx<'_>) -> Result<()> {
         }
         noted => noted,
     }
+}
+
+/// Whether all keys of the ring were used with this database already.
+///
+/// # Errors
+/// Where a key is another than the one that was used under its version.
+pub async fn is_known(db: &Db, ring: &KeyRing, now: Timestamp) -> Result<bool> {
+    let known = encryption_keys::all(&mut db.read().await?).await?;
+    Ok(unknown(ring, &known, now)?.is_empty())
 }
 
 /// Notes the keys that a new database begins with.

@@ -171,6 +171,13 @@ impl Error {
         self.retry_after.map(whole_seconds)
     }
 
+    /// Whether the database has ended the transaction because another and it waited for each other.
+    #[must_use]
+    pub fn is_deadlock(&self) -> bool {
+        let cause = self.cause.as_deref().and_then(|cause| cause.downcast_ref::<store::Error>());
+        matches!(cause, Some(store::Error::Deadlock(_)))
+    }
+
     /// Which fields are wrong.
     #[must_use]
     pub fn fields(&self) -> &[FieldError] {
@@ -227,7 +234,7 @@ impl From<store::Error> for Error {
                 path: vec!["after"],
                 message: "is not a cursor of this list in this order".into(),
             }]),
-            store::Error::Unavailable(_) => Self::unavailable(error),
+            store::Error::Deadlock(_) | store::Error::Unavailable(_) => Self::unavailable(error),
             store::Error::Duplicate | store::Error::NotPermitted | store::Error::Query(_) => Self::internal(error),
         }
     }

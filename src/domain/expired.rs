@@ -10,23 +10,34 @@ use crate::store::expired::{self, Ended};
 /// has expired. A session's time counts from when it would have ended by itself, however it ended: as long as a token of it
 /// could have served, its reuse is told from a token that never was.
 const KEPT: TimeDelta = TimeDelta::days(7);
+/// How long a nonce is kept that was used: no server's clock is so far behind that it would take it again.
+const NONCES_KEPT: TimeDelta = TimeDelta::hours(1);
+/// How long notifications are kept, read or not, and for how long a device is known that was not signed in from.
+const REMEMBERED: TimeDelta = TimeDelta::days(90);
 /// How many rows one transaction removes: others that write wait for it on SQLite.
 const BATCH: i64 = 500;
 
-/// Removes sessions with their refresh tokens, invitations, tokens by mail, and digests of replaced API keys that have ended long
-/// ago. Returns how many rows it were.
+/// Removes sessions with their refresh tokens, invitations, tokens by mail, digests of replaced API keys, and nonces that have ended long
+/// ago, and notifications and devices that are old, as far as the database's clock says so too. Returns how many rows it were.
 ///
 /// # Errors
 /// Where the database fails; what was removed so far stays so.
 pub async fn remove(services: &Services) -> Result<usize> {
-    let before = services.clock.now() + -KEPT;
+    let now = services.cautious_now().await?;
     let mut removed = 0;
-    // A session's tokens come before it.
-    for what in [Ended::RefreshTokens, Ended::Sessions, Ended::Invitations, Ended::MailTokens, Ended::ApiKeyDigests] {
+    for (what, kept) in [
+        (Ended::Sessions, KEPT),
+        (Ended::Invitations, KEPT),
+        (Ended::MailTokens, KEPT),
+        (Ended::ApiKeyDigests, KEPT),
+        (Ended::PasswordNonces, NONCES_KEPT),
+        (Ended::Notifications, REMEMBERED),
+        (Ended::Devices, REMEMBERED),
+    ] {
         loop {
-            let count = expired::remove(&services.db, what, before, BATCH).await?;
+            let count = expired::remove(&services.db, what, now + -kept, BATCH).await?;
             removed += count;
-            if i64::try_from(count).is_ok_and(|count| count < BATCH) {
+            if count == 0 {
                 break;
             }
         }

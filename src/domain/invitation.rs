@@ -44,10 +44,10 @@ pub struct Accept {
 
 /// Invites somebody into the caller's organization, or once more who was invited there and has not accepted: then the new name
 /// and role hold, and the invitation before this one has ended. Returns the link to accept it with, which is told once,
-/// and sent by mail.
+/// and sent by mail. Whether the address belongs to a user of another organization, only the mail says.
 ///
 /// # Errors
-/// Without permission, with wrong input, or where the address is taken.
+/// Without permission, with wrong input, or where the organization has a user with the address.
 pub async fn invite(cx: Cx<'_>, input: Invite) -> Result<(User, SecretText)> {
     let (permit, reading) = (cx.actor.require::<ManageUsers>()?, cx.actor.require::<Read>()?);
     let mut checks = Checks::new();
@@ -65,7 +65,10 @@ pub async fn invite(cx: Cx<'_>, input: Invite) -> Result<(User, SecretText)> {
     let role = input.role;
     audited(cx, async |tx| {
         lock_organization(cx, tx, &permit).await?;
-        let (user, changes) = match users::lock_by_email(tx, &email).await? {
+        // Somebody else's address is theirs: who is invited by it has it for nothing yet, as whoever registers with it.
+        let holder = users::find_by_email(tx.conn().await?, &email).await?.map(|(user, _)| user.organization_id);
+        let is_elsewhere = holder.is_some_and(|organization| organization != permit.organization());
+        let (user, changes) = match users::lock_member_by_email(tx, &permit, &email).await? {
             None => {
                 let user = User {
                     id: cx.services.new_id(),
@@ -80,11 +83,15 @@ pub async fn invite(cx: Cx<'_>, input: Invite) -> Result<(User, SecretText)> {
                     updated_at: now,
                     version: 1,
                 };
-                users::insert(tx, &user).await.map_err(taken)?;
+                if is_elsewhere {
+                    users::insert_unverified(tx, &user).await?;
+                } else {
+                    users::insert(tx, &user).await.map_err(taken)?;
+                }
                 let changes = Changes::created(&user);
                 (user, changes)
             }
-            Some(before) if before.organization_id == permit.organization() && before.status == UserStatus::Invited => {
+            Some(before) if before.status == UserStatus::Invited => {
                 let mut user = User { full_name, role, ..before.clone() };
                 let changes = Changes::between(&before, &user);
                 if !changes.is_empty() {
@@ -99,7 +106,11 @@ pub async fn invite(cx: Cx<'_>, input: Invite) -> Result<(User, SecretText)> {
         invitations::replace(tx, &new_invitation(cx, user.id, &token, now)).await?;
         let organization = organizations::find(tx.conn().await?, &reading).await?;
         let name = organization.as_ref().map_or("", |organization| organization.name.as_str());
-        let letter = templates::invitation(&user.email, name, &url);
+        let letter = if is_elsewhere {
+            templates::invitation_beside_an_account(&user.email, name, &url)
+        } else {
+            templates::invitation(&user.email, name, &url)
+        };
         outbox::queue(cx, tx, user.organization_id, &letter, outbox::THREE_DAYS).await?;
         let entry = Entry::new(AuditAction::Invite, ResourceType::User).on(&user.id).with(changes);
         Ok(((user, url), entry))

@@ -5,18 +5,18 @@
 
 use serde_json::json;
 
-use super::context::{Cx, Services};
+use super::context::Cx;
 use super::deed::audited;
 use super::error::{Code, Error, Result};
-use super::{audit_retention, claude_account, credential, outbox};
+use super::{audit_retention, claude_account, credential, outbox, password_key};
 use crate::audit::Entry;
 use crate::crypto::KeyRing;
 use crate::identity::Actor;
 use crate::model::{
-    AuditAction, ClaudeAccountId, CredentialId, MailId, ManageClaudeAccounts, ResourceType, RotateKeys,
+    AuditAction, ClaudeAccountId, CredentialId, MailId, ManageClaudeAccounts, ResourceType, RotateKeys, Timestamp,
 };
 use crate::store::audit_chain::{self, AuditSeal};
-use crate::store::{self, claude_account as accounts, keys, outbox as waiting_mails};
+use crate::store::{self, Db, claude_account as accounts, keys, outbox as waiting_mails};
 
 /// A key that records need, and that the ring lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,11 +31,11 @@ pub struct MissingKey {
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn missing(services: &Services) -> store::Result<Vec<MissingKey>> {
-    let mut found = in_use(services, |ring, version| !ring.has(version)).await?;
-    let api_keys = keys::api_key_versions(&mut services.db.scan().await?, services.clock.now()).await?;
+pub async fn missing(db: &Db, ring: &KeyRing, now: Timestamp) -> store::Result<Vec<MissingKey>> {
+    let mut found = in_use(db, |version| !ring.has(version)).await?;
+    let api_keys = keys::api_key_versions(&mut db.scan().await?, now).await?;
     for (version, records) in api_keys {
-        if services.keys.has(&version) {
+        if ring.has(&version) {
             continue;
         }
         match found.iter_mut().find(|key| key.version == version) {
@@ -51,17 +51,16 @@ pub async fn missing(services: &Services) -> store::Result<Vec<MissingKey>> {
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn count_older_api_keys(cx: Cx<'_>) -> Result<i64> {
-    let newest = cx.services.keys.newest_version();
-    Ok(keys::count_api_keys_but_by(&mut cx.services.db.scan().await?, newest, cx.services.clock.now()).await?)
+pub async fn count_older_api_keys(db: &Db, ring: &KeyRing, now: Timestamp) -> store::Result<i64> {
+    keys::count_api_keys_but_by(&mut db.scan().await?, ring.newest_version(), now).await
 }
 
 /// The keys that have sealed records, among those that `is_meant` names.
-async fn in_use(services: &Services, is_meant: impl Fn(&KeyRing, &str) -> bool) -> store::Result<Vec<MissingKey>> {
-    let mut conn = services.db.scan().await?;
+async fn in_use(db: &Db, is_meant: impl Fn(&str) -> bool) -> store::Result<Vec<MissingKey>> {
+    let mut conn = db.scan().await?;
     let mut found = Vec::new();
     for version in keys::versions(&mut conn).await? {
-        if is_meant(&services.keys, &version) {
+        if is_meant(&version) {
             let records = keys::count(&mut conn, &version).await?;
             found.push(MissingKey { version, records });
         }
@@ -73,8 +72,8 @@ async fn in_use(services: &Services, is_meant: impl Fn(&KeyRing, &str) -> bool) 
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn count_older(cx: Cx<'_>) -> Result<i64> {
-    let older = in_use(cx.services, |ring, version| version != ring.newest_version()).await?;
+pub async fn count_older(db: &Db, ring: &KeyRing) -> store::Result<i64> {
+    let older = in_use(db, |version| version != ring.newest_version()).await?;
     Ok(older.iter().map(|key| key.records).sum())
 }
 
@@ -115,7 +114,7 @@ pub async fn rotate(cx: Cx<'_>, most: i64, mut progress: impl FnMut(&Rotated)) -
         for version in &older {
             let mut after = None;
             loop {
-                let batch = secrets(cx, version, after, most).await?;
+                let batch = tried_again(async || secrets(cx, version, after, most).await).await?;
                 after = batch.last;
                 if !note(&mut rotated, batch, &mut progress) {
                     break;
@@ -131,25 +130,28 @@ pub async fn rotate(cx: Cx<'_>, most: i64, mut progress: impl FnMut(&Rotated)) -
             }
             let mut after = None;
             loop {
-                let batch = mails(cx, version, after, most).await?;
+                let batch = tried_again(async || mails(cx, version, after, most).await).await?;
                 after = batch.last;
                 if !note(&mut rotated, batch, &mut progress) {
                     break;
                 }
             }
-            note(&mut rotated, seal(cx, version).await?, &mut progress);
+            note(&mut rotated, tried_again(async || seal(cx, version).await).await?, &mut progress);
         }
     }
+    // Not sealed anew: another takes its place.
+    password_key::rotate(cx.services).await?;
     Ok(rotated)
 }
 
-/// Does what another change may get in the way of. That one is there the next time, and is seen.
+/// Does what another change may get in the way of: it is there the next time, and is seen; or both waited for each other, and it was
+/// let through.
 async fn tried_again<T>(work: impl AsyncFn() -> Result<T>) -> Result<T> {
     /// How often another can come first: each time it has to be a new one.
     const MOST: usize = 5;
     for _ in 1..MOST {
         match work().await {
-            Err(error) if error.code() == Code::Conflict => {}
+            Err(error) if error.code() == Code::Conflict || error.is_deadlock() => {}
             done => return done,
         }
     }
@@ -179,7 +181,7 @@ async fn secrets(
     audited(cx, async |tx| {
         let (mut records, mut failed) = (0, Vec::new());
         for mut secret in keys::lock_secrets(tx, &permit, version, &wanted).await? {
-            match credential::reseal(cx, &mut secret) {
+            match credential::reseal(cx, permit.organization(), &mut secret) {
                 Ok(()) => {
                     keys::update_secret(tx, &permit, &secret).await?;
                     records += 1;
@@ -210,7 +212,7 @@ async fn upstream_keys(
         let (mut records, mut failed) = (0, Vec::new());
         for mut account in keys::lock_accounts(tx, &permit, version, &wanted).await? {
             let name = format!("the API key of the Claude account {}", account.id);
-            if let Err(error) = claude_account::reseal(cx, &mut account) {
+            if let Err(error) = claude_account::reseal(cx, permit.organization(), &mut account) {
                 failed.push(failure(&name, &error));
                 continue;
             }

@@ -177,7 +177,7 @@ async fn attempt(services: &Services, stop: &CancellationToken, mail: WaitingMai
     let Some(mail) = outbox::claim(&services.db, &mail, now + LEASE).await? else { return Ok(()) };
     let tally = &services.outbox.tally;
     let count = |of: &AtomicU64| of.fetch_add(1, Ordering::Relaxed);
-    if mail.give_up_at <= now {
+    if mail.give_up_at <= now && mail.give_up_at <= services.cautious_now().await? {
         count(&tally.given_up);
         tracing::error!(mail = %mail.id, attempts = mail.attempts, "a mail was given up: its time is over");
         return outbox::remove(&services.db, &mail).await;

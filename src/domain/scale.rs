@@ -209,7 +209,7 @@ impl Load<'_> {
     fn add(&mut self, number: u64, id: ClientId) {
         let mut step = 0;
         let mut entry = number * 20;
-        let mut client = new_client(number, id, self.organization, self.owners);
+        let mut client = new_client(number, id, self.owners);
         self.record(
             entry,
             AuditAction::Create,
@@ -274,7 +274,7 @@ impl Load<'_> {
     }
 }
 
-fn new_client(number: u64, id: ClientId, organization_id: OrganizationId, owners: &[UserId]) -> Client {
+fn new_client(number: u64, id: ClientId, owners: &[UserId]) -> Client {
     let mut draw = Draw::new("client", number);
     let (given, family) = draw.one_of(&NAMES);
     let name = format!("{} {}", draw.one_of(given), draw.one_of(family));
@@ -283,7 +283,6 @@ fn new_client(number: u64, id: ClientId, organization_id: OrganizationId, owners
     let at = instant(number, 0);
     Client {
         id,
-        organization_id,
         name,
         company: (draw.below(10) > 0).then_some(company),
         email: format!("client-{number}@example.com").parse().ok(),
@@ -304,7 +303,6 @@ fn new_task(number: u64, client: &Client, at: Timestamp) -> Task {
     let about = client.company.as_deref().unwrap_or(&client.name);
     Task {
         id: id(number, at),
-        organization_id: client.organization_id,
         client_id: client.id,
         title: format!("{} {}", draw.one_of(&TITLE_DEEDS), draw.one_of(&TITLE_THINGS)),
         description: Some(format!("For {about}.")),

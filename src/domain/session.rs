@@ -7,6 +7,7 @@ use super::attempts::{Attempt, Guess};
 use super::context::Cx;
 use super::deed::audited;
 use super::error::{Error, Result};
+use super::{device, notification};
 use crate::audit::Entry;
 use crate::crypto::{Purpose, SecretText};
 use crate::identity::password::{PasswordHash, Verdict};
@@ -109,7 +110,8 @@ async fn try_sign_in(cx: Cx<'_>, email: &str, password: &SecretText) -> Result<O
     if is_replaced { Ok(None) } else { done.map(Some) }
 }
 
-/// Begins a session of a user who is locked already and has just shown who it is.
+/// Begins a session of a user who is locked already and has just shown who it is. One who has signed in before, but not from this device,
+/// is told.
 pub(super) async fn begin(cx: Cx<'_>, tx: &mut Tx, user: &User) -> Result<(SessionId, Tokens)> {
     let now = cx.services.clock.now();
     let refresh = cx.services.random.token();
@@ -125,6 +127,11 @@ pub(super) async fn begin(cx: Cx<'_>, tx: &mut Tx, user: &User) -> Result<(Sessi
         expires_at: now + SESSION_LIFETIME,
         revoked_at: None,
     };
+    let is_known = device::note(cx, tx, user.id).await?;
+    if !is_known && user.last_sign_in_at.is_some() {
+        let notice = notification::of_new_device(cx, user.id, &session.id);
+        notification::notify(cx, tx, user.organization_id, &notice).await?;
+    }
     users::set_last_sign_in(tx, user.id, now).await?;
     sessions::insert(tx, &session, &token_row(cx, &session, &refresh)).await?;
     Ok((session.id, tokens(cx, &session, user, refresh)))

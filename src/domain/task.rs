@@ -134,7 +134,6 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<Task> {
     let status = input.status.unwrap_or(TaskStatus::Todo);
     let task = Task {
         id: cx.services.new_id(),
-        organization_id: permit.organization(),
         client_id,
         title: title.unwrap_or_default(),
         description,

@@ -272,7 +272,7 @@ async fn write_batch(services: &Services, batch: &mut [UsageRecord]) -> store::R
                 // Either they are there, and it was the answer that was lost; or another server has begun with the organization's
                 // records at the same moment.
                 if records::is_there(&mut services.db.read().await?, batch[0].id).await? {
-                    services.usage_commits.publish_missed();
+                    services.bus.told.anything();
                     return Ok(());
                 }
             }

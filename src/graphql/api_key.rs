@@ -14,6 +14,7 @@ use super::error::Result;
 use super::inputs::{filter_id, id_inputs, patch, payloads, searched, target};
 use super::loaders::Loaders;
 use super::quota::Quota;
+use super::rows::One;
 use super::scalars::{BigInt, DateTime, Decimal};
 use super::usage::{self, UsageInterval, UsageReport};
 use super::user::{self, User};
@@ -84,21 +85,21 @@ impl ApiKey {
     }
 
     /// In whose name it acts, though the user be deleted since.
-    async fn owner(&self, ctx: &Context<'_>) -> Result<User> {
-        let owner = Loaders::of(ctx).user_ever(self.0.owner_id).await?;
-        Ok(User(owner.ok_or_else(|| Error::internal("an API key has no owner"))?))
+    async fn owner(&self, ctx: &Context<'_>) -> Result<One<User>> {
+        let owner = user::by_ever(ctx, Some(self.0.owner_id)).await?;
+        Ok(owner.ok_or_else(|| Error::internal("an API key has no owner"))?)
     }
 
     /// For which client it is used.
-    async fn client(&self, ctx: &Context<'_>) -> Result<Option<Client>> {
+    async fn client(&self, ctx: &Context<'_>) -> Result<Option<One<Client>>> {
         match self.0.client_id {
-            Some(id) => Ok(Loaders::of(ctx).client(id).await?.map(Client)),
+            Some(id) => Ok(Loaders::of(ctx).client(id).await?.map(|row| One(Client(row)))),
             None => Ok(None),
         }
     }
 
     /// Who made it, though the user be deleted since; where an API key made it, that one's owner. It lives on without its maker.
-    async fn created_by(&self, ctx: &Context<'_>) -> Result<Option<User>> {
+    async fn created_by(&self, ctx: &Context<'_>) -> Result<Option<One<User>>> {
         user::by_ever(ctx, self.0.created_by).await
     }
 
@@ -451,9 +452,9 @@ impl ApiKeyQuery {
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "The API key's id.")] id: ID,
-    ) -> Result<Option<ApiKey>> {
+    ) -> Result<Option<One<ApiKey>>> {
         let Ok(id) = id.parse() else { return Ok(None) };
-        Ok(Loaders::of(ctx).api_key(id).await?.map(ApiKey))
+        Ok(Loaders::of(ctx).api_key(id).await?.map(|row| One(ApiKey(row))))
     }
 
     /// One's own API keys, with `MANAGE_API_KEYS` those of the organization, newest first unless asked otherwise. `search` finds

@@ -13,6 +13,7 @@ use super::feed::{Delivered, Feed};
 use super::inputs::filter_id;
 use super::loaders::Loaders;
 use super::node::Node;
+use super::rows::One;
 use super::scalars::{BigInt, DateTime, Json};
 use super::user::{self, User};
 use crate::domain::{self, audit_integrity};
@@ -198,14 +199,14 @@ impl AuditLog {
     }
 
     /// Who did it, though the user be deleted since; null: nobody was signed in, or it was the system.
-    async fn user(&self, ctx: &Context<'_>) -> Result<Option<User>> {
+    async fn user(&self, ctx: &Context<'_>) -> Result<Option<One<User>>> {
         user::by_ever(ctx, self.0.user_id).await
     }
 
     /// With which API key of that user's; null: the user had signed in, or there was none.
-    async fn api_key(&self, ctx: &Context<'_>) -> Result<Option<ApiKey>> {
+    async fn api_key(&self, ctx: &Context<'_>) -> Result<Option<One<ApiKey>>> {
         match self.0.api_key_id {
-            Some(id) => Ok(Loaders::of(ctx).api_key(id).await?.map(ApiKey)),
+            Some(id) => Ok(Loaders::of(ctx).api_key(id).await?.map(|row| One(ApiKey(row)))),
             None => Ok(None),
         }
     }
@@ -378,7 +379,7 @@ impl AuditLogSubscription {
         let span = feed.span(ctx.cx(), None).await?;
         match domain::audit_log::next(ctx.cx(), &filter, span).await? {
             Some(row) => {
-                feed.deliver(Delivered { sequence: row.sequence, account: None });
+                feed.deliver(Delivered { sequence: row.sequence, account: None, passed: None });
                 Ok(AuditLog(row.into()))
             }
             None => Err(feed.nothing_until(span)),

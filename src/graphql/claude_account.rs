@@ -11,6 +11,7 @@ use super::declarations::{AuditAction, Declared, Permission, ResourceType, audit
 use super::error::Result;
 use super::feed::{Delivered, Feed};
 use super::inputs::{id_inputs, patch, payloads, searched, target};
+use super::rows::One;
 use super::scalars::{BigInt, DateTime, Json};
 use crate::crypto::SecretText;
 use crate::domain::claude_account::{self as deeds, Create, Update, usage_at};
@@ -372,13 +373,13 @@ impl ClaudeAccountQuery {
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "The account's id.")] id: ID,
-    ) -> Result<Option<ClaudeAccount>> {
+    ) -> Result<Option<One<ClaudeAccount>>> {
         let Ok(id) = id.parse() else { return Ok(None) };
         let caller: Arc<Caller> = ctx.data_unchecked::<Arc<Caller>>().clone();
         let operation = ctx.item.node.name.node.to_string();
         // To its end, even if the caller leaves: what was looked at is written down.
         let view = tokio::spawn(async move { deeds::view(caller.cx(&operation), id).await });
-        Ok(view.await.map_err(Error::internal)??.map(|row| ClaudeAccount(row.into())))
+        Ok(view.await.map_err(Error::internal)??.map(|row| One(ClaudeAccount(row.into()))))
     }
 
     /// The organization's accounts, newest first unless asked otherwise. `search` finds text in the name, the email and the
@@ -552,7 +553,7 @@ impl ClaudeAccountSubscription {
         while let Some((sequence, row)) = deeds::next_change(ctx.cx(), (after, until)).await? {
             after = sequence;
             if feed.is_new(row.id, row.version) {
-                feed.deliver(Delivered { sequence, account: Some((row.id, row.version)) });
+                feed.deliver(Delivered { sequence, account: Some((row.id, row.version)), passed: None });
                 return Ok(ClaudeAccount(row.into()));
             }
         }

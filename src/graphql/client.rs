@@ -12,6 +12,7 @@ use super::declarations::{AuditAction, Declared, Permission, ResourceType, audit
 use super::error::Result;
 use super::inputs::{filter_id, id_inputs, patch, payloads, searched, target};
 use super::loaders::Loaders;
+use super::rows::One;
 use super::scalars::{DateTime, Json};
 use super::task::{self, Task, TaskFilter, TaskOrder};
 use super::user::{self, User};
@@ -76,7 +77,7 @@ impl Client {
     }
 
     /// Who looks after it.
-    async fn owner(&self, ctx: &Context<'_>) -> Result<Option<User>> {
+    async fn owner(&self, ctx: &Context<'_>) -> Result<Option<One<User>>> {
         user::by(ctx, self.0.owner_id).await
     }
 
@@ -291,9 +292,13 @@ pub(super) struct ClientQuery;
 #[Object(guard = "Declared")]
 impl ClientQuery {
     /// A client; null where there is none with this id.
-    async fn client(&self, ctx: &Context<'_>, #[graphql(desc = "The client's id.")] id: ID) -> Result<Option<Client>> {
+    async fn client(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "The client's id.")] id: ID,
+    ) -> Result<Option<One<Client>>> {
         let Ok(id) = id.parse() else { return Ok(None) };
-        Ok(Loaders::of(ctx).client(id).await?.map(Client))
+        Ok(Loaders::of(ctx).client(id).await?.map(|row| One(Client(row))))
     }
 
     /// The organization's clients, newest first unless asked otherwise; archived ones only where the filter asks for them.

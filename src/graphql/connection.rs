@@ -89,23 +89,16 @@ impl<T: Listed> Connection<T> {
         let edges = slice.rows.into_iter().map(edge).collect();
         Self { edges, has_next: slice.has_next, has_previous: slice.has_previous, filter }
     }
-}
 
-/// A page of a list.
-#[Object(name_type)]
-impl<T: Listed> Connection<T> {
-    /// The rows with their cursors.
-    async fn edges(&self) -> Rows<'_, Edge<T>> {
+    pub(super) fn edge_rows(&self) -> Rows<'_, Edge<T>> {
         Rows(self.edges.iter().collect())
     }
 
-    /// The rows.
-    async fn nodes(&self) -> Rows<'_, T> {
+    pub(super) fn node_rows(&self) -> Rows<'_, T> {
         Rows(self.edges.iter().map(|edge| &edge.node).collect())
     }
 
-    /// Whether there is more.
-    async fn page_info(&self) -> PageInfo {
+    pub(super) fn info(&self) -> PageInfo {
         PageInfo {
             has_next_page: self.has_next,
             has_previous_page: self.has_previous,
@@ -114,10 +107,33 @@ impl<T: Listed> Connection<T> {
         }
     }
 
-    /// How many rows the whole list has. Counted only where it is selected.
-    async fn total_count(&self, ctx: &Context<'_>) -> Result<i32> {
+    pub(super) async fn count(&self, ctx: &Context<'_>) -> Result<i32> {
         let count = Box::pin(T::count(ctx, &self.filter)).await?;
         Ok(i32::try_from(count).unwrap_or(i32::MAX))
+    }
+}
+
+/// A page of a list.
+#[Object(name_type)]
+impl<T: Listed> Connection<T> {
+    /// The rows with their cursors.
+    async fn edges(&self) -> Rows<'_, Edge<T>> {
+        self.edge_rows()
+    }
+
+    /// The rows.
+    async fn nodes(&self) -> Rows<'_, T> {
+        self.node_rows()
+    }
+
+    /// Whether there is more.
+    async fn page_info(&self) -> PageInfo {
+        self.info()
+    }
+
+    /// How many rows the whole list has. Counted only where it is selected.
+    async fn total_count(&self, ctx: &Context<'_>) -> Result<i32> {
+        self.count(ctx).await
     }
 }
 

@@ -11,6 +11,7 @@ use super::declarations::{AuditAction, Declared, Permission, ResourceType, audit
 use super::error::Result;
 use super::inputs::{filter_id, id_inputs, patch, payloads, searched, target};
 use super::loaders::Loaders;
+use super::rows::One;
 use super::scalars::DateTime;
 use super::user::{self, User};
 use crate::crypto::SecretText;
@@ -31,9 +32,9 @@ impl Credential {
     }
 
     /// Whose it is.
-    async fn client(&self, ctx: &Context<'_>) -> Result<Client> {
+    async fn client(&self, ctx: &Context<'_>) -> Result<One<Client>> {
         let client = Loaders::of(ctx).client(self.0.client_id).await?;
-        Ok(Client(client.ok_or_else(|| Error::internal("a credential has no client"))?))
+        Ok(One(Client(client.ok_or_else(|| Error::internal("a credential has no client"))?)))
     }
 
     /// What people call it.
@@ -62,12 +63,12 @@ impl Credential {
     }
 
     /// Who made it.
-    async fn created_by(&self, ctx: &Context<'_>) -> Result<Option<User>> {
+    async fn created_by(&self, ctx: &Context<'_>) -> Result<Option<One<User>>> {
         user::by(ctx, self.0.created_by).await
     }
 
     /// Who changed it last.
-    async fn updated_by(&self, ctx: &Context<'_>) -> Result<Option<User>> {
+    async fn updated_by(&self, ctx: &Context<'_>) -> Result<Option<One<User>>> {
         user::by(ctx, self.0.updated_by).await
     }
 
@@ -262,9 +263,9 @@ impl CredentialQuery {
         &self,
         ctx: &Context<'_>,
         #[graphql(desc = "The credential's id.")] id: ID,
-    ) -> Result<Option<Credential>> {
+    ) -> Result<Option<One<Credential>>> {
         let Ok(id) = id.parse() else { return Ok(None) };
-        Ok(Loaders::of(ctx).credential(id).await?.map(Credential))
+        Ok(Loaders::of(ctx).credential(id).await?.map(|row| One(Credential(row))))
     }
 
     /// The organization's credentials, without their secrets, newest first unless asked otherwise. `search` finds text in the

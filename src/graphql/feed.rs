@@ -10,7 +10,7 @@ use async_graphql::Context;
 
 use super::error::Failure;
 use crate::domain::{self, Cx, Error};
-use crate::model::{ClaudeAccountId, ResourceType};
+use crate::model::{ClaudeAccountId, NotificationId, ResourceType};
 
 /// How far a subscription is.
 #[derive(Debug, Default)]
@@ -28,6 +28,8 @@ struct State {
     until: Option<i64>,
     /// The accounts that were sent, each with its version then.
     versions: HashMap<ClaudeAccountId, i32>,
+    /// The last that was sent of several notifications at the place after that.
+    passed: Option<NotificationId>,
     outcome: Outcome,
 }
 
@@ -48,6 +50,8 @@ pub(super) struct Delivered {
     pub(super) sequence: i64,
     /// The account that it sends, with its version.
     pub(super) account: Option<(ClaudeAccountId, i32)>,
+    /// The notification that it sends, where others follow at the place after that: then the place is the one before.
+    pub(super) passed: Option<NotificationId>,
 }
 
 impl Feed {
@@ -84,8 +88,9 @@ impl Feed {
     /// The event that the last execution found is sent.
     pub fn accept(&self) {
         let mut state = self.state();
-        if let Outcome::Event(Delivered { sequence, account }) = state.outcome {
+        if let Outcome::Event(Delivered { sequence, account, passed }) = state.outcome {
             state.read = Some(sequence);
+            state.passed = passed;
             state.versions.extend(account);
         }
     }
@@ -138,6 +143,11 @@ impl Feed {
         self.state().versions.get(&id) != Some(&version)
     }
 
+    /// The last that was sent of several notifications at the place after the one that is read.
+    pub(super) fn passed(&self) -> Option<NotificationId> {
+        self.state().passed
+    }
+
     /// This is the event.
     pub(super) fn deliver(&self, event: Delivered) {
         self.state().outcome = Outcome::Event(event);
@@ -147,6 +157,7 @@ impl Feed {
     pub(super) fn nothing_until(&self, (read, until): (i64, i64)) -> Failure {
         let mut state = self.state();
         state.read = Some(read.max(until));
+        state.passed = None;
         state.until = Some(until);
         state.outcome = Outcome::Nothing;
         Error::internal("there is no event yet").into()
@@ -167,7 +178,7 @@ mod tests {
     fn an_event_that_is_not_sent_is_found_again() {
         let feed = Feed::default();
         let id = ClaudeAccountId::new(Timestamp::from_micros(0).unwrap(), &[1; 10]);
-        let event = Delivered { sequence: 4, account: Some((id, 2)) };
+        let event = Delivered { sequence: 4, account: Some((id, 2)), passed: None };
         feed.nothing_until((3, 3));
         feed.grown(Some(4));
         for _ in 0..2 {

@@ -5,7 +5,8 @@ use async_graphql::{Context, InputObject, Object, SimpleObject};
 use super::context::ContextExt;
 use super::declarations::{AuditAction, Declared, Permission, ResourceType, audits, public, requires};
 use super::error::Result;
-use super::session::{AuthPayload, PasswordInput};
+use super::password_key::{PasswordInput, opened};
+use super::session::AuthPayload;
 use super::user::{Role, User};
 use crate::crypto::SecretText;
 use crate::domain::invitation::{self as deeds, Accept, Invite};
@@ -53,11 +54,8 @@ impl InvitationMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The invitation and what its holder chooses.")] input: AcceptInvitationInput,
     ) -> Result<Option<AuthPayload>> {
-        let input = Accept {
-            token: SecretText::from(input.token),
-            full_name: input.full_name,
-            password: input.password.into(),
-        };
+        let [password] = opened(ctx, [("password", input.password)]).await?;
+        let input = Accept { token: SecretText::from(input.token), full_name: input.full_name, password };
         Ok(Some(deeds::accept(ctx.cx(), input).await?.into()))
     }
 

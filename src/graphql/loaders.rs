@@ -22,16 +22,17 @@ use futures_util::future::{BoxFuture, Shared};
 use super::context::Caller;
 use super::error::{Failure, Result};
 use crate::domain::usage_report::Report;
-use crate::domain::{self, Cx};
+use crate::domain::{self, Code, Cx};
 use crate::model::{
-    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Direction, OrganizationId, Page, PageSlice,
-    SessionId, TaskId, Timestamp, UsageInterval, UsageRecordId, UserId,
+    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Direction, NotificationId, OrganizationId, Page,
+    PageSlice, SessionId, TaskId, Timestamp, UsageInterval, UsageRecordId, UserId,
 };
 use crate::store::api_key::{ApiKey, ApiKeyFilter};
 use crate::store::audit_log::AuditLog;
 use crate::store::claude_account::ClaudeAccount;
 use crate::store::client::Client;
 use crate::store::credential::{Credential, CredentialFilter};
+use crate::store::notification::Notification;
 use crate::store::organization::Organization;
 use crate::store::session::Session;
 use crate::store::task::{Task, TaskFilter, TaskOrder};
@@ -42,6 +43,10 @@ type Found<V> = Result<Option<V>>;
 
 /// The most keys of one statement: fewer than SQLite binds.
 const MAX_BATCH: usize = 10_000;
+
+/// How many more statements a batch may take to find the keys whose rows cannot be read. Each halves what is left of the doubt: a few
+/// bad rows among the most keys are found; where all are bad, the time is not spent on each.
+const MORE_READS: usize = 64;
 
 /// How often the rows that go on are looked at without any that asks, until a batch is read. More than once, since the library
 /// looks at a few of many rows at a time.
@@ -91,6 +96,7 @@ loaders! {
     api_key_client_pages: ApiKeyClientPages,
     api_key_owner_pages: ApiKeyOwnerPages,
     api_key_counts: ApiKeyCounts,
+    notifications: Notifications,
     api_key_usage: ApiKeyUsage,
     usage_records: UsageRecords,
 }
@@ -202,6 +208,11 @@ impl Loaders {
         Ok(found.unwrap_or_else(|| page.slice(Vec::new())))
     }
 
+    /// One of the caller's notifications.
+    pub(super) async fn notification(&self, id: NotificationId) -> Found<Arc<Notification>> {
+        self.notifications.load(id).await
+    }
+
     /// What an API key has used.
     pub(super) async fn api_key_usage(&self, key: UsageOfKey) -> Result<Report> {
         let (from, to) = key.span;
@@ -237,13 +248,24 @@ struct Batch<R> {
 
 impl<R: Read> BatchFn<R::Key, Found<R::Value>> for Batch<R> {
     async fn load(&mut self, keys: &[R::Key]) -> HashMap<R::Key, Found<R::Value>> {
-        match R::read(self.caller.cx("load"), keys).await {
-            Ok(mut found) => keys.iter().map(|key| (key.clone(), Ok(found.remove(key)))).collect(),
-            Err(error) => {
-                let failure = Failure::from(error);
-                keys.iter().map(|key| (key.clone(), Err(failure.clone()))).collect()
+        let mut loaded = HashMap::with_capacity(keys.len());
+        let (mut parts, mut more) = (vec![keys], MORE_READS);
+        while let Some(part) = parts.pop() {
+            match R::read(self.caller.cx("load"), part).await {
+                Ok(mut found) => loaded.extend(part.iter().map(|key| (key.clone(), Ok(found.remove(key))))),
+                // A row that cannot be read takes the whole statement with it. The others are read without it.
+                Err(error) if error.code() == Code::Internal && part.len() > 1 && more > 1 => {
+                    more -= 2;
+                    let (left, right) = part.split_at(part.len() / 2);
+                    parts.extend([right, left]);
+                }
+                Err(error) => {
+                    let failure = Failure::from(error);
+                    loaded.extend(part.iter().map(|key| (key.clone(), Err(failure.clone()))));
+                }
             }
         }
+        loaded
     }
 }
 
@@ -371,6 +393,7 @@ by_id! {
     AuditLogs: AuditLogId => AuditLog by audit_log,
     Credentials: CredentialId => Credential by credential,
     ApiKeys: ApiKeyId => ApiKey by api_key,
+    Notifications: NotificationId => Notification by notification,
     UsageRecords: UsageRecordId => UsageRecord by usage,
 }
 

@@ -11,6 +11,7 @@ use super::credential::Credential;
 use super::declarations::Declared;
 use super::error::Result;
 use super::loaders::Loaders;
+use super::notification::Notification;
 use super::organization::Organization;
 use super::session::Session;
 use super::task::Task;
@@ -18,8 +19,8 @@ use super::usage::UsageRecord;
 use super::user::User;
 use crate::domain;
 use crate::model::{
-    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, OrganizationId, SessionId, TaskId, UsageRecordId,
-    UserId,
+    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, NotificationId, OrganizationId, SessionId, TaskId,
+    UsageRecordId, UserId,
 };
 
 /// The most ids that `nodes` takes.
@@ -47,6 +48,8 @@ pub(super) enum Node {
     ApiKey(ApiKey),
     /// An entry of the audit log.
     AuditLog(AuditLog),
+    /// A notification of one's own.
+    Notification(Notification),
     /// A request of the relay, and what it used.
     UsageRecord(UsageRecord),
 }
@@ -82,6 +85,9 @@ impl Node {
         }
         if let Ok(id) = id.parse::<AuditLogId>() {
             return Ok(Loaders::of(ctx).audit_log(id).await?.map(|row| Self::AuditLog(AuditLog(row))));
+        }
+        if let Ok(id) = id.parse::<NotificationId>() {
+            return Ok(Loaders::of(ctx).notification(id).await?.map(|row| Self::Notification(Notification(row))));
         }
         if let Ok(id) = id.parse::<UsageRecordId>() {
             return Ok(Loaders::of(ctx).usage_record(id).await?.map(|row| Self::UsageRecord(UsageRecord(row))));

@@ -5,7 +5,7 @@ use async_graphql::{Context, InputObject, Object, SimpleObject};
 use super::context::ContextExt;
 use super::declarations::{AuditAction, Declared, ResourceType, audits, public};
 use super::error::Result;
-use super::session::PasswordInput;
+use super::password_key::{PasswordInput, opened};
 use crate::crypto::SecretText;
 use crate::domain::password as deeds;
 
@@ -79,7 +79,8 @@ impl PasswordMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The token and the new password.")] input: ResetPasswordInput,
     ) -> Result<Option<ResetPasswordPayload>> {
-        deeds::reset(ctx.cx(), &SecretText::from(input.token), &input.new_password.into()).await?;
+        let [new_password] = opened(ctx, [("newPassword", input.new_password)]).await?;
+        deeds::reset(ctx.cx(), &SecretText::from(input.token), &new_password).await?;
         Ok(Some(ResetPasswordPayload { reset: true }))
     }
 
@@ -90,7 +91,9 @@ impl PasswordMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The two passwords.")] input: ChangePasswordInput,
     ) -> Result<Option<ChangePasswordPayload>> {
-        deeds::change(ctx.cx(), &input.current_password.into(), &input.new_password.into()).await?;
+        let given = [("currentPassword", input.current_password), ("newPassword", input.new_password)];
+        let [current, new] = opened(ctx, given).await?;
+        deeds::change(ctx.cx(), &current, &new).await?;
         Ok(Some(ChangePasswordPayload { changed: true }))
     }
 }

@@ -6,7 +6,7 @@ use super::context::ContextExt;
 use super::declarations::{AuditAction, Declared, ResourceType, audits};
 use super::error::Result;
 use super::inputs::patch;
-use super::session::PasswordInput;
+use super::password_key::{PasswordInput, opened};
 use super::user::User;
 use crate::domain::profile::{self as deeds, Update};
 
@@ -70,7 +70,8 @@ impl ProfileMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "The password.")] input: DeleteMyAccountInput,
     ) -> Result<Option<DeleteMyAccountPayload>> {
-        let id = deeds::delete(ctx.cx(), &input.password.into()).await?;
+        let [password] = opened(ctx, [("password", input.password)]).await?;
+        let id = deeds::delete(ctx.cx(), &password).await?;
         Ok(Some(DeleteMyAccountPayload { deleted_id: id.to_string().into() }))
     }
 }

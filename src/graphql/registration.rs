@@ -5,7 +5,8 @@ use async_graphql::{Context, InputObject, Object, SimpleObject};
 use super::context::ContextExt;
 use super::declarations::{AuditAction, Declared, ResourceType, audits, public};
 use super::error::Result;
-use super::session::{AuthPayload, PasswordInput};
+use super::password_key::{PasswordInput, opened};
+use super::session::AuthPayload;
 use super::user::User;
 use crate::crypto::SecretText;
 use crate::domain::registration::{self as deeds, Register};
@@ -51,11 +52,12 @@ impl RegistrationMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "Who registers.")] input: RegisterInput,
     ) -> Result<Option<AuthPayload>> {
+        let [password] = opened(ctx, [("password", input.password)]).await?;
         let input = Register {
             organization_name: input.organization_name,
             email: input.email,
             full_name: input.full_name,
-            password: input.password.into(),
+            password,
         };
         Ok(Some(deeds::register(ctx.cx(), input).await?.into()))
     }

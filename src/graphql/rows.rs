@@ -2,7 +2,7 @@
 //!
 //! The library makes a boxed future for every field of every row. Here the fields of a row that have none of their own are
 //! awaited one after the other in one future, and a future is boxed only where it has to wait: few do, and those wait side by
-//! side, so that all rows ask their loaders at once.
+//! side, so that all rows ask their loaders at once. What a row refers to is put together likewise.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -71,6 +71,27 @@ impl<T: ObjectType + Sync> OutputType for Row<'_, T> {
         } else {
             OutputType::resolve(self.0, ctx, field).await
         }
+    }
+}
+
+/// What a row refers to, put together as [`Row`] is.
+pub(super) struct One<T>(pub(super) T);
+
+impl<T: ObjectType + Sync> OutputType for One<T> {
+    fn type_name() -> Cow<'static, str> {
+        T::type_name()
+    }
+
+    fn qualified_type_name() -> String {
+        T::qualified_type_name()
+    }
+
+    fn create_type_info(registry: &mut Registry) -> String {
+        T::create_type_info(registry)
+    }
+
+    async fn resolve(&self, ctx: &ContextSelectionSet<'_>, field: &Positioned<Field>) -> ServerResult<Value> {
+        Row(&self.0).resolve(ctx, field).await
     }
 }
 

@@ -27,8 +27,10 @@ use super::loaders::Loaders;
 use super::middleware::AuditMutations;
 use super::models::ModelQuery;
 use super::node::{Node, NodeQuery};
+use super::notification::{NotificationMutation, NotificationQuery, NotificationSubscription};
 use super::organization::{OrganizationMutation, OrganizationQuery};
 use super::password::PasswordMutation;
+use super::password_key::PasswordKeyQuery;
 use super::profile::ProfileMutation;
 use super::registration::RegistrationMutation;
 use super::response::complete;
@@ -45,6 +47,7 @@ use super::viewer::ViewerQuery;
 #[graphql(name = "Query")]
 struct Query(
     ViewerQuery,
+    PasswordKeyQuery,
     NodeQuery,
     OrganizationQuery,
     UserQuery,
@@ -54,6 +57,7 @@ struct Query(
     CredentialQuery,
     ApiKeyQuery,
     AuditLogQuery,
+    NotificationQuery,
     UsageQuery,
     BillingQuery,
     ModelQuery,
@@ -76,12 +80,13 @@ struct Mutation(
     TaskMutation,
     CredentialMutation,
     ApiKeyMutation,
+    NotificationMutation,
 );
 
 /// What can be heard of. Over graphql-transport-ws, or server-sent events where `Accept` has `text/event-stream`.
 #[derive(MergedObject, Default)]
 #[graphql(name = "Subscription")]
-struct Subscription(AuditLogSubscription, ClaudeAccountSubscription, UsageSubscription);
+struct Subscription(AuditLogSubscription, ClaudeAccountSubscription, NotificationSubscription, UsageSubscription);
 
 /// The root of subscriptions, for validation and the schema's text. Their events are executed one by one, as queries of
 /// [`Subscription`]: the library's streams would keep the caller and the loaders that they began with.

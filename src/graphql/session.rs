@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use async_graphql::{Context, ID, InputObject, Object, OneofObject, SimpleObject};
+use async_graphql::{Context, ID, InputObject, Object, SimpleObject};
 
 use super::context::ContextExt;
 use super::declarations::{AuditAction, Declared, ResourceType, audits, public};
 use super::error::Result;
 use super::inputs::target;
+use super::password_key::{PasswordInput, opened};
 use super::scalars::DateTime;
 use super::viewer::NewViewer;
 use crate::crypto::SecretText;
@@ -87,21 +88,6 @@ impl From<Tokens> for AuthPayload {
     }
 }
 
-/// A password.
-#[derive(OneofObject)]
-pub(super) enum PasswordInput {
-    /// As it is: TLS protects it on the way.
-    Plain(String),
-}
-
-impl From<PasswordInput> for SecretText {
-    fn from(password: PasswordInput) -> Self {
-        match password {
-            PasswordInput::Plain(text) => Self::from(text),
-        }
-    }
-}
-
 /// What to sign in with.
 #[derive(InputObject)]
 pub(super) struct SignInInput {
@@ -161,7 +147,8 @@ impl SessionMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "Who signs in.")] input: SignInInput,
     ) -> Result<Option<AuthPayload>> {
-        let tokens = deeds::sign_in(ctx.cx(), &input.email, &input.password.into()).await?;
+        let [password] = opened(ctx, [("password", input.password)]).await?;
+        let tokens = deeds::sign_in(ctx.cx(), &input.email, &password).await?;
         Ok(Some(tokens.into()))
     }
 

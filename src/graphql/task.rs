@@ -11,6 +11,7 @@ use super::declarations::{AuditAction, Declared, Permission, ResourceType, audit
 use super::error::Result;
 use super::inputs::{filter_id, id_inputs, patch, payloads, searched, target};
 use super::loaders::{Loaders, TaskPage};
+use super::rows::One;
 use super::scalars::DateTime;
 use super::user::{self, User};
 use crate::domain::task::{self as deeds, Create, Update};
@@ -60,9 +61,9 @@ impl Task {
     }
 
     /// For whom it is done.
-    async fn client(&self, ctx: &Context<'_>) -> Result<Client> {
+    async fn client(&self, ctx: &Context<'_>) -> Result<One<Client>> {
         let client = Loaders::of(ctx).client(self.0.client_id).await?;
-        Ok(Client(client.ok_or_else(|| Error::internal("a task has no client"))?))
+        Ok(One(Client(client.ok_or_else(|| Error::internal("a task has no client"))?)))
     }
 
     /// What is to be done, in a line.
@@ -86,7 +87,7 @@ impl Task {
     }
 
     /// Who does it.
-    async fn assignee(&self, ctx: &Context<'_>) -> Result<Option<User>> {
+    async fn assignee(&self, ctx: &Context<'_>) -> Result<Option<One<User>>> {
         user::by(ctx, self.0.assignee_id).await
     }
 
@@ -101,7 +102,7 @@ impl Task {
     }
 
     /// Who made it.
-    async fn created_by(&self, ctx: &Context<'_>) -> Result<Option<User>> {
+    async fn created_by(&self, ctx: &Context<'_>) -> Result<Option<One<User>>> {
         user::by(ctx, self.0.created_by).await
     }
 
@@ -293,9 +294,9 @@ pub(super) struct TaskQuery;
 #[Object(guard = "Declared")]
 impl TaskQuery {
     /// A task; null where there is none with this id.
-    async fn task(&self, ctx: &Context<'_>, #[graphql(desc = "The task's id.")] id: ID) -> Result<Option<Task>> {
+    async fn task(&self, ctx: &Context<'_>, #[graphql(desc = "The task's id.")] id: ID) -> Result<Option<One<Task>>> {
         let Ok(id) = id.parse() else { return Ok(None) };
-        Ok(Loaders::of(ctx).task(id).await?.map(Task))
+        Ok(Loaders::of(ctx).task(id).await?.map(|row| One(Task(row))))
     }
 
     /// The organization's tasks, newest first unless asked otherwise. `search` finds text in the title and the description,

@@ -513,7 +513,7 @@ impl UsageSubscription {
         let span = feed.span_of_usage(ctx.cx()).await?;
         match domain::usage::next(ctx.cx(), &filter, span).await? {
             Some(row) => {
-                feed.deliver(Delivered { sequence: row.sequence, account: None });
+                feed.deliver(Delivered { sequence: row.sequence, account: None, passed: None });
                 Ok(UsageRecord(row.into()))
             }
             None => Err(feed.nothing_until(span)),

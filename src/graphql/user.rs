@@ -11,6 +11,7 @@ use super::declarations::{AuditAction, Declared, Permission, ResourceType, audit
 use super::error::Result;
 use super::inputs::{patch, searched, target};
 use super::loaders::Loaders;
+use super::rows::One;
 use super::scalars::DateTime;
 use crate::domain::user::{self as deeds, Update};
 use crate::model::{self, UserId};
@@ -201,17 +202,17 @@ pub(super) struct DeleteUserPayload {
 }
 
 /// A user that a record refers to.
-pub(super) async fn by(ctx: &Context<'_>, id: Option<UserId>) -> Result<Option<User>> {
+pub(super) async fn by(ctx: &Context<'_>, id: Option<UserId>) -> Result<Option<One<User>>> {
     match id {
-        Some(id) => Ok(Loaders::of(ctx).user(id).await?.map(User)),
+        Some(id) => Ok(Loaders::of(ctx).user(id).await?.map(|row| One(User(row)))),
         None => Ok(None),
     }
 }
 
 /// A user that a record remembers, deleted since or not.
-pub(super) async fn by_ever(ctx: &Context<'_>, id: Option<UserId>) -> Result<Option<User>> {
+pub(super) async fn by_ever(ctx: &Context<'_>, id: Option<UserId>) -> Result<Option<One<User>>> {
     match id {
-        Some(id) => Ok(Loaders::of(ctx).user_ever(id).await?.map(User)),
+        Some(id) => Ok(Loaders::of(ctx).user_ever(id).await?.map(|row| One(User(row)))),
         None => Ok(None),
     }
 }
@@ -222,9 +223,9 @@ pub(super) struct UserQuery;
 #[Object(guard = "Declared")]
 impl UserQuery {
     /// A user of the organization; null where there is none with this id.
-    async fn user(&self, ctx: &Context<'_>, #[graphql(desc = "The user's id.")] id: ID) -> Result<Option<User>> {
+    async fn user(&self, ctx: &Context<'_>, #[graphql(desc = "The user's id.")] id: ID) -> Result<Option<One<User>>> {
         let Ok(id) = id.parse() else { return Ok(None) };
-        Ok(Loaders::of(ctx).user(id).await?.map(User))
+        Ok(Loaders::of(ctx).user(id).await?.map(|row| One(User(row))))
     }
     /// The organization's users, in the order in which they were made unless asked otherwise. `search` finds text in the name
     /// and the address, whatever the case.

@@ -14,6 +14,7 @@ use super::error::Result;
 use super::loaders::Loaders;
 use super::organization::Organization;
 use super::quota::Quota;
+use super::rows::One;
 use super::session::Session;
 use super::user::{Role, User};
 use crate::domain::{self, Error, Record};
@@ -62,9 +63,9 @@ impl OutputType for NewViewer {
 #[Object]
 impl Viewer {
     /// The user; of an API key, its owner.
-    async fn user(&self, ctx: &Context<'_>) -> Result<User> {
+    async fn user(&self, ctx: &Context<'_>) -> Result<One<User>> {
         let user = domain::user::of_viewer(ctx.cx()).await?;
-        Ok(User(user.ok_or_else(Error::unauthenticated)?.into()))
+        Ok(One(User(user.ok_or_else(Error::unauthenticated)?.into())))
     }
 
     /// The API key that the request is made with; null where somebody has signed in.

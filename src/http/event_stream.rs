@@ -7,10 +7,11 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tracing::Instrument as _;
 
 use super::graphql::{Prepared, Unexecuted, authenticate};
-use super::live::Asker;
+use super::live::{Asker, FAREWELL, concerning};
 use super::media_type::AnswerType;
 use super::metrics::Counted;
 use super::observe::RequestContext;
@@ -56,7 +57,7 @@ pub(super) fn subscribe(
     tokio::spawn(work.in_current_span());
     let keep_alive = server.live.limits.keep_alive;
     let body = futures_util::stream::unfold(receiver, move |mut receiver| async move {
-        match tokio::time::timeout(keep_alive, receiver.recv()).await {
+        match timeout(keep_alive, receiver.recv()).await {
             Ok(Some(bytes)) => Some((Ok::<_, std::convert::Infallible>(bytes), receiver)),
             Ok(None) => None,
             Err(_) => Some((Ok(KEEP_ALIVE), receiver)),
@@ -74,7 +75,7 @@ pub(super) fn subscribe(
 
 async fn stream(server: &Arc<Server>, asker: Asker, prepared: Prepared, events: &mut Events) {
     let request_id = asker.context.request_id.clone();
-    let changes = server.services.authenticator.forgotten();
+    let changes = server.services.authenticator.changes();
     let actor = match authenticate(server, &asker.headers, asker.context.client_address).await {
         Ok(asking) => asking.actor,
         Err(refused) => return events.refuse(errors(refused, &request_id)).await,
@@ -91,7 +92,7 @@ async fn stream(server: &Arc<Server>, asker: Asker, prepared: Prepared, events: 
     }
     let end = tokio::select! {
         end = follow(server, &asker, prepared, events) => end,
-        end = asker.clone().ended(server.clone(), changes) => end,
+        end = asker.clone().ended(server.clone(), concerning(changes, &actor)) => end,
         () = server.stop.cancelled() => End::Told,
         () = sender.closed() => End::Told,
     };
@@ -121,9 +122,13 @@ impl Sink for Events {
         self.send("complete", "").await;
     }
 
+    /// Whoever does not read that it is over is not waited for: the stream would keep its place.
     async fn refuse(&mut self, errors: Box<RawValue>) {
-        if self.send("next", &format!("{{\"errors\":{}}}", errors.get())).await {
-            self.complete().await;
-        }
+        let told = async {
+            if self.send("next", &format!("{{\"errors\":{}}}", errors.get())).await {
+                self.complete().await;
+            }
+        };
+        let _ = timeout(FAREWELL, told).await;
     }
 }

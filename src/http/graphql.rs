@@ -15,8 +15,8 @@ use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
-use tracing::Instrument as _;
 use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 
 use super::coalesced::Reads;
 use super::documents::{Document, Rejected};
@@ -156,7 +156,8 @@ async fn execute(
         let message = format!("{field} takes a secret, which must stand in no address: it can only be sent by POST.");
         return Err(wrong_method(message));
     }
-    let asking = authenticate(server, headers, context.client_address).await?;
+    let deadline = started + server.request_timeout;
+    let asking = authenticate_by(server, headers, context.client_address, deadline).await?;
     asking.note_use(server);
     let limits = rate_limit::take(server, &asking.actor, context.client_address, &prepared).await?;
     if prepared.is_subscription() {
@@ -314,15 +315,7 @@ async fn measured(
     let Prepared { operation, variables, kind, field, started } = prepared;
     let deadline = started + server.request_timeout;
     let request_id = origin.request_id.clone();
-    let trace = tracing::info_span!(
-        target: TRACES,
-        "operation",
-        otel.name = format!("{kind} {field}"),
-        graphql.operation.type = %kind,
-        // A socket has many operations within one request.
-        claviger.request_id = request_id,
-        claviger.outcome = Empty,
-    );
+    let trace = operation_span(kind, &field, &request_id);
     let read = Read::of(&server, &operation, &variables, &actor);
     let is_read = read.is_some();
     let work = {
@@ -349,6 +342,19 @@ async fn measured(
     server.metrics.graphql_request(&field, outcome);
     server.metrics.graphql_duration(&field, started.elapsed());
     executed
+}
+
+/// The span of an execution, for traces; `claviger.outcome` is recorded at its end.
+pub(super) fn operation_span(kind: OperationType, field: &str, request_id: &str) -> Span {
+    tracing::info_span!(
+        target: TRACES,
+        "operation",
+        otel.name = format!("{kind} {field}"),
+        graphql.operation.type = %kind,
+        // A socket has many operations within one request.
+        claviger.request_id = request_id,
+        claviger.outcome = Empty,
+    )
 }
 
 pub(super) fn caller(server: &Server, actor: Actor, origin: Origin, deadline: Instant) -> Arc<Caller> {
@@ -421,8 +427,37 @@ impl Asking {
     }
 }
 
-/// Looks at who asks.
+/// Looks at who asks, for no longer than a request may take.
 pub(super) async fn authenticate(server: &Server, headers: &HeaderMap, address: IpAddr) -> Result<Asking, Unexecuted> {
+    authenticate_by(server, headers, address, Instant::now() + server.request_timeout).await
+}
+
+async fn authenticate_by(
+    server: &Server,
+    headers: &HeaderMap,
+    address: IpAddr,
+    deadline: Instant,
+) -> Result<Asking, Unexecuted> {
+    match tokio::time::timeout_at(deadline, find_asking(server, headers, address)).await {
+        Ok(found) => found,
+        Err(late) => Err(not_looked_up(&late)),
+    }
+}
+
+/// The database could not be asked, or not in time.
+fn not_looked_up(error: &(dyn std::error::Error + 'static)) -> Unexecuted {
+    tracing::warn!(error, "a token could not be looked up");
+    let message = "The server cannot do this at the moment. Try again later.";
+    Unexecuted::new(StatusCode::SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", message)
+}
+
+async fn find_asking(server: &Server, headers: &HeaderMap, address: IpAddr) -> Result<Asking, Unexecuted> {
+    // Which of two would hold? A proxy may have judged by the other.
+    for name in [header::AUTHORIZATION, API_KEY] {
+        if headers.get_all(&name).iter().nth(1).is_some() {
+            return Err(Unexecuted::bad_request(format!("There are two headers {name}: send one.")));
+        }
+    }
     // By another scheme than Bearer it is none of ours: that is between the caller and a proxy. Without any it opens nothing.
     let bearer = headers
         .get(header::AUTHORIZATION)
@@ -451,11 +486,7 @@ pub(super) async fn authenticate(server: &Server, headers: &HeaderMap, address: 
     match found {
         Ok((actor, api_key)) => Ok(Asking { actor, is_refused: false, api_key }),
         Err(Refused::Invalid) => Ok(Asking::nobody(true)),
-        Err(Refused::Store(error)) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a token could not be looked up");
-            let message = "The server cannot do this at the moment. Try again later.";
-            Err(Unexecuted::new(StatusCode::SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", message))
-        }
+        Err(Refused::Store(error)) => Err(not_looked_up(&error)),
     }
 }
 

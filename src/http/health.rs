@@ -25,18 +25,28 @@ pub(super) async fn alive() -> Response {
     answer(StatusCode::OK, json!({ "status": "alive" }))
 }
 
-/// `/health` and `/health/ready`: the database answers too.
-pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
-    /// Less than probes commonly wait.
+/// Whether the database answers, in less time than probes commonly wait.
+async fn ask_database(server: &Server) -> store::Result<()> {
     const PATIENCE: Duration = Duration::from_secs(2);
     let asked = tokio::time::timeout(PATIENCE, server.services.db.ping()).await;
-    match asked.unwrap_or_else(|late| Err(store::Error::Unavailable(late.into()))) {
-        Ok(()) => answer(StatusCode::OK, json!({ "status": "ready" })),
+    asked.unwrap_or_else(|late| Err(store::Error::Unavailable(late.into())))
+}
+
+/// `/health` and `/health/ready`: the database answers too. Says which parts do not; without Redis a server is ready.
+pub(super) async fn ready(State(server): State<Arc<Server>>) -> Response {
+    let mut unavailable = Vec::new();
+    let (status, word) = match ask_database(&server).await {
+        Ok(()) => (StatusCode::OK, "ready"),
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "not ready");
-            answer(StatusCode::SERVICE_UNAVAILABLE, json!({ "status": "unavailable" }))
+            unavailable.push("database");
+            (StatusCode::SERVICE_UNAVAILABLE, "unavailable")
         }
+    };
+    if server.services.redis.as_ref().is_some_and(|redis| !redis.is_there()) {
+        unavailable.push("redis");
     }
+    answer(status, json!({ "status": word, "unavailable": unavailable }))
 }
 
 /// `/health/detailed`: for who may see the system.
@@ -45,8 +55,9 @@ pub(super) async fn detailed(
     Extension(context): Extension<RequestContext>,
     headers: HeaderMap,
 ) -> Response {
-    let Ok(asking) = authenticate(&server, &headers, context.client_address).await else {
-        return answer(StatusCode::SERVICE_UNAVAILABLE, json!({ "error": "SERVICE_UNAVAILABLE" }));
+    let asking = match authenticate(&server, &headers, context.client_address).await {
+        Ok(asking) => asking,
+        Err(refused) => return answer(refused.status, json!({ "error": refused.code })),
     };
     asking.note_use(&server);
     match asking.actor.access() {
@@ -59,7 +70,7 @@ pub(super) async fn detailed(
             answer(StatusCode::FORBIDDEN, json!({ "error": "FORBIDDEN" }))
         }
         Some(_) => {
-            let database = server.services.db.ping().await;
+            let database = ask_database(&server).await;
             let pool = server.services.db.pool_state();
             let body = json!({
                 "status": if database.is_ok() { "ready" } else { "unavailable" },

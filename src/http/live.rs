@@ -5,18 +5,24 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::http::HeaderMap;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use axum::http::{HeaderMap, StatusCode};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::graphql::{Asking, Unexecuted, authenticate};
 use super::observe::RequestContext;
 use super::router::Server;
 use super::subscription::End;
-use crate::identity::Actor;
+use crate::identity::{Actor, Changes};
 use crate::model::{Timestamp, UserId};
 
 /// How many callers may be looked at again at once: requests are to find a connection to the database beside them.
 const LOOKS: usize = 4;
+/// How long a look may take: where the database hangs, all others wait for their turn.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// How long the caller may take to read the last messages, and to answer that a socket is closed: nobody keeps a place by not reading.
+pub(super) const FAREWELL: Duration = Duration::from_secs(2);
 
 /// The limits of sockets and streams.
 #[derive(Debug, Clone, Copy)]
@@ -164,7 +170,11 @@ impl Asker {
     pub(super) async fn look(&self, server: &Server) -> Result<Asking, Unexecuted> {
         // Nobody closes it.
         let _turn = server.live.looks.acquire().await;
-        authenticate(server, &self.headers, self.context.client_address).await
+        let looked = authenticate(server, &self.headers, self.context.client_address);
+        timeout(LOOK, looked).await.unwrap_or_else(|_| {
+            let message = "The server cannot do this at the moment. Try again later.";
+            Err(Unexecuted::new(StatusCode::SERVICE_UNAVAILABLE, "SERVICE_UNAVAILABLE", message))
+        })
     }
 
     /// When the access token that it was opened with expires, if there is one that is good.
@@ -173,12 +183,12 @@ impl Asker {
         bearer(&self.headers).and_then(|token| server.services.authenticator.tokens().expires_at(token, now).ok())
     }
 
-    /// Waits until what it was opened with opens nothing any more, and says why: at once after any change of a session or a
-    /// user on this server, when an access token expires, and within a ping where another server made the change. Never,
-    /// where it was opened as nobody.
+    /// Waits until what it was opened with opens nothing any more, and says why: at once after a change of a session, an API key or
+    /// a user on this server or one that is heard, when an access token expires, and within a ping where another server that is not
+    /// heard made the change. Never, where it was opened as nobody.
     ///
     /// `changes` is from before the caller was looked at first, so that no change falls between.
-    pub(super) async fn ended(self, server: Arc<Server>, mut changes: watch::Receiver<()>) -> End {
+    pub(super) async fn ended(self, server: Arc<Server>, mut changes: Changes) -> End {
         let clock = &server.services.clock;
         let expires_at = self.expires_at(&server);
         let left = expires_at.map(|at| (at - clock.now()).to_std().unwrap_or_default());
@@ -191,8 +201,7 @@ impl Asker {
         loop {
             tokio::select! {
                 () = &mut expired => return End::Expired,
-                // The authenticator lives as long as the server.
-                _ = changes.changed() => {}
+                () = changes.next() => {}
                 () = tokio::time::sleep(server.live.limits.ping) => {}
             }
             // Where the database cannot be asked, nothing is sent either.
@@ -200,6 +209,14 @@ impl Asker {
                 return End::of(expires_at, clock.now());
             }
         }
+    }
+}
+
+/// Of the changes those that may concern the caller, who was looked at.
+pub(super) fn concerning(changes: Changes, actor: &Actor) -> Changes {
+    match actor.access() {
+        Some(access) => changes.of(access.organization()),
+        None => changes,
     }
 }
 

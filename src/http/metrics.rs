@@ -17,11 +17,9 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::router::Server;
-use crate::domain::outbox::Tally;
-use crate::domain::usage::Tally as UsageTally;
+use crate::domain::Services;
 use crate::events::Measures;
 use crate::jobs::Runs;
-use crate::store::PoolState;
 
 /// What is measured. Labels are names of the schema, of routes and of codes: nothing that a caller can invent.
 pub struct Metrics {
@@ -30,6 +28,7 @@ pub struct Metrics {
     graphql_duration: Family<Field, Histogram, fn() -> Histogram>,
     http_requests: Family<HttpRequest, Counter>,
     statements: Counter,
+    password_hashes: Counter,
     pool_open: Gauge,
     pool_idle: Gauge,
     redis_up: Gauge,
@@ -76,7 +75,7 @@ impl Metrics {
         let graphql_duration: Family<Field, Histogram, fn() -> Histogram> =
             Family::new_with_constructor(|| Histogram::new(BUCKETS));
         let http_requests = Family::default();
-        let statements = Counter::default();
+        let (statements, password_hashes) = (Counter::default(), Counter::default());
         let (pool_open, pool_idle) = (Gauge::default(), Gauge::default());
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("database", database)]);
         registry.register("build", "What runs", build);
@@ -95,6 +94,11 @@ impl Metrics {
         registry.register("database_statements", "Statements sent to the database", statements.clone());
         registry.register("database_connections_open", "Open database connections", pool_open.clone());
         registry.register("database_connections_idle", "Database connections that nobody uses", pool_idle.clone());
+        registry.register(
+            "password_hashes",
+            "Password hashes that were computed, of known and unknown addresses alike",
+            password_hashes.clone(),
+        );
         let redis_up = Gauge::default();
         if has_redis {
             registry.register("redis_up", "Whether Redis is there: 1, or 0 while it is away", redis_up.clone());
@@ -144,6 +148,7 @@ impl Metrics {
             graphql_duration,
             http_requests,
             statements,
+            password_hashes,
             pool_open,
             pool_idle,
             redis_up,
@@ -170,13 +175,9 @@ impl Metrics {
         self.http_requests.get_or_create(&HttpRequest { route: route.to_owned(), status }).inc();
     }
 
-    fn text(
-        &self,
-        pool: PoolState,
-        statements: u64,
-        (mails, usage): (&Tally, &UsageTally),
-        is_redis_there: bool,
-    ) -> String {
+    fn text(&self, services: &Services) -> String {
+        let is_redis_there = services.redis.as_ref().is_some_and(|redis| redis.is_there());
+        let (pool, mails, usage) = (services.db.pool_state(), services.outbox.tally(), services.usage.tally());
         self.redis_up.set(is_redis_there.into());
         let outcomes = [
             ("sent", &mails.sent),
@@ -194,7 +195,8 @@ impl Metrics {
             counter.inner().store(count.load(Ordering::Relaxed), Ordering::Relaxed);
         }
         self.usage_waiting.set(i64::try_from(usage.waiting.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
-        self.statements.inner().store(statements, Ordering::Relaxed);
+        self.statements.inner().store(services.db.statements(), Ordering::Relaxed);
+        self.password_hashes.inner().store(services.passwords.computed(), Ordering::Relaxed);
         self.pool_open.set(pool.open.into());
         self.pool_idle.set(pool.idle.into());
         let mut text = String::new();
@@ -221,9 +223,6 @@ impl Drop for Counted {
 
 /// `/metrics`.
 pub(super) async fn handle(State(server): State<Arc<Server>>) -> impl IntoResponse {
-    let services = &server.services;
-    let is_redis_there = services.redis.as_ref().is_some_and(|redis| redis.is_there());
-    let (pool, statements) = (services.db.pool_state(), services.db.statements());
-    let text = server.metrics.text(pool, statements, (services.outbox.tally(), services.usage.tally()), is_redis_there);
+    let text = server.metrics.text(&server.services);
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
 }

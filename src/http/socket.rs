@@ -13,16 +13,16 @@ use axum::body::Bytes;
 use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::{Sink, SinkExt as _, StreamExt as _};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::graphql::{Unexecuted, authenticate};
-use super::live::{Asker, Held};
+use super::live::{Asker, FAREWELL, Held, concerning};
 use super::metrics::Counted;
 use super::observe::RequestContext;
 use super::operations::{Operations, Outgoing, Queued, perform};
@@ -30,11 +30,10 @@ use super::panics::caught;
 use super::request::GraphqlRequest;
 use super::router::{API_KEY, Server};
 use super::subscription::{End, Sink as _, errors};
+use crate::identity::Changes;
 
 /// The longest id that an operation may have, in bytes.
 const MAX_ID: usize = 256;
-/// How long the caller may take to read the last messages, and to answer that the socket is closed.
-const FAREWELL: Duration = Duration::from_secs(2);
 /// How many pings may stay unanswered: what was sent before is read before the ping is.
 const UNANSWERED: u32 = 3;
 
@@ -97,8 +96,15 @@ pub(super) async fn serve(server: Arc<Server>, socket: WebSocket, asker: Asker, 
     let (queue, outgoing) = mpsc::channel(limits.queue);
     let (close, frame) = oneshot::channel();
     let (closing, pings) = (CancellationToken::new(), Arc::<AtomicU32>::default());
-    let writer =
-        Writer { sink, queue: outgoing, closing: closing.clone(), frame, pings: pings.clone(), patience: limits.write };
+    let writer = Writer {
+        sink,
+        queue: outgoing,
+        closing: closing.clone(),
+        frame,
+        pings: pings.clone(),
+        patience: limits.write,
+        farewell: FAREWELL,
+    };
     let mut writer = tokio::spawn(writer.run());
     let operations = Operations::new(limits.operations);
     let pulse = Pulse { sent: pings, asked: 0, unanswered: 0 };
@@ -116,8 +122,8 @@ pub(super) async fn serve(server: Arc<Server>, socket: WebSocket, asker: Asker, 
 }
 
 /// Sends what is in the queue, and at last why the socket is closed.
-struct Writer {
-    sink: SplitSink<WebSocket, Message>,
+struct Writer<S = SplitSink<WebSocket, Message>> {
+    sink: S,
     queue: mpsc::Receiver<Queued>,
     /// Done once nothing more is to be sent but what is owed.
     closing: CancellationToken,
@@ -126,23 +132,31 @@ struct Writer {
     /// Counts the pings that were sent.
     pings: Arc<AtomicU32>,
     patience: Duration,
+    /// For how long all that is owed while the socket is closing may wait for the caller to read it; that a mutation takes its time
+    /// does not count.
+    farewell: Duration,
 }
 
-impl Writer {
+impl<S: Sink<Message> + Unpin> Writer<S> {
     async fn run(mut self) {
         while let Some(Queued { message, is_owed }) = self.queue.recv().await {
             if !is_owed && self.closing.is_cancelled() {
                 continue;
             }
             let is_ping = matches!(message, Message::Ping(_));
+            let mut hurried_since = None;
             let hurried = async {
                 self.closing.cancelled().await;
-                sleep(FAREWELL).await;
+                hurried_since = Some(Instant::now());
+                sleep(self.farewell).await;
             };
             tokio::select! {
                 biased;
                 sent = timeout(self.patience, self.sink.send(message)) => if !matches!(sent, Ok(Ok(()))) { return },
                 () = hurried => return,
+            }
+            if let Some(since) = hurried_since {
+                self.farewell = self.farewell.saturating_sub(since.elapsed());
             }
             self.pings.fetch_add(is_ping.into(), Ordering::Relaxed);
         }
@@ -212,7 +226,8 @@ impl Session {
             biased;
             () = self.operations.settle() => {}
             () = queue.closed() => {}
-            () = gone(incoming) => {}
+            // After a message that was too large nothing can be read any more, but the caller is there as before.
+            () = gone(incoming), if !matches!(closed, Closed::TooLarge) => {}
         }
         closed
     }
@@ -233,7 +248,7 @@ impl Session {
     }
 
     /// Reads until the connection is initialised. Returns the changes of access from then on.
-    async fn begin(&mut self, incoming: &mut SplitStream<WebSocket>) -> Result<watch::Receiver<()>, Closed> {
+    async fn begin(&mut self, incoming: &mut SplitStream<WebSocket>) -> Result<Changes, Closed> {
         loop {
             match read(incoming.next().await)? {
                 Some(Incoming::ConnectionInit { payload }) => {
@@ -312,9 +327,9 @@ impl Session {
         }
     }
 
-    async fn initialise(&mut self, payload: &Map<String, Value>) -> Result<watch::Receiver<()>, Closed> {
+    async fn initialise(&mut self, payload: &Map<String, Value>) -> Result<Changes, Closed> {
         add_credentials(&mut self.asker.headers, payload);
-        let changes = self.server.services.authenticator.forgotten();
+        let changes = self.server.services.authenticator.changes();
         let address = self.asker.context.client_address;
         let actor = match authenticate(&self.server, &self.asker.headers, address).await {
             Ok(asking) if asking.is_refused => return Err(Closed::Forbidden),
@@ -331,7 +346,7 @@ impl Session {
             self.held = Arc::new(held.ok_or(Closed::TooMany("open sockets and streams"))?);
         }
         self.send(Outgoing::<()> { id: None, kind: "connection_ack", payload: None }.message()).await?;
-        Ok(changes)
+        Ok(concerning(changes, &actor))
     }
 
     async fn subscribe(&mut self, id: String, payload: Map<String, Value>) -> Result<(), Closed> {
@@ -377,9 +392,13 @@ impl Session {
 
 /// Waits until the caller has closed the socket or is gone. What else it sends is too late.
 async fn gone(incoming: &mut SplitStream<WebSocket>) {
-    while let Some(Ok(message)) = incoming.next().await {
-        if matches!(message, Message::Close(_)) {
-            return;
+    loop {
+        match incoming.next().await {
+            Some(Ok(Message::Close(_))) | None => return,
+            Some(Ok(_)) => {}
+            // It is there, though nothing of it can be read any more.
+            Some(Err(error)) if is_too_large(&error) => std::future::pending().await,
+            Some(Err(_)) => return,
         }
     }
 }
@@ -425,8 +444,36 @@ fn is_too_large(error: &axum::Error) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is its answer")]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_reads_each_message_slowly_has_one_farewell_for_all() {
+        const PAUSE: Duration = Duration::from_millis(30);
+        let (reads, mut read) = mpsc::unbounded_channel();
+        // Each takes less than the farewell.
+        let sink = futures_util::sink::unfold((), |(), _: Message| {
+            let reads = reads.clone();
+            async move {
+                sleep(PAUSE).await;
+                reads.send(()).map_err(|_| ())
+            }
+        });
+        let ((queue, outgoing), (_close, frame)) = (mpsc::channel(64), oneshot::channel());
+        for _ in 0..64 {
+            queue.send(Queued { message: Message::Ping(Bytes::new()), is_owed: true }).await.unwrap();
+        }
+        let closing = CancellationToken::new();
+        closing.cancel();
+        let (pings, patience, farewell) = (Arc::default(), Duration::from_secs(60), 4 * PAUSE);
+        Writer { sink: Box::pin(sink), queue: outgoing, closing, frame, pings, patience, farewell }.run().await;
+        let mut count = 0;
+        while read.try_recv().is_ok() {
+            count += 1;
+        }
+        assert!(count < 64 && queue.is_closed(), "{count}");
+    }
 
     #[test]
     fn who_is_slow_to_read_is_not_given_up() {

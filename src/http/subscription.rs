@@ -6,9 +6,10 @@ use std::time::Duration;
 use async_graphql::{Response as Answer, ServerError};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
-use super::graphql::{Prepared, Unexecuted, caller, code_of, failed, origin};
-use super::live::Asker;
+use super::graphql::{Prepared, Unexecuted, caller, code_of, failed, operation_span, origin};
+use super::live::{Asker, concerning};
 use super::metrics::Counted;
 use super::router::Server;
 use crate::domain::{Code, Error};
@@ -49,7 +50,7 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
     let field = prepared.field.clone();
     let expires_at = asker.expires_at(server);
     let feed = Arc::new(Feed::default());
-    let mut changes = server.services.authenticator.forgotten();
+    let mut changes = server.services.authenticator.changes();
     let (mut commits, mut follows_usage) = (None, false);
     let mut backoff = Backoff::default();
     loop {
@@ -60,6 +61,7 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
                 if let Some(organization) = asking.actor.access().map(Access::organization) {
                     if commits.is_none() {
                         commits = Some(server.services.commits.listen(organization));
+                        changes = concerning(changes, &asking.actor);
                     }
                     if feed.is_of_usage() && !follows_usage {
                         (commits, follows_usage) = (Some(server.services.usage_commits.listen(organization)), true);
@@ -68,9 +70,11 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
                 }
                 let deadline = Instant::now() + server.request_timeout;
                 let caller = caller(server, asking.actor, origin(&asker.context, &asker.headers), deadline);
+                let trace = operation_span(prepared.kind, &field, &asker.context.request_id);
                 let step = server.api.step(&prepared.operation, prepared.variables.clone(), caller, &feed);
-                let step = tokio::time::timeout_at(deadline, step).await;
+                let step = tokio::time::timeout_at(deadline, step).instrument(trace.clone()).await;
                 let step = step.unwrap_or_else(|_| Step::Failed(failed(&Error::timeout())));
+                trace.record("claviger.outcome", outcome(&step));
                 // That it began is a use of an API key, and each event is; to wait for one is none.
                 if counted.is_none() || matches!(step, Step::Event(_)) {
                     asking.note_use(server);
@@ -117,10 +121,17 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
         if !feed.is_behind() {
             tokio::select! {
                 to = commits.grown(feed.about()) => feed.grown(to),
-                // The authenticator lives as long as the server.
-                _ = changes.changed() => {}
+                () = changes.next() => {}
             }
         }
+    }
+}
+
+/// What a step has come to, for traces.
+fn outcome(step: &Step) -> &str {
+    match step {
+        Step::Nothing => "NOTHING",
+        Step::Event(answer) | Step::Failed(answer) => answer.errors.first().map_or("OK", code_of),
     }
 }
 

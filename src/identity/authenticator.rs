@@ -5,10 +5,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use tokio::sync::watch;
-
 use super::access_token::{AccessTokens, Claims};
 use super::actor::{Actor, SignedIn, SignedInBy};
+use super::changes::{Changes, Epochs};
 use super::kept::Kept;
 use super::key_uses::KeyUses;
 use crate::crypto::{Digest, KeyRing, Purpose, RawApiKey, SecretText};
@@ -29,8 +28,7 @@ pub struct Authenticator {
     /// By the digest under the newest key: the raw key is kept nowhere.
     api_keys: Kept<Digest, Arc<FoundApiKey>>,
     uses: KeyUses,
-    /// Tells of the changes.
-    forgotten: watch::Sender<()>,
+    epochs: Arc<Epochs>,
 }
 
 /// A session and its user, as far as judging a request needs them.
@@ -86,16 +84,16 @@ impl Authenticator {
     /// Reads sessions, API keys and users from the database.
     #[must_use]
     pub fn new(db: Db, clock: Clock, tokens: AccessTokens, keys: Arc<KeyRing>) -> Self {
-        let uses = KeyUses::new(db.clone());
+        let (uses, epochs) = (KeyUses::new(db.clone()), Epochs::new());
         Self {
             db,
             clock,
             tokens,
             keys,
-            states: Kept::new(),
-            api_keys: Kept::new(),
+            states: Kept::new(epochs.clone(), |state: &State| state.organization),
+            api_keys: Kept::new(epochs.clone(), |found: &Arc<FoundApiKey>| found.key.organization_id),
             uses,
-            forgotten: watch::Sender::new(()),
+            epochs,
         }
     }
 
@@ -206,17 +204,21 @@ impl Authenticator {
         Ok((newest, self.api_keys.get(newest, now, find).await?))
     }
 
-    /// Forgets all that is kept: after a session, an API key or a user has changed. Such changes are rare beside requests.
-    pub fn forget(&self) {
-        self.states.forget();
-        self.api_keys.forget();
-        self.forgotten.send_replace(());
+    /// Forgets what is kept of an organization: after a session, an API key or a user of it has changed.
+    pub fn forget_of(&self, organization: OrganizationId) {
+        self.epochs.change(Some(organization));
     }
 
-    /// Tells whoever waits on it that a session, an API key or a user has changed: a caller who stays is to be looked at again.
+    /// Forgets all that is kept: anything may have changed.
+    pub fn forget(&self) {
+        self.epochs.change(None);
+    }
+
+    /// Tells whoever waits on it that a session, an API key or a user has changed, from now on: a caller who stays is to be looked at
+    /// again.
     #[must_use]
-    pub fn forgotten(&self) -> watch::Receiver<()> {
-        self.forgotten.subscribe()
+    pub fn changes(&self) -> Changes {
+        self.epochs.follow()
     }
 
     /// Waits until it is written when API keys were last used. Uses that come later are written, too, but not waited for.

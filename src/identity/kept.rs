@@ -1,13 +1,14 @@
 //! What was read from the database a moment ago, so that not every request reads it again.
 
 use std::hash::Hash;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
 use quick_cache::sync::{Cache, GuardResult};
 
-use crate::model::Timestamp;
+use super::changes::Epochs;
+use crate::model::{OrganizationId, Timestamp};
 
 /// How many values are kept.
 const CAPACITY: usize = 10_000;
@@ -17,20 +18,23 @@ const LIFETIME: TimeDelta = TimeDelta::seconds(5);
 /// Values by their keys, for seconds.
 pub(crate) struct Kept<K, V> {
     values: Cache<K, Entry<V>>,
-    /// Counts the changes: what was read before a change is not believed after it.
-    epoch: AtomicU64,
+    /// What was read before a change is not believed after it.
+    epochs: Arc<Epochs>,
+    organization_of: fn(&V) -> OrganizationId,
 }
 
 #[derive(Clone)]
 struct Entry<V> {
     value: V,
     read_at: Timestamp,
+    /// When it was begun to be read.
     epoch: u64,
 }
 
 impl<K: Clone + Eq + Hash, V: Clone> Kept<K, V> {
-    pub(crate) fn new() -> Self {
-        Self { values: Cache::new(CAPACITY), epoch: AtomicU64::new(0) }
+    /// Believed until something changes in the organization that a value is of.
+    pub(crate) fn new(epochs: Arc<Epochs>, organization_of: fn(&V) -> OrganizationId) -> Self {
+        Self { values: Cache::new(CAPACITY), epochs, organization_of }
     }
 
     /// The value, as it is kept or as `read` finds it. Of several who ask for one value at once, one reads it for all. That there
@@ -41,10 +45,11 @@ impl<K: Clone + Eq + Hash, V: Clone> Kept<K, V> {
         now: Timestamp,
         read: impl Future<Output = Result<Option<V>, E>>,
     ) -> Result<Option<V>, E> {
-        let epoch = self.epoch.load(Ordering::Acquire);
+        let epoch = self.epochs.now();
+        let is_unchanged = |kept: &Entry<V>| kept.epoch >= self.epochs.last_of((self.organization_of)(&kept.value));
         let is_fresh = |kept: &Entry<V>| {
             // A clock that was set back must not make it live longer.
-            kept.epoch == epoch && now >= kept.read_at && now - kept.read_at < LIFETIME
+            is_unchanged(kept) && now >= kept.read_at && now - kept.read_at < LIFETIME
         };
         if let Some(kept) = self.values.get(&key) {
             if is_fresh(&kept) {
@@ -57,7 +62,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Kept<K, V> {
             GuardResult::Value(_) => None,
             GuardResult::Guard(turn) => Some(turn),
             GuardResult::Timeout => match self.values.get_value_or_guard_async(&key).await {
-                Ok(kept) if kept.epoch == epoch => return Ok(Some(kept.value)),
+                Ok(kept) if is_unchanged(&kept) => return Ok(Some(kept.value)),
                 // Whoever read it found none or failed. Those who waited must not fail one after the other: each reads it.
                 Ok(_) | Err(_) => None,
             },
@@ -66,25 +71,18 @@ impl<K: Clone + Eq + Hash, V: Clone> Kept<K, V> {
         if let Some(value) = found.clone() {
             let entry = Entry { value, read_at: now, epoch };
             match turn {
-                // Refused where all was forgotten meanwhile: those who wait have it all the same.
                 Some(turn) => drop(turn.insert(entry)),
                 None => self.values.insert(key, entry),
             }
         }
         Ok(found)
     }
-
-    /// Forgets everything. Changes of what is kept are rare beside requests.
-    pub(crate) fn forget(&self) {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
-        self.values.clear();
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures_util::future::{join, join_all};
     use tokio::sync::Semaphore;
@@ -95,9 +93,19 @@ mod tests {
         Timestamp::from_micros(seconds * 1_000_000).unwrap()
     }
 
+    fn organization(number: u8) -> OrganizationId {
+        OrganizationId::new(at(0), &[number; 10])
+    }
+
+    /// Values of one organization, and what changes in any.
+    fn kept<V: Clone>() -> (Kept<u8, V>, Arc<Epochs>) {
+        let epochs = Epochs::new();
+        (Kept::new(epochs.clone(), |_| organization(1)), epochs)
+    }
+
     #[tokio::test]
     async fn one_reads_for_all_who_ask_at_once() {
-        let (kept, reads, gate) = (Kept::new(), AtomicUsize::new(0), Semaphore::new(0));
+        let ((kept, epochs), reads, gate) = (kept(), AtomicUsize::new(0), Semaphore::new(0));
         let read = async || {
             reads.fetch_add(1, Ordering::Relaxed);
             gate.acquire().await.unwrap().forget();
@@ -109,7 +117,7 @@ mod tests {
         assert!(found.iter().all(|found| *found == Ok(Some("found"))));
         assert_eq!(reads.load(Ordering::Relaxed), 1);
         // So after everything was forgotten, and after it has become old.
-        kept.forget();
+        epochs.change(None);
         join(ask(), async { gate.add_permits(1) }).await;
         assert_eq!(reads.load(Ordering::Relaxed), 2);
         join(join_all((0..50).map(|_| kept.get(1, at(5), read()))), async { gate.add_permits(1) }).await;
@@ -118,7 +126,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_does_not_share_a_failure() {
-        let (kept, reads) = (Kept::<_, ()>::new(), AtomicUsize::new(0));
+        let ((kept, _), reads) = (kept::<()>(), AtomicUsize::new(0));
         let fails = async || {
             reads.fetch_add(1, Ordering::Relaxed);
             tokio::task::yield_now().await;
@@ -136,13 +144,15 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_read_before_a_change_is_not_believed_after_it() {
-        let kept = Kept::<_, &str>::new();
+        let (kept, epochs) = kept::<&str>();
         let old = kept.get(1, at(0), async {
-            kept.forget();
+            epochs.change(Some(organization(1)));
             Ok::<_, Infallible>(Some("old"))
         });
         assert_eq!(old.await, Ok(Some("old")));
         assert_eq!(kept.get(1, at(0), async { Ok::<_, Infallible>(Some("new")) }).await, Ok(Some("new")));
+        // Nor is it read again for a change elsewhere.
+        epochs.change(Some(organization(2)));
         assert_eq!(kept.get(1, at(4), async { Ok::<_, Infallible>(None) }).await, Ok(Some("new")));
     }
 }

@@ -3,6 +3,7 @@
 mod access_token;
 mod actor;
 mod authenticator;
+mod changes;
 mod kept;
 mod key_uses;
 
@@ -11,4 +12,6 @@ pub mod password;
 pub use access_token::{ACCESS_TOKEN_LIFETIME, AccessTokens, Claims, InvalidToken};
 pub use actor::{Actor, ApiKeyRates, NoPermit, SignedIn, SignedInBy};
 pub use authenticator::{Authenticator, Refused, SentApiKey};
+pub use changes::Changes;
+pub(crate) use changes::Epochs;
 pub(crate) use kept::Kept;

@@ -2,6 +2,7 @@
 //! time that its cost says, until its owner signs in and it is replaced.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc};
@@ -97,6 +98,8 @@ pub struct Hasher {
     queue: Arc<Semaphore>,
     /// What a password is compared with where there is none to compare it with.
     dummy: Arc<phc::PasswordHash>,
+    /// How many were computed.
+    computed: Arc<AtomicU64>,
 }
 
 impl Hasher {
@@ -111,7 +114,14 @@ impl Hasher {
         let dummy = format!("{}{}${}", current(), "A".repeat(22), "A".repeat(43));
         let dummy = phc::PasswordHash::new(&dummy).expect("parameters, 16 bytes of salt and 32 of digest are a hash");
         let queue = Arc::new(Semaphore::new(cores * (1 + WAITING)));
-        Self { random, places: Arc::new(Semaphore::new(cores)), queue, dummy: Arc::new(dummy) }
+        let computed = Arc::default();
+        Self { random, places: Arc::new(Semaphore::new(cores)), queue, dummy: Arc::new(dummy), computed }
+    }
+
+    /// How many hashes were computed, of passwords that are stored and of none alike.
+    #[must_use]
+    pub fn computed(&self) -> u64 {
+        self.computed.load(Ordering::Relaxed)
     }
 
     /// The hash of a new password.
@@ -156,6 +166,7 @@ impl Hasher {
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, NotHashed> {
         let _turn = self.queue.try_acquire().map_err(|_| NotHashed::Busy)?;
         let place = self.places.clone().acquire_owned().await.map_err(|_| NotHashed::Busy)?;
+        self.computed.fetch_add(1, Ordering::Relaxed);
         tokio::task::spawn_blocking(move || {
             let _place = place;
             work()

@@ -1,4 +1,4 @@
-//! What servers do by themselves, at its time: each job is done by one server at a time, whichever that is.
+//! What servers do by themselves, again and again: each job is done by one server at a time, as a rule, whichever that is.
 //!
 //! A lease in the database says which (docs/decisions/many-servers.md). It spares work and is no lock: a job must bear that it is
 //! begun anew after it was cut off anywhere, and that another server is in the last moments of it.
@@ -14,11 +14,11 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
-use crate::domain::{Result, Services, audit_retention, claude_account, expired, usage};
+use crate::domain::{Result, Services, audit_retention, claude_account, expired, notification, password_key, usage};
 use crate::settings::Settings;
 
 pub use outcome::{JobName, JobRun, Outcome, Runs};
-pub use scheduler::{Pace, Scheduler};
+pub use scheduler::{Scheduler, Timing};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -26,22 +26,30 @@ const HOUR: Duration = Duration::from_secs(60 * 60);
 /// Every job that a server with these settings does.
 #[must_use]
 pub fn all(settings: &Settings) -> Vec<Job> {
-    let mut jobs = vec![
-        Job::new("cleanup", HOUR, |services| async move {
-            let removed = expired::remove(&services).await?;
-            if removed > 0 {
-                tracing::info!(removed, "what has ended long ago was removed");
-            }
-            Ok(())
-        }),
-        Job::new("account-months", MINUTE, |services| async move {
-            let turned = claude_account::turn_months(&services).await?;
-            if turned > 0 {
-                tracing::info!(turned, "a new month of Claude accounts has begun");
-            }
-            Ok(())
-        }),
-    ];
+    let mut jobs =
+        vec![
+            Job::new("cleanup", HOUR, |services| async move {
+                let removed = expired::remove(&services).await?;
+                if removed > 0 {
+                    tracing::info!(removed, "what has ended long ago was removed");
+                }
+                Ok(())
+            }),
+            Job::new("expiring-api-keys", HOUR, |services| async move {
+                notification::tell_of_expiring_api_keys(&services).await.map(drop)
+            }),
+            Job::new("lockouts", MINUTE, |services| async move {
+                notification::tell_of_lockouts(&services).await.map(drop)
+            }),
+            Job::new("account-months", MINUTE, |services| async move {
+                let turned = claude_account::turn_months(&services).await?;
+                if turned > 0 {
+                    tracing::info!(turned, "a new month of Claude accounts has begun");
+                }
+                Ok(())
+            }),
+            Job::new("password-keys", HOUR, |services| async move { password_key::rotate(&services).await }),
+        ];
     if let Some(days) = settings.audit_retention_days {
         jobs.push(Job::new("audit-retention", HOUR, move |services| async move {
             let removed = audit_retention::run(&services, days).await?;

@@ -14,20 +14,22 @@ pub enum Outcome {
     Ok,
     /// It failed, or panicked.
     Failed,
-    /// The lease could not be kept: it was broken off, and another server may go on.
+    /// The lease could not be renewed: it was broken off, and another server may go on.
     Lost,
     /// The server was told to stop.
     Stopped,
 }
 
 impl Outcome {
+    const ALL: [Self; 4] = [Self::Ok, Self::Failed, Self::Lost, Self::Stopped];
+
     /// As metrics have it.
     fn as_str(self) -> &'static str {
         match self {
-            Self::Ok => "OK",
-            Self::Failed => "FAILED",
-            Self::Lost => "LOST",
-            Self::Stopped => "STOPPED",
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+            Self::Lost => "lost",
+            Self::Stopped => "stopped",
         }
     }
 }
@@ -50,11 +52,20 @@ pub struct JobRun {
 pub struct Runs {
     /// How many there were on this server.
     pub total: Family<JobRun, Counter>,
-    /// When each job was last done to its end, whichever server did it, in seconds since 1970.
+    /// When each job was last done to its end, whichever server did it, in seconds since 1970; 0: never.
     pub last_success: Family<JobName, Gauge>,
 }
 
 impl Runs {
+    /// Begins to count the runs of a job. All numbers are there from then on: of one that appears with its first event nobody can
+    /// tell that it has grown.
+    pub(super) fn begin(&self, job: &'static str) {
+        for outcome in Outcome::ALL {
+            drop(self.total.get_or_create(&JobRun { job, outcome: outcome.as_str() }));
+        }
+        drop(self.last_success.get_or_create(&JobName { job }));
+    }
+
     pub(super) fn ended(&self, job: &'static str, outcome: Outcome) {
         self.total.get_or_create(&JobRun { job, outcome: outcome.as_str() }).inc();
     }

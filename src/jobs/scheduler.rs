@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::outcome::{Outcome, Runs};
@@ -20,27 +20,27 @@ use crate::store::job_lease::{self, Lease};
 
 /// How long things take.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
+pub struct Timing {
     /// How often a server looks which jobs are due.
-    pub look: Duration,
-    /// How often whoever does a job keeps its lease.
-    pub keep: Duration,
-    /// How long after a lease was last kept the work is broken off.
-    pub give_up: Duration,
-    /// How long a lease is seen unchanged before it is free: longer than `give_up`, by what breaking off may take.
-    pub stale: Duration,
+    pub poll: Duration,
+    /// How often whoever does a job renews its lease.
+    pub renew: Duration,
+    /// How long after a lease was last renewed the work is broken off. Nor is the database waited for longer than that.
+    pub renew_deadline: Duration,
+    /// How long a lease is seen unchanged before it is free: longer than `renew_deadline`, by what breaking off may take.
+    pub lease_duration: Duration,
     /// How long a server leaves a job alone that has failed there. Another may have more luck.
-    pub rest: Duration,
+    pub backoff: Duration,
 }
 
-impl Default for Pace {
+impl Default for Timing {
     fn default() -> Self {
         Self {
-            look: Duration::from_secs(5),
-            keep: Duration::from_secs(5),
-            give_up: Duration::from_secs(15),
-            stale: Duration::from_secs(20),
-            rest: Duration::from_secs(60),
+            poll: Duration::from_secs(5),
+            renew: Duration::from_secs(5),
+            renew_deadline: Duration::from_secs(15),
+            lease_duration: Duration::from_secs(20),
+            backoff: Duration::from_secs(60),
         }
     }
 }
@@ -51,16 +51,16 @@ pub struct Scheduler(JoinHandle<()>);
 impl Scheduler {
     /// Starts.
     #[must_use]
-    pub fn start(jobs: Vec<Job>, services: Arc<Services>, pace: Pace, runs: Runs, stop: CancellationToken) -> Self {
-        let watched = jobs
-            .into_iter()
-            .map(|job| Watched { job: Arc::new(job), seen: None, rests_until: None, is_running: false })
-            .collect();
-        let mut state = State { services, pace, runs, stop, watched, running: JoinSet::new() };
+    pub fn start(jobs: Vec<Job>, services: Arc<Services>, timing: Timing, runs: Runs, stop: CancellationToken) -> Self {
+        let watched: Vec<_> = jobs.into_iter().map(Watched::new).collect();
+        for watched in &watched {
+            runs.begin(watched.job.name);
+        }
+        let mut state = State { services, timing, runs, stop, watched, running: JoinSet::new() };
         Self(tokio::spawn(async move { state.run().await }))
     }
 
-    /// Waits until it has stopped: what ran is broken off, and its leases are given back.
+    /// Waits until it has stopped: what ran is broken off, and its leases are released.
     pub async fn finish(self) {
         if let Err(error) = self.0.await {
             tracing::error!(error = &error as &dyn std::error::Error, "the scheduler broke off");
@@ -70,7 +70,7 @@ impl Scheduler {
 
 struct State {
     services: Arc<Services>,
-    pace: Pace,
+    timing: Timing,
     runs: Runs,
     stop: CancellationToken,
     watched: Vec<Watched>,
@@ -81,44 +81,76 @@ struct State {
 /// A job, and what this server knows of it.
 struct Watched {
     job: Arc<Job>,
-    /// The term of its lease, and when this server has seen it first.
-    seen: Option<(i64, Instant)>,
+    /// The revision of its lease.
+    revision: Option<Seen<i64>>,
+    /// When it was last done to its end.
+    finished_at: Option<Seen<Option<Timestamp>>>,
     rests_until: Option<Instant>,
     is_running: bool,
 }
 
+/// What stands in the database.
+struct Seen<T> {
+    value: T,
+    /// When this server has seen it first.
+    since: Instant,
+    /// Whether there was another before.
+    has_changed: bool,
+}
+
+impl<T: PartialEq> Seen<T> {
+    fn note(seen: &mut Option<Self>, value: T) {
+        if seen.as_ref().is_none_or(|seen| seen.value != value) {
+            *seen = Some(Self { value, since: Instant::now(), has_changed: seen.is_some() });
+        }
+    }
+}
+
 impl Watched {
-    /// Whether the lease may be taken.
-    fn is_free(&mut self, lease: &Lease, stale: Duration) -> bool {
-        let since = match self.seen {
-            Some((term, since)) if term == lease.term => since,
-            _ => Instant::now(),
-        };
-        self.seen = Some((lease.term, since));
-        lease.holder.is_none() || since.elapsed() >= stale
+    fn new(job: Job) -> Self {
+        Self { job: Arc::new(job), revision: None, finished_at: None, rests_until: None, is_running: false }
     }
 
-    fn is_due(&self, finished_at: Option<Timestamp>, now: Timestamp) -> bool {
+    fn note(&mut self, lease: &Lease) {
+        Seen::note(&mut self.revision, lease.revision);
+        Seen::note(&mut self.finished_at, lease.finished_at);
+    }
+
+    /// Whether the lease may be taken.
+    fn is_free(&self, lease: &Lease, lease_duration: Duration) -> bool {
+        lease.holder.is_none() || self.revision.as_ref().is_some_and(|seen| seen.since.elapsed() >= lease_duration)
+    }
+
+    /// Whether its interval is over since it was last done. By the time that stands there only where nobody has done it since this
+    /// server looked first: two clocks that are further apart than the interval would make it run without end.
+    fn is_due(&self, now: Timestamp) -> bool {
+        let interval = self.job.interval;
+        let is_over = |at: Timestamp| (now - at).abs() >= TimeDelta::from_std(interval).unwrap_or(TimeDelta::MAX);
+        let is_due = self.finished_at.as_ref().is_none_or(|seen| match seen.value {
+            None => true,
+            // A time that lies ahead comes from a clock that was wrong: it must not hold the job up for longer than any other.
+            Some(at) => seen.since.elapsed() >= interval || (!seen.has_changed && is_over(at)),
+        });
         let rests = self.rests_until.is_some_and(|until| Instant::now() < until);
-        // A time that lies ahead comes from a clock that was wrong: it must not hold the job up for longer than any other.
-        let is_due = finished_at
-            .is_none_or(|at| (now - at).abs() >= TimeDelta::from_std(self.job.interval).unwrap_or(TimeDelta::MAX));
         is_due && !rests && !self.is_running
     }
 }
 
 impl State {
     async fn run(&mut self) {
-        let mut look = interval(self.pace.look);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut poll = interval(self.timing.poll);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let stop = self.stop.clone();
         loop {
             tokio::select! {
-                () = self.stop.cancelled() => break,
+                () = stop.cancelled() => break,
                 Some(Ok((place, outcome))) = self.running.join_next() => self.ended(place, outcome),
-                _ = look.tick() => {
-                    if let Err(error) = self.look().await {
+                _ = poll.tick() => match stop.run_until_cancelled(self.look()).await {
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => {
                         tracing::warn!(error = &error as &dyn std::error::Error, "which jobs are due could not be looked at");
                     }
+                    None => break,
                 }
             }
         }
@@ -127,75 +159,91 @@ impl State {
     }
 
     async fn look(&mut self) -> store::Result<()> {
-        let found = job_lease::find_all(&mut self.services.db.read().await?).await?;
+        let services = self.services.clone();
+        let find = async { job_lease::find_all(&mut services.db.read().await?).await };
+        let found = in_time(self.timing.renew_deadline, find).await?;
         let mut leases: HashMap<_, _> = found.into_iter().map(|lease| (lease.name.clone(), lease)).collect();
-        for (place, watched) in self.watched.iter_mut().enumerate() {
-            let now = self.services.clock.now();
-            let seen = if let Some(lease) = leases.remove(watched.job.name) {
-                lease
-            } else {
-                let lease = Lease::new(watched.job.name, now);
-                if !job_lease::add(&self.services.db, &lease).await? {
-                    continue;
-                }
-                lease
-            };
-            if let Some(at) = seen.finished_at {
-                self.runs.finished(watched.job.name, at);
+        for place in 0..self.watched.len() {
+            let name = self.watched[place].job.name;
+            // The others are not to wait for this one.
+            if let Err(error) = in_time(self.timing.renew_deadline, self.take(place, leases.remove(name))).await {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    job = name,
+                    "the lease of a job was not looked at"
+                );
             }
-            if !watched.is_free(&seen, self.pace.stale) || !watched.is_due(seen.finished_at, now) {
-                continue;
-            }
-            let asked = Instant::now();
-            let held = Lease { holder: Some(self.services.instance.clone()), changed_at: now, ..seen.clone() };
-            // Of several servers that look at once, one gets it.
-            let Some(lease) = job_lease::change(&self.services.db, &seen, held).await? else { continue };
-            watched.is_running = true;
-            let held =
-                Held { lease, services: self.services.clone(), pace: self.pace, good_until: asked + self.pace.give_up };
-            let (job, stop) = (watched.job.clone(), self.stop.clone());
-            self.running.spawn(async move { (place, held.work(&job, stop).await) });
         }
+        Ok(())
+    }
+
+    /// Does the job if it is due and its lease is free.
+    async fn take(&mut self, place: usize, found: Option<Lease>) -> store::Result<()> {
+        let (watched, now) = (&mut self.watched[place], self.services.clock.now());
+        let seen = if let Some(lease) = found {
+            lease
+        } else {
+            let lease = Lease::new(watched.job.name, now);
+            if !job_lease::add(&self.services.db, &lease).await? {
+                return Ok(());
+            }
+            lease
+        };
+        watched.note(&seen);
+        if let Some(at) = seen.finished_at {
+            self.runs.finished(watched.job.name, at);
+        }
+        if !watched.is_free(&seen, self.timing.lease_duration) || !watched.is_due(now) {
+            return Ok(());
+        }
+        let good_until = Instant::now() + self.timing.renew_deadline;
+        let held = Lease { holder: Some(self.services.instance.clone()), changed_at: now, ..seen.clone() };
+        // Of several servers that look at once, one gets it.
+        let Some(lease) = job_lease::change(&self.services.db, &seen, held).await? else { return Ok(()) };
+        watched.is_running = true;
+        let held = HeldLease { lease, services: self.services.clone(), timing: self.timing, good_until };
+        let (job, stop) = (watched.job.clone(), self.stop.clone());
+        self.running.spawn(async move { (place, held.work(&job, stop).await) });
         Ok(())
     }
 
     fn ended(&mut self, place: usize, outcome: Outcome) {
         let watched = &mut self.watched[place];
         watched.is_running = false;
-        watched.rests_until = (outcome != Outcome::Ok).then(|| Instant::now() + self.pace.rest);
+        watched.rests_until = (outcome != Outcome::Ok).then(|| Instant::now() + self.timing.backoff);
         self.runs.ended(watched.job.name, outcome);
     }
 }
 
+/// Waits for the database no longer than that: one that hangs is not to stop everything else.
+async fn in_time<T>(limit: Duration, work: impl Future<Output = store::Result<T>>) -> store::Result<T> {
+    timeout(limit, work).await.unwrap_or_else(|late| Err(store::Error::Unavailable(late.into())))
+}
+
 /// A lease that this server has.
-struct Held {
+struct HeldLease {
     lease: Lease,
     services: Arc<Services>,
-    pace: Pace,
-    /// When the work is to be broken off unless the lease was kept.
+    timing: Timing,
+    /// When the work is to be broken off unless the lease was renewed.
     good_until: Instant,
 }
 
-impl Held {
-    /// Does the job, for as long as the lease can be kept, and gives it back.
+impl HeldLease {
+    /// Does the job, for as long as the lease can be renewed, and releases it.
     async fn work(mut self, job: &Job, stop: CancellationToken) -> Outcome {
         let mut work = tokio::spawn((job.work)(self.services.clone()));
-        let mut keep_at = Instant::now() + self.pace.keep;
-        let outcome = loop {
-            tokio::select! {
-                done = &mut work => break match done {
-                    Ok(Ok(())) => Outcome::Ok,
-                    Ok(Err(error)) => failed(job, &error),
-                    Err(error) => failed(job, &error),
-                },
-                () = stop.cancelled() => break Outcome::Stopped,
-                () = sleep_until(keep_at) => {
-                    if !self.keep().await {
-                        tracing::warn!(job = job.name, "the lease of a job could not be kept: it is broken off");
-                        break Outcome::Lost;
-                    }
-                    keep_at = Instant::now() + self.pace.keep;
-                }
+        let outcome = tokio::select! {
+            biased;
+            done = &mut work => match done {
+                Ok(Ok(())) => Outcome::Ok,
+                Ok(Err(error)) => failed(job, &error),
+                Err(error) => failed(job, &error),
+            },
+            () = stop.cancelled() => Outcome::Stopped,
+            () = self.renew_until_lost() => {
+                tracing::warn!(job = job.name, "the lease of a job could not be renewed: the job is broken off");
+                Outcome::Lost
             }
         };
         if matches!(outcome, Outcome::Lost | Outcome::Stopped) {
@@ -204,46 +252,68 @@ impl Held {
             let _ = work.await;
         }
         if outcome != Outcome::Lost {
-            self.give_back(outcome).await;
+            self.release(outcome).await;
         }
         outcome
     }
 
-    /// Keeps the lease. Returns whether that could be done in time.
-    async fn keep(&mut self) -> bool {
+    /// Renews the lease again and again. Returns once another has it, or may.
+    async fn renew_until_lost(&mut self) {
+        let mut pause = self.timing.renew;
         loop {
-            let asked = Instant::now();
-            let next = Lease { changed_at: self.services.clock.now(), ..self.lease.clone() };
-            match timeout_at(self.good_until, job_lease::change(&self.services.db, &self.lease, next)).await {
-                Ok(Ok(Some(kept))) => {
-                    self.lease = kept;
-                    self.good_until = asked + self.pace.give_up;
-                    return true;
+            sleep(pause).await;
+            let (asked, until) = (Instant::now(), self.good_until);
+            let (holder, finished_at) = (self.lease.holder.clone(), self.lease.finished_at);
+            match timeout_at(until, self.change(holder, finished_at)).await {
+                Ok(Ok(true)) => {
+                    self.good_until = asked + self.timing.renew_deadline;
+                    pause = self.timing.renew;
                 }
                 // Another has it, or there is no time left.
-                Ok(Ok(None)) | Err(_) => return false,
+                Ok(Ok(false)) | Err(_) => return,
                 Ok(Err(error)) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "a lease was not kept; it is tried again");
-                    tokio::time::sleep(self.pace.keep / 5).await;
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "a lease was not renewed; it is tried again"
+                    );
+                    pause = self.timing.renew / 5;
                 }
             }
         }
     }
 
-    async fn give_back(self, outcome: Outcome) {
-        let now = self.services.clock.now();
-        let finished_at = if outcome == Outcome::Ok { Some(now) } else { self.lease.finished_at };
-        let next = Lease { holder: None, changed_at: now, finished_at, ..self.lease.clone() };
-        if let Err(error) = job_lease::change(&self.services.db, &self.lease, next).await {
+    async fn release(mut self, outcome: Outcome) {
+        let finished_at = if outcome == Outcome::Ok { Some(self.services.clock.now()) } else { self.lease.finished_at };
+        if let Err(error) = in_time(self.timing.renew_deadline, self.change(None, finished_at)).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
-                "a lease was not given back: another server takes it a moment later"
+                "a lease was not released: another server takes it a moment later"
             );
+        }
+    }
+
+    /// Changes the row, if the lease is still this server's. Returns whether it was.
+    async fn change(&mut self, holder: Option<String>, finished_at: Option<Timestamp>) -> store::Result<bool> {
+        let services = self.services.clone();
+        loop {
+            let changed_at = services.clock.now();
+            let next = Lease { holder: holder.clone(), changed_at, finished_at, ..self.lease.clone() };
+            if let Some(changed) = job_lease::change(&services.db, &self.lease, next).await? {
+                self.lease = changed;
+                return Ok(true);
+            }
+            // An earlier change may have been made though its answer was lost, or not waited for.
+            match job_lease::find(&mut services.db.read().await?, &self.lease.name).await? {
+                Some(found) if found.holder == self.lease.holder && found.revision != self.lease.revision => {
+                    self.lease = found;
+                }
+                _ => return Ok(false),
+            }
         }
     }
 }
 
 fn failed(job: &Job, error: &(dyn std::error::Error + 'static)) -> Outcome {
-    tracing::warn!(error, job = job.name, "a job failed; it is tried again in a minute");
+    tracing::warn!(error, job = job.name, "a job failed: it is tried again, here after a pause");
     Outcome::Failed
 }

@@ -69,6 +69,17 @@ impl Mailer {
         Ok(Self { from, way })
     }
 
+    /// Tries the way that mails go, as far as that goes without one: a connection, TLS, the password.
+    ///
+    /// # Errors
+    /// Where a mail could not be handed over.
+    pub async fn check(&self) -> Result<(), NotSent> {
+        match &self.way {
+            Way::Smtp(smtp) => smtp.check().await,
+            Way::Folder(_) => Ok(()),
+        }
+    }
+
     /// Sends a mail under the id that it always has, so that who gets it twice can know.
     ///
     /// # Errors

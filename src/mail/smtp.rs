@@ -15,6 +15,8 @@ use crate::settings::{SmtpServer, SmtpTls};
 
 /// How long one mail may take, from the connection on.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long connecting may take where there is no mail.
+const GREETING: Duration = Duration::from_secs(10);
 /// How long the server is waited for to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -62,6 +64,16 @@ impl Smtp {
         let too_long = |_| NotSent::Failed(format!("it took more than {} s", TIMEOUT.as_secs()));
         let mut connection = sent.map_err(too_long)??;
         // It is handed over, however the connection ends.
+        let _ = tokio::time::timeout(GOODBYE, connection.abort()).await;
+        Ok(())
+    }
+
+    /// Connects as for a mail, and says goodbye.
+    pub(super) async fn check(&self) -> Result<(), NotSent> {
+        let connected = tokio::time::timeout(GREETING, self.connect()).await;
+        let too_long = |_| NotSent::Failed(format!("it took more than {} s", GREETING.as_secs()));
+        let mut connection =
+            connected.map_err(too_long)?.map_err(|error| NotSent::Failed(without_addresses(&error)))?;
         let _ = tokio::time::timeout(GOODBYE, connection.abort()).await;
         Ok(())
     }

@@ -18,6 +18,21 @@ pub fn invitation(to: &Email, organization: &str, link: &SecretText) -> Letter {
         .letter(to)
 }
 
+/// The same, where the address is somebody's who signs in to another organization with it.
+#[must_use]
+pub fn invitation_beside_an_account(to: &Email, organization: &str, link: &SecretText) -> Letter {
+    Draft::new("You are invited to Claviger")
+        .paragraph(&format!("You are invited to join “{organization}” on Claviger."))
+        .paragraph(
+            "You have an account in another organization there already, and go on signing in to that with this address. To join with \
+             another one: accept, and give another address in your profile at once; or ask to be invited by another.",
+        )
+        .link("Accept the invitation", link)
+        .paragraph("The link serves once, and for seven days.")
+        .paragraph("If you do not know what this is about, you need not do anything. Your account is as it was.")
+        .letter(to)
+}
+
 /// An address was registered that is to be verified.
 #[must_use]
 pub fn verify_registration(to: &Email, link: &SecretText) -> Letter {

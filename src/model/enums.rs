@@ -71,6 +71,16 @@ names! {
         Exhausted = "EXHAUSTED",
     }
 
+    /// What kind of thing a notification tells of.
+    NotificationKind {
+        ClaudeAccountUnhealthy = "CLAUDE_ACCOUNT_UNHEALTHY",
+        UsageLimitNear = "USAGE_LIMIT_NEAR",
+        UsageLimitReached = "USAGE_LIMIT_REACHED",
+        ApiKeyExpiring = "API_KEY_EXPIRING",
+        Security = "SECURITY",
+        System = "SYSTEM",
+    }
+
     /// How far one is with a client.
     ClientStatus { Lead = "LEAD", Active = "ACTIVE", Paused = "PAUSED", Archived = "ARCHIVED" }
 

@@ -53,6 +53,10 @@ pub mod kind {
         AuditLog = "audit",
         /// A mail that is to be sent.
         Mail = "mail",
+        /// Something that a user should know.
+        Notification = "ntf",
+        /// A key pair that passwords are encrypted with.
+        PasswordKey = "pwkey",
         /// A request of the relay, as it is recorded.
         UsageRecord = "usage",
     }
@@ -83,6 +87,10 @@ pub type ApiKeyId = Id<kind::ApiKey>;
 pub type AuditLogId = Id<kind::AuditLog>;
 /// Id of a mail.
 pub type MailId = Id<kind::Mail>;
+/// Id of a notification.
+pub type NotificationId = Id<kind::Notification>;
+/// Id of a key pair that passwords are encrypted with.
+pub type PasswordKeyId = Id<kind::PasswordKey>;
 /// Id of a usage record.
 pub type UsageRecordId = Id<kind::UsageRecord>;
 

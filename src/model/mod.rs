@@ -22,11 +22,11 @@ pub use clock::Clock;
 pub use email::{Email, InvalidEmail};
 pub use enums::{
     AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus, ClaudeTier, ClientStatus,
-    MailTokenPurpose, Plan, ResourceType, TaskPriority, TaskStatus, UnknownName, UserStatus,
+    MailTokenPurpose, NotificationKind, Plan, ResourceType, TaskPriority, TaskStatus, UnknownName, UserStatus,
 };
 pub use id::{
-    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Id, InvalidId, Kind, MailId, OrganizationId,
-    RefreshTokenId, SessionId, TaskId, UsageRecordId, UserId, kind,
+    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Id, InvalidId, Kind, MailId, NotificationId,
+    OrganizationId, PasswordKeyId, RefreshTokenId, SessionId, TaskId, UsageRecordId, UserId, kind,
 };
 pub use json_object::{InvalidJsonObject, JsonObject};
 pub use money::{InvalidAmount, MicroUsd, NanoUsd};

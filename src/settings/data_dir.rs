@@ -73,6 +73,19 @@ impl DataDir {
         Ok((secret, is_ours))
     }
 
+    /// The secret in the file `name` of a folder, if it is there. Nothing is made.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub fn find_secret(folder: &Path, name: &str) -> Result<Option<SecretString>, DataDirError> {
+        let path = folder.join(name);
+        match read(&path) {
+            Ok(secret) => Ok(Some(secret)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(reason) => Err(DataDirError { path, reason }),
+        }
+    }
+
     /// A new file that nobody else writes to. The process's id alone does not tell drafts apart: the servers of two
     /// containers have the same.
     fn draft(&self, name: &str) -> io::Result<(PathBuf, File)> {

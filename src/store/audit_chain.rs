@@ -1,6 +1,7 @@
 //! The audit log as a hash chain: its end, its entries in order, and the seal in the place of those whose time is over.
 
 use diesel::prelude::*;
+use diesel::result::Error as DieselError;
 use diesel::sql_types::Text;
 use diesel_async::RunQueryDsl;
 
@@ -10,7 +11,7 @@ use super::error::{Error, Result};
 use super::locks::first_locked;
 use super::tables::{audit_heads, audit_logs, audit_seals};
 use super::tx::Tx;
-use crate::model::{ChainPoint, Grant, OrganizationId, Permit, PruneAuditLogs, Timestamp, ViewAuditLogs};
+use crate::model::{AuditOutcome, ChainPoint, Grant, OrganizationId, Permit, PruneAuditLogs, Timestamp, ViewAuditLogs};
 
 /// The seal of an organization's log: the last of the entries that were removed.
 #[derive(Debug, Clone, PartialEq, Eq, Queryable, Selectable, Insertable, AsChangeset)]
@@ -63,6 +64,34 @@ pub async fn last(conn: &mut Conn, permit: &Permit<ViewAuditLogs>) -> Result<Opt
         .optional()?))
 }
 
+/// When a user of the organization last did something; none: nobody ever has, or it cannot be read.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn last_deed(conn: &mut Conn, permit: &Permit<ViewAuditLogs>) -> Result<Option<Timestamp>> {
+    let query = audit_logs::table
+        .filter(audit_logs::organization_id.eq(permit.organization()))
+        .filter(audit_logs::outcome.eq(AuditOutcome::Success).and(audit_logs::user_id.is_not_null()))
+        .order(audit_logs::sequence.desc())
+        .select(audit_logs::occurred_at);
+    match on_conn!(conn, |c| query.first(c).await) {
+        Err(DieselError::NotFound | DieselError::DeserializationError(_)) => Ok(None),
+        found => Ok(Some(found?)),
+    }
+}
+
+/// The hash of an entry as it is noted in it; none: there is no such entry, or it has none.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn point(conn: &mut Conn, permit: &Permit<ViewAuditLogs>, sequence: i64) -> Result<Option<ChainPoint>> {
+    let query = audit_logs::table
+        .filter(audit_logs::organization_id.eq(permit.organization()).and(audit_logs::sequence.eq(sequence)))
+        .select(audit_logs::hash);
+    let hash: Option<Vec<u8>> = on_conn!(conn, |c| query.first(c).await.optional()?);
+    Ok(hash.and_then(|hash| ChainPoint::from_row(sequence, &hash)))
+}
+
 /// The seal.
 ///
 /// # Errors
@@ -88,7 +117,7 @@ pub async fn next(
     most: i64,
 ) -> Result<Stretch> {
     match entries(conn, permit, from, through, most).await {
-        Err(Error::Query(diesel::result::Error::DeserializationError(_))) => {}
+        Err(Error::Query(DieselError::DeserializationError(_))) => {}
         read => return Ok(Stretch { entries: read?, unreadable: None }),
     }
     // One of them holds what no entry can hold: one at a time, it is found.
@@ -96,7 +125,7 @@ pub async fn next(
     for (sequence, id) in places(conn, permit, from, through, most).await? {
         match entries(conn, permit, sequence, sequence, 1).await {
             Ok(entry) => stretch.entries.extend(entry),
-            Err(Error::Query(diesel::result::Error::DeserializationError(_))) => {
+            Err(Error::Query(DieselError::DeserializationError(_))) => {
                 stretch.unreadable = Some((sequence, id));
                 break;
             }

@@ -1,9 +1,9 @@
-//! The only file, beside `postgres_url.rs` and `locks.rs`, that names SQLite and PostgreSQL: the pools, the connections, and
-//! the macros that expand one query body for each of them.
+//! The only file, beside `postgres_pool.rs`, `postgres_url.rs` and `locks.rs`, that names SQLite and PostgreSQL: the pools, the
+//! connections, and the macros that expand one query body for each of them.
 
-use std::error::Error as StdError;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
@@ -16,20 +16,22 @@ use diesel_async::{
 };
 use secrecy::ExposeSecret as _;
 
+use super::announcements::Endpoint;
 use super::error::{Error, OpenError, Result};
-use super::lease::{Activity, Calls, Lease, Manager};
-use super::notifications::Endpoint;
+use super::lease::{Activity, Calls, Lease, Manager, ToLog};
+use super::postgres_pool::postgres_pool;
 use super::postgres_url::{place, postgres_config};
 use super::statements::Statements;
+use super::tx::Tx;
 use crate::model::Page;
 use crate::settings::DatabaseUrl;
 
 pub(super) type SqliteConn = SyncConnectionWrapper<SqliteConnection, Calls>;
 pub(super) type PgConn = AsyncPgConnection;
-type Pool<C> = bb8::Pool<Manager<C>>;
+pub(super) type Pool<C> = bb8::Pool<Manager<C>>;
 
 /// How long a request waits for a connection before it is told that the database is unavailable.
-const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A database: one of the kinds that are known, behind a pool.
 #[derive(Clone)]
@@ -41,6 +43,8 @@ pub struct Db {
     pub(super) endpoint: Option<Endpoint>,
     /// In whose name other servers are told of each commit; none: they are not.
     pub(super) tells_as: Option<Arc<str>>,
+    /// Whether the last commit to SQLite has failed: the disk is full, as a rule.
+    is_full: Arc<AtomicBool>,
 }
 
 #[derive(Clone)]
@@ -137,7 +141,7 @@ impl Db {
                 (Kind::Postgres(pool.map_err(failed)?), place, Some(endpoint))
             }
         };
-        Ok(Self { kind, statements, place: place.into(), endpoint, tells_as: None })
+        Ok(Self { kind, statements, place: place.into(), endpoint, tells_as: None, is_full: Arc::default() })
     }
 
     /// Where the database is, without a password: the file, or `host:port/name`.
@@ -206,20 +210,38 @@ impl Db {
         };
         conn.begin().await?;
         if let Conn::Postgres(conn) = &mut conn {
+            conn.unbounded();
             conn.batch_execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0").await?;
         }
         conn.lock_alone().await?;
         Ok(conn)
     }
 
-    /// Asks the database for an answer, and whether it has its tables.
+    /// Asks the database for an answer, whether it has its tables, and whether it can be written to, where that has failed.
     ///
     /// # Errors
-    /// Where it gives none, or has none.
+    /// Where it gives none, has none, or still cannot be.
     pub async fn ping(&self) -> Result<()> {
         let mut conn = self.read().await?;
         on_conn!(&mut conn, |c| c.batch_execute("SELECT 1 FROM audit_heads LIMIT 1").await?);
-        Ok(())
+        drop(conn);
+        if self.is_full.load(Ordering::Relaxed) { self.try_to_write().await } else { Ok(()) }
+    }
+
+    /// Writes a page of SQLite's as it was: nothing uses the number.
+    async fn try_to_write(&self) -> Result<()> {
+        let mut tx = Tx::new(self.clone());
+        if let Conn::Sqlite(conn) = tx.conn().await? {
+            conn.batch_execute("PRAGMA user_version = 0").await?;
+        }
+        tx.commit_bookkeeping().await
+    }
+
+    /// Notes how a commit ended. Of PostgreSQL nothing needs noting: whether it is there is known by asking it.
+    pub(super) fn note_commit(&self, ended: &Result<()>) {
+        if let Kind::Sqlite { .. } = self.kind {
+            self.is_full.store(matches!(ended, Err(Error::Unavailable(_))), Ordering::Relaxed);
+        }
     }
 
     /// How full the pools are, for the metrics.
@@ -314,27 +336,6 @@ enum Mode {
     Migrate,
 }
 
-/// Tells the log why a connection was not made or was given up: who waits for one learns only that it took too long.
-#[derive(Debug, Clone)]
-struct ToLog {
-    place: Arc<str>,
-}
-
-impl bb8::ErrorSink<ConnectionError> for ToLog {
-    fn sink(&self, error: ConnectionError) {
-        let database = &*self.place;
-        tracing::warn!(
-            error = &error as &dyn StdError,
-            database,
-            "a connection to the database was not made, or broke"
-        );
-    }
-
-    fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<ConnectionError>> {
-        Box::new(self.clone())
-    }
-}
-
 async fn sqlite_pool(path: &Path, size: u32, mode: Mode, statements: &Statements) -> Result<Pool<SqliteConn>> {
     let path =
         path.to_str().ok_or_else(|| Error::Unavailable(format!("the path {} is not UTF-8", path.display()).into()))?;
@@ -346,7 +347,7 @@ async fn sqlite_pool(path: &Path, size: u32, mode: Mode, statements: &Statements
         .test_on_check_out(false)
         .connection_timeout(CHECKOUT_TIMEOUT)
         .retry_connection(false)
-        .error_sink(Box::new(ToLog { place: path.into() }))
+        .error_sink(Box::new(ToLog::of(path)))
         .build(manager)
         .await
         .map_err(|error: ConnectionError| Error::Unavailable(error.into()))?;
@@ -405,64 +406,6 @@ fn turn_on_write_ahead_log(conn: &mut SqliteConnection) -> diesel::QueryResult<(
         }
     }
     Ok(())
-}
-
-async fn postgres_pool(
-    endpoint: Endpoint,
-    size: u32,
-    statement_timeout: Duration,
-    statements: &Statements,
-) -> Result<Pool<PgConn>, Box<dyn StdError + Send + Sync>> {
-    let sink = ToLog { place: place(&endpoint.config).into() };
-    // The language of messages is a superuser's to choose: see `is_passing`.
-    let session = format!(
-        "SET default_transaction_read_only = on;
-         DO $$ BEGIN SET lc_messages = 'C'; EXCEPTION WHEN insufficient_privilege THEN NULL; END $$;
-         SET TimeZone = 'UTC'; SET statement_timeout = {timeout}; SET lock_timeout = {timeout};
-         SET idle_in_transaction_session_timeout = 60000;",
-        timeout = statement_timeout.as_millis()
-    );
-    let statements = statements.clone();
-    let connect = move |activity| open_postgres(endpoint.clone(), session.clone(), statements.clone(), activity);
-    // The pool would try again and again, and then say only that it took too long.
-    match tokio::time::timeout(CHECKOUT_TIMEOUT, connect(Activity::default())).await {
-        Ok(connected) => drop(connected?),
-        Err(_) => return Err(format!("no answer within {} seconds", CHECKOUT_TIMEOUT.as_secs()).into()),
-    }
-    Ok(bb8::Pool::builder()
-        .max_size(size)
-        .test_on_check_out(true)
-        .connection_timeout(CHECKOUT_TIMEOUT)
-        .error_sink(Box::new(sink))
-        .build_unchecked(Manager::new(connect)))
-}
-
-async fn open_postgres(
-    endpoint: Endpoint,
-    session: String,
-    statements: Statements,
-    activity: Activity,
-) -> ConnectionResult<PgConn> {
-    let (client, connection) = endpoint
-        .config
-        .connect(endpoint.tls)
-        .await
-        .map_err(|error| ConnectionError::BadConnection(describe(&error)))?;
-    let mut conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await?;
-    conn.batch_execute(&session).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
-    conn.set_instrumentation(statements.observe(activity));
-    Ok(conn)
-}
-
-/// An error with its causes in one line: what goes wrong in a handshake stands in the last of them.
-fn describe(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
@@ -527,6 +470,26 @@ mod tests {
         drop(sender);
         let mut conn = next.await.unwrap();
         on_conn!(&mut conn, |c| c.batch_execute("SELECT 1 FROM audit_heads").await.unwrap());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_scan_that_panics_costs_no_place_in_the_pool() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::Sqlite(folder.path().join("test.db"));
+        let db = Db::open(&url, 1, CHECKOUT_TIMEOUT).await.unwrap();
+        for is_waited_for in [true, false, true] {
+            let mut conn = db.scan().await.unwrap();
+            let Conn::Sqlite(sqlite) = &mut conn else { unreachable!("the database is SQLite") };
+            let call = sqlite.spawn_blocking::<()>(|_| panic!("as a fault of the program would"));
+            if is_waited_for {
+                assert!(call.await.is_err());
+            } else {
+                // Begun, if it is that soon, and given up.
+                let _ = tokio::time::timeout(Duration::ZERO, call).await;
+            }
+        }
+        let mut conn = db.scan().await.unwrap();
+        on_conn!(&mut conn, |c| c.batch_execute("SELECT 1").await.unwrap());
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,7 @@ use super::tables::claude_accounts;
 use super::tx::Tx;
 use crate::model::{
     ClaudeAccountHealthState, ClaudeAccountId, ClaudeAccountStatus, ClaudeTier, Direction, Email, JsonObject,
-    ManageClaudeAccounts, OrganizationId, Page, PageSlice, Permit, Position, SortKey, Timestamp, UseRelay,
+    ManageClaudeAccounts, Page, PageSlice, Permit, Position, SortKey, Timestamp, UseRelay,
 };
 
 /// An upstream account.
@@ -23,8 +23,6 @@ use crate::model::{
 pub struct ClaudeAccount {
     /// The id.
     pub id: ClaudeAccountId,
-    /// Whose it is.
-    pub organization_id: OrganizationId,
     /// What people call it.
     pub account_name: String,
     /// The address that it is registered with upstream.
@@ -298,13 +296,12 @@ pub async fn find_by_fingerprint(
 /// # Errors
 /// [`Error::Duplicate`] where another account of the organization has the same upstream API key.
 pub async fn insert(tx: &mut Tx, permit: &Permit<ManageClaudeAccounts>, account: &ClaudeAccount) -> Result<()> {
-    let mut account = account.clone();
-    account.organization_id = permit.organization();
     let (name, search_text) = account.derived();
     let conn = tx.conn().await?;
     on_conn!(conn, |c| diesel::insert_into(claude_accounts::table)
         .values((
-            &account,
+            account,
+            claude_accounts::organization_id.eq(permit.organization()),
             claude_accounts::account_name_folded.eq(&name),
             claude_accounts::search_text.eq(&search_text)
         ))

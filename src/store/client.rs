@@ -13,8 +13,8 @@ use super::search::searched;
 use super::tables::clients;
 use super::tx::Tx;
 use crate::model::{
-    ClientId, ClientStatus, Direction, Email, Grant, JsonObject, OrganizationId, Page, PageSlice, Permit, Position,
-    Read, SortKey, Timestamp, UserId, WriteClients,
+    ClientId, ClientStatus, Direction, Email, Grant, JsonObject, Page, PageSlice, Permit, Position, Read, SortKey,
+    Timestamp, UserId, WriteClients,
 };
 
 /// A client.
@@ -24,8 +24,6 @@ use crate::model::{
 pub struct Client {
     /// The id.
     pub id: ClientId,
-    /// Whose it is.
-    pub organization_id: OrganizationId,
     /// Its name.
     pub name: String,
     /// The company that it is or belongs to.
@@ -210,13 +208,12 @@ pub async fn lock<G: Grant>(tx: &mut Tx, permit: &Permit<G>, id: ClientId) -> Re
 /// # Errors
 /// Where the database fails.
 pub async fn insert(tx: &mut Tx, permit: &Permit<WriteClients>, client: &Client) -> Result<()> {
-    let mut client = client.clone();
-    client.organization_id = permit.organization();
     let (name, company, search_text) = client.derived();
     let conn = tx.conn().await?;
     on_conn!(conn, |c| diesel::insert_into(clients::table)
         .values((
-            &client,
+            client,
+            clients::organization_id.eq(permit.organization()),
             clients::name_folded.eq(&name),
             clients::company_folded.eq(&company),
             clients::search_text.eq(&search_text)
@@ -231,15 +228,12 @@ pub async fn insert(tx: &mut Tx, permit: &Permit<WriteClients>, client: &Client)
 /// # Errors
 /// Where the database fails.
 pub async fn insert_all(tx: &mut Tx, permit: &Permit<WriteClients>, clients: &[Client]) -> Result<()> {
-    let mut clients = clients.to_vec();
-    for client in &mut clients {
-        client.organization_id = permit.organization();
-    }
     let conn = tx.conn().await?;
-    insert_all!(conn, clients::table, &clients, |client| {
+    insert_all!(conn, clients::table, clients, |client| {
         let (name, company, search_text) = client.derived();
         (
             client,
+            clients::organization_id.eq(permit.organization()),
             clients::name_folded.eq(name),
             clients::company_folded.eq(company),
             clients::search_text.eq(search_text),

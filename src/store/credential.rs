@@ -15,8 +15,8 @@ use super::search::searched;
 use super::tables::{credential_secrets, credentials};
 use super::tx::Tx;
 use crate::model::{
-    ClientId, CredentialId, DeleteCredentials, Direction, Grant, OrganizationId, Page, PageSlice, Permit, Position,
-    Read, RevealCredentials, SortKey, Timestamp, UserId, WriteCredentials,
+    ClientId, CredentialId, DeleteCredentials, Direction, Grant, Page, PageSlice, Permit, Position, Read,
+    RevealCredentials, SortKey, Timestamp, UserId, WriteCredentials,
 };
 
 /// What is known of a client's secret.
@@ -26,8 +26,6 @@ use crate::model::{
 pub struct Credential {
     /// The id.
     pub id: CredentialId,
-    /// Whose it is.
-    pub organization_id: OrganizationId,
     /// Of which client.
     pub client_id: ClientId,
     /// What people call it.
@@ -62,8 +60,6 @@ pub struct CredentialSecret {
     pub credential_id: CredentialId,
     /// The how-manieth, from 1; part of what the seal is bound to.
     pub secret_version: i32,
-    /// Whose it is.
-    pub organization_id: OrganizationId,
     /// The secret, sealed.
     pub sealed: Vec<u8>,
     /// Which key of the ring sealed it.
@@ -270,11 +266,10 @@ pub async fn insert(
     credential: &Credential,
     secret: &CredentialSecret,
 ) -> Result<()> {
-    let mut credential = credential.clone();
-    credential.organization_id = permit.organization();
     let derived = credential.derived();
+    let own = credentials::organization_id.eq(permit.organization());
     let conn = tx.conn().await?;
-    on_conn!(conn, |c| diesel::insert_into(credentials::table).values((&credential, &derived)).execute(c).await?);
+    on_conn!(conn, |c| diesel::insert_into(credentials::table).values((credential, own, &derived)).execute(c).await?);
     insert_secret(tx, permit, secret).await
 }
 
@@ -283,10 +278,9 @@ pub async fn insert(
 /// # Errors
 /// Where the database fails.
 pub async fn insert_secret(tx: &mut Tx, permit: &Permit<WriteCredentials>, secret: &CredentialSecret) -> Result<()> {
-    let mut secret = secret.clone();
-    secret.organization_id = permit.organization();
+    let own = credential_secrets::organization_id.eq(permit.organization());
     let conn = tx.conn().await?;
-    on_conn!(conn, |c| diesel::insert_into(credential_secrets::table).values(&secret).execute(c).await?);
+    on_conn!(conn, |c| diesel::insert_into(credential_secrets::table).values((secret, own)).execute(c).await?);
     Ok(())
 }
 

@@ -22,6 +22,9 @@ pub enum Error {
     /// A row is written by a permit that is not for it: a fault of the program.
     #[error("the permit is not for this row")]
     NotPermitted,
+    /// The database has ended one of two transactions that waited for each other, this one: begun again, it is likely to succeed.
+    #[error("the transaction and another waited for each other")]
+    Deadlock(#[source] Cause),
     /// No connection, or it broke: the same request may succeed later.
     #[error("the database is unavailable")]
     Unavailable(#[source] Cause),
@@ -65,6 +68,9 @@ impl From<DieselError> for Error {
                 _,
             )
             | DieselError::BrokenTransactionManager => Self::Unavailable(error.into()),
+            DieselError::DatabaseError(_, information) if information.message().contains("deadlock detected") => {
+                Self::Deadlock(error.into())
+            }
             DieselError::DatabaseError(_, information) if is_passing(information.message()) => {
                 Self::Unavailable(error.into())
             }
@@ -77,13 +83,12 @@ impl From<DieselError> for Error {
 /// The texts are those of `SQLite`'s `sqlite3ErrStr` and of PostgreSQL's message catalogue in English: where PostgreSQL
 /// speaks another language and does not let the role change that, its conditions count as faults.
 fn is_passing(message: &str) -> bool {
-    const PASSING: [&str; 9] = [
+    const PASSING: [&str; 8] = [
         "database or disk is full",
         "database is locked",
         "disk I/O error",
         "unable to open database file",
         "canceling statement due to",
-        "deadlock detected",
         "terminating connection",
         "could not extend file",
         "No space left on device",

@@ -16,8 +16,8 @@ use unicode_normalization::UnicodeNormalization;
 
 use crate::model::{
     AllowedIps, AllowedModels, ApiKeyScopes, AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus,
-    ClaudeTier, ClientStatus, Email, Id, JsonObject, Kind, MailTokenPurpose, Plan, ResourceType, Role, TaskPriority,
-    TaskStatus, Timestamp, UsageInterval, UserStatus,
+    ClaudeTier, ClientStatus, Email, Id, JsonObject, Kind, MailTokenPurpose, NotificationKind, Permission, Plan,
+    ResourceType, Role, TaskPriority, TaskStatus, Timestamp, UsageInterval, UserStatus,
 };
 
 /// `timestamptz` on PostgreSQL; on SQLite RFC 3339 text of fixed width, which sorts by time. To the microsecond, as the
@@ -170,6 +170,8 @@ text_fields! {
     [] Role: |name| name.as_str();
     [] UserStatus: |name| name.as_str();
     [] MailTokenPurpose: |name| name.as_str();
+    [] NotificationKind: |name| name.as_str();
+    [] Permission: |name| name.as_str();
     [] ClaudeAccountStatus: |name| name.as_str();
     [] ClaudeTier: |name| name.as_str();
     [] ClaudeAccountHealthState: |name| name.as_str();

@@ -19,7 +19,7 @@ pub struct Lease {
     /// The server that does it; none: none does, and any may.
     pub holder: Option<String>,
     /// Counts the changes of the row.
-    pub term: i64,
+    pub revision: i64,
     /// When it last changed, by the clock of whoever changed it.
     pub changed_at: Timestamp,
     /// When the job was last done to its end.
@@ -30,7 +30,7 @@ impl Lease {
     /// Of a job that was never done.
     #[must_use]
     pub fn new(name: &str, now: Timestamp) -> Self {
-        Self { name: name.to_owned(), holder: None, term: 0, changed_at: now, finished_at: None }
+        Self { name: name.to_owned(), holder: None, revision: 0, changed_at: now, finished_at: None }
     }
 }
 
@@ -40,6 +40,14 @@ impl Lease {
 /// Where the database fails.
 pub async fn find_all(conn: &mut Conn) -> Result<Vec<Lease>> {
     Ok(on_conn!(conn, |c| leases::table.select(Lease::as_select()).load(c).await?))
+}
+
+/// The lease of a job.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn find(conn: &mut Conn, name: &str) -> Result<Option<Lease>> {
+    Ok(on_conn!(conn, |c| leases::table.find(name).select(Lease::as_select()).first(c).await.optional()?))
 }
 
 /// Makes the row of a job that was never done. Returns whether it was made: another server may have.
@@ -57,13 +65,13 @@ pub async fn add(db: &Db, lease: &Lease) -> Result<bool> {
     }
 }
 
-/// Takes, keeps or gives back a lease, if it still is as it was `seen`. Returns it as it is then.
+/// Takes, renews or releases a lease, if it still is as it was `seen`. Returns it as it is then.
 ///
 /// # Errors
 /// Where the database fails.
 pub async fn change(db: &Db, seen: &Lease, next: Lease) -> Result<Option<Lease>> {
-    let next = Lease { term: seen.term + 1, ..next };
-    let as_seen = || leases::table.find(&seen.name).filter(leases::term.eq(seen.term));
+    let next = Lease { revision: seen.revision + 1, ..next };
+    let as_seen = || leases::table.find(&seen.name).filter(leases::revision.eq(seen.revision));
     let changed =
         write(db, async |conn| Ok(on_conn!(conn, |c| diesel::update(as_seen()).set(&next).execute(c).await?)));
     Ok((changed.await? > 0).then_some(next))

@@ -16,14 +16,14 @@ const POSTGRES: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 /// The migration whose tables hold the seals of audit logs.
 const SEALS: &str = "2026-11-21-000006_audit_retention";
 
-/// Lets PostgreSQL find `pg_trgm` where it was put into another schema than the tables: only while indexes are made of it,
-/// since a search names nothing of it.
+/// Lets PostgreSQL find `pg_trgm` where it was put into another schema than the tables: only while migrations are applied, which may
+/// make indexes of it, since a search names nothing of it.
 const FIND_TRIGRAMS: &str = "DO $$
 DECLARE place text;
 BEGIN
   SELECT n.nspname INTO place FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
     WHERE e.extname = 'pg_trgm' AND n.nspname <> ALL (current_schemas(true));
-  IF place IS NULL OR to_regclass('clients_by_search') IS NOT NULL THEN
+  IF place IS NULL THEN
     RETURN;
   END IF;
   IF NOT has_schema_privilege(place, 'USAGE') THEN
@@ -112,22 +112,22 @@ impl Db {
     /// One transaction around all of it: both databases can undo changes of tables.
     async fn migrate(&self, step: Step) -> Result<Vec<Migration>, MigrationError> {
         // Where something fails, the connection is closed, and its transaction with it.
-        let mut conn = self.begin_migrating().await?;
-        if let Conn::Postgres(conn) = &mut conn {
+        let (mut conn, known) = apply(self.begin_migrating().await?, Step::Status);
+        let known = known?;
+        let (reverted, applies) = match step {
+            Step::Down(steps) => (steps, false),
+            Step::Redo => (1, true),
+            Step::Up => (0, known.iter().any(|migration| !migration.applied)),
+            Step::Status => {
+                conn.rollback().await?;
+                return Ok(known);
+            }
+        };
+        if applies && let Conn::Postgres(conn) = &mut conn {
             conn.batch_execute(FIND_TRIGRAMS).await.map_err(|error| MigrationError::Failed(error.into()))?;
         }
-        let reverted = match step {
-            Step::Down(steps) => steps,
-            Step::Redo => 1,
-            Step::Up | Step::Status => 0,
-        };
-        if reverted > 0 {
-            let (back, known) = apply(conn, Step::Status);
-            conn = back;
-            let known = known?;
-            if known.iter().rev().filter(|m| m.applied).take(reverted).any(|m| m.name == SEALS) {
-                refuse_to_lose_seals(&mut conn).await?;
-            }
+        if known.iter().rev().filter(|m| m.applied).take(reverted).any(|m| m.name == SEALS) {
+            refuse_to_lose_seals(&mut conn).await?;
         }
         let (mut conn, mut done) = apply(conn, step);
         if done.is_ok() {

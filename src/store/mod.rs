@@ -6,6 +6,7 @@
 //!
 //! To add a noun: a migration under the same name for each database, its table in `tables.rs`, a file here.
 
+mod announcements;
 mod backend;
 mod bulk;
 mod error;
@@ -13,8 +14,8 @@ mod fields;
 mod lease;
 mod locks;
 mod migrations;
-mod notifications;
 mod page;
+mod postgres_pool;
 mod postgres_url;
 mod ranked;
 mod search;
@@ -26,18 +27,23 @@ mod tx;
 pub mod api_key;
 pub mod audit_chain;
 pub mod audit_log;
+pub mod backup;
 pub mod budget;
 pub mod claude_account;
 pub mod client;
 pub mod credential;
+pub mod database_clock;
+pub mod device;
 pub mod encryption_key;
 pub mod expired;
 pub mod invitation;
 pub mod job_lease;
 pub mod keys;
 pub mod mail_token;
+pub mod notification;
 pub mod organization;
 pub mod outbox;
+pub mod password_key;
 pub mod session;
 pub mod system_stats;
 pub mod task;
@@ -45,9 +51,9 @@ pub mod usage;
 pub mod usage_rollup;
 pub mod user;
 
+pub use announcements::Announcements;
 pub use backend::{Conn, Db, PoolState};
 pub use error::{Error, OpenError, Result};
 pub use fields::fold;
 pub use migrations::{Migration, MigrationError};
-pub use notifications::Notifications;
 pub use tx::Tx;

@@ -2,10 +2,17 @@
 
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use tokio_postgres::config::{Host, SslMode};
+use url::Url;
 
-/// How long one address may take to answer.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one address may take to answer: less than half of what all of them may, so that the next is tried too.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long what was sent may stay unacknowledged: a machine that died says nothing, and the kernel's own patience is a quarter of an
+/// hour.
+const USER_TIMEOUT: Duration = Duration::from_secs(15);
+/// When a silent connection is asked whether it is still there, how often again, and how many times.
+const KEEPALIVES: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 
 /// Reads the URL. Without an `sslmode`, TLS is required of a server on another machine and not used on this one: a
 /// certificate for the loopback address is seldom there, and nobody listens in between.
@@ -23,6 +30,20 @@ pub(super) fn postgres_config(url: &str) -> Result<tokio_postgres::Config, tokio
             && config.get_hostaddrs().iter().all(std::net::IpAddr::is_loopback);
         config.ssl_mode(if is_near { SslMode::Disable } else { SslMode::Require });
     }
+    let (idle, interval, retries) = KEEPALIVES;
+    let says = |name: &str| known.contains(name);
+    if !says("tcp_user_timeout=") {
+        config.tcp_user_timeout(USER_TIMEOUT);
+    }
+    if !says("keepalives_idle=") {
+        config.keepalives_idle(idle);
+    }
+    if !says("keepalives_interval=") {
+        config.keepalives_interval(interval);
+    }
+    if !says("keepalives_retries=") {
+        config.keepalives_retries(retries);
+    }
     config.connect_timeout(CONNECT_TIMEOUT).application_name("claviger");
     Ok(config)
 }
@@ -38,6 +59,21 @@ pub(super) fn place(config: &tokio_postgres::Config) -> String {
     let servers: Vec<_> = hosts.iter().enumerate().map(|(n, host)| format!("{host}:{}", port_of(n))).collect();
     let name = config.get_dbname().or(config.get_user()).unwrap_or_default();
     format!("{}/{name}", servers.join(","))
+}
+
+/// The URL without the password, wherever it stands in it.
+pub(super) fn without_password(url: &str) -> String {
+    let Ok(mut parsed) = Url::parse(url) else { return String::new() };
+    // It fails where there is no host, and with that no password.
+    let _ = parsed.set_password(None);
+    let is_password = |pair: &&str| {
+        let name = pair.split('=').next().unwrap_or_default();
+        percent_decode_str(name).decode_utf8_lossy() == "password"
+    };
+    let query = parsed.query().unwrap_or_default().to_owned();
+    let query: Vec<_> = query.split('&').filter(|pair| !pair.is_empty() && !is_password(pair)).collect();
+    parsed.set_query((!query.is_empty()).then(|| query.join("&")).as_deref());
+    parsed.into()
 }
 
 fn host_name(host: &Host) -> String {
@@ -70,6 +106,21 @@ mod tests {
         ] {
             assert_eq!(postgres_config(url).unwrap().get_ssl_mode(), mode, "{url}");
         }
+    }
+
+    #[test]
+    fn a_machine_that_died_is_noticed_unless_the_url_says_otherwise() {
+        let seconds = |config: tokio_postgres::Config| {
+            let user = config.get_tcp_user_timeout().copied();
+            let interval = config.get_keepalives_interval();
+            [user, Some(config.get_keepalives_idle()), interval].map(|time| time.unwrap().as_secs())
+        };
+        assert_eq!(seconds(postgres_config("postgres://u@db.example.com/d").unwrap()), [15, 30, 10]);
+        let said = "postgres://u@db.example.com/d?tcp_user_timeout=60&keepalives_idle=7200&keepalives_interval=75";
+        assert_eq!(seconds(postgres_config(said).unwrap()), [60, 7200, 75]);
+        let retries = |url| postgres_config(url).unwrap().get_keepalives_retries();
+        assert_eq!(retries("host=db.example.com"), Some(3));
+        assert_eq!(retries("host=db.example.com keepalives_retries=9"), Some(9));
     }
 
     #[test]

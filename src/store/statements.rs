@@ -14,7 +14,6 @@ use crate::logs::TRACES;
 pub(super) struct Statements(Arc<AtomicU64>);
 
 /// What one connection tells of its statements.
-#[derive(Debug)]
 struct Observed {
     statements: Statements,
     activity: Activity,
@@ -38,7 +37,9 @@ impl Instrumentation for Observed {
                 self.statements.0.fetch_add(1, Ordering::Relaxed);
                 self.activity.begin_statement(tracing::info_span!(target: TRACES, "statement", otel.kind = "client"));
             }
-            InstrumentationEvent::FinishQuery { .. } => self.activity.end_statement(),
+            InstrumentationEvent::FinishQuery { .. } => {
+                self.activity.end_statement();
+            }
             _ => {}
         }
     }

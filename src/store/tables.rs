@@ -352,10 +352,64 @@ diesel::table! {
     use diesel::sql_types::{BigInt, Nullable, Text};
     use crate::store::fields::UtcTimestamp;
 
+    notifications (id) {
+        id -> Text,
+        organization_id -> Text,
+        user_id -> Text,
+        sequence -> BigInt,
+        kind -> Text,
+        title -> Text,
+        body -> Text,
+        resource_id -> Nullable<Text>,
+        needs -> Nullable<Text>,
+        said -> Text,
+        read_at -> Nullable<UtcTimestamp>,
+        created_at -> UtcTimestamp,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::{Binary, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    devices (digest) {
+        digest -> Binary,
+        user_id -> Text,
+        last_seen_at -> UtcTimestamp,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::{Binary, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    password_keys (id) {
+        id -> Text,
+        sealed -> Binary,
+        key_version -> Text,
+        created_at -> UtcTimestamp,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::Binary;
+    use crate::store::fields::UtcTimestamp;
+
+    password_nonces (digest) {
+        digest -> Binary,
+        expires_at -> UtcTimestamp,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::{BigInt, Nullable, Text};
+    use crate::store::fields::UtcTimestamp;
+
     leases (name) {
         name -> Text,
         holder -> Nullable<Text>,
-        term -> BigInt,
+        #[sql_name = "term"]
+        revision -> BigInt,
         changed_at -> UtcTimestamp,
         finished_at -> Nullable<UtcTimestamp>,
     }

@@ -16,8 +16,8 @@ use super::search::searched;
 use super::tables::tasks;
 use super::tx::Tx;
 use crate::model::{
-    ClientId, DeleteTasks, Direction, Grant, OrganizationId, Page, PageSlice, Permit, Position, Read, SortKey, TaskId,
-    TaskPriority, TaskStatus, Timestamp, UserId, WriteTasks,
+    ClientId, DeleteTasks, Direction, Grant, Page, PageSlice, Permit, Position, Read, SortKey, TaskId, TaskPriority,
+    TaskStatus, Timestamp, UserId, WriteTasks,
 };
 
 /// Something to do.
@@ -27,8 +27,6 @@ use crate::model::{
 pub struct Task {
     /// The id.
     pub id: TaskId,
-    /// Whose it is.
-    pub organization_id: OrganizationId,
     /// For whom it is done.
     pub client_id: ClientId,
     /// What is to be done, in a line.
@@ -301,11 +299,10 @@ pub async fn lock<G: Grant>(tx: &mut Tx, permit: &Permit<G>, id: TaskId) -> Resu
 /// # Errors
 /// Where the database fails.
 pub async fn insert(tx: &mut Tx, permit: &Permit<WriteTasks>, task: &Task) -> Result<()> {
-    let mut task = task.clone();
-    task.organization_id = permit.organization();
     let derived = task.derived();
+    let own = tasks::organization_id.eq(permit.organization());
     let conn = tx.conn().await?;
-    on_conn!(conn, |c| diesel::insert_into(tasks::table).values((&task, &derived)).execute(c).await?);
+    on_conn!(conn, |c| diesel::insert_into(tasks::table).values((task, own, &derived)).execute(c).await?);
     Ok(())
 }
 
@@ -314,12 +311,12 @@ pub async fn insert(tx: &mut Tx, permit: &Permit<WriteTasks>, task: &Task) -> Re
 /// # Errors
 /// Where the database fails.
 pub async fn insert_all(tx: &mut Tx, permit: &Permit<WriteTasks>, tasks: &[Task]) -> Result<()> {
-    let mut tasks = tasks.to_vec();
-    for task in &mut tasks {
-        task.organization_id = permit.organization();
-    }
     let conn = tx.conn().await?;
-    insert_all!(conn, tasks::table, &tasks, |task| (task, task.derived()));
+    insert_all!(conn, tasks::table, tasks, |task| (
+        task,
+        tasks::organization_id.eq(permit.organization()),
+        task.derived()
+    ));
     Ok(())
 }
 

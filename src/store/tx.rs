@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use super::announcements;
 use super::audit_log::{self, NewAuditLog};
 use super::backend::{Conn, Db};
 use super::error::Result;
-use super::notifications;
+use super::notification::{self, Notification};
 
 /// A transaction for writing. It begins with its first statement, so that what is refused before costs no connection.
 ///
@@ -32,13 +33,15 @@ use super::notifications;
 pub struct Tx {
     db: Db,
     conn: Option<Conn>,
+    /// What is told with the commit.
+    notifications: Vec<Notification>,
 }
 
 impl Tx {
     /// A transaction that has not begun yet.
     #[must_use]
     pub fn new(db: Db) -> Self {
-        Self { db, conn: None }
+        Self { db, conn: None, notifications: Vec::new() }
     }
 
     /// The connection, on which the transaction has begun by then. It also serves reads that must see the writes.
@@ -66,13 +69,24 @@ impl Tx {
                 return Err(error);
             }
         };
-        self.conn().await?.commit().await?;
+        self.end().await?;
         Ok(sequence)
+    }
+
+    /// Tells somebody of it, once it is committed. The entry's organization, and its place in the log, become the notification's; what
+    /// was said to somebody before is not said again.
+    pub fn notify(&mut self, notification: Notification) {
+        self.notifications.push(notification);
+    }
+
+    pub(super) fn take_notifications(&mut self) -> Vec<Notification> {
+        std::mem::take(&mut self.notifications)
     }
 
     async fn append(&mut self, entry: &NewAuditLog) -> Result<i64> {
         let sequence = audit_log::append(self, entry).await?;
-        notifications::tell(self, entry, sequence).await?;
+        notification::insert_pending(self, entry.organization_id, sequence).await?;
+        announcements::tell(self, entry, sequence).await?;
         Ok(sequence)
     }
 
@@ -82,16 +96,21 @@ impl Tx {
     }
 
     /// Commits what no caller has done: when an API key was last used, and what finds it; that what has ended long ago is gone;
-    /// which server does a job; what became of a mail; what requests of the relay may use and have used. Visible in the store alone, where `tests/it/architecture.rs` holds that
+    /// which server does a job; what became of a mail; what passwords are encrypted with; that something can be written at all; what
+    /// requests of the relay may use and have used. Visible in the store alone, where `tests/it/architecture.rs` holds that
     /// nothing else calls it; whatever somebody does needs [`Tx::commit`].
     ///
     /// # Errors
     /// Then nothing lasts.
     pub(super) async fn commit_bookkeeping(mut self) -> Result<()> {
-        match &mut self.conn {
-            Some(conn) => conn.commit().await,
-            None => Ok(()),
-        }
+        self.end().await
+    }
+
+    async fn end(&mut self) -> Result<()> {
+        let Some(conn) = &mut self.conn else { return Ok(()) };
+        let ended = conn.commit().await;
+        self.db.note_commit(&ended);
+        ended
     }
 
     /// Undoes all that was written.

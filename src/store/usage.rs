@@ -8,12 +8,12 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_async::RunQueryDsl;
 
+use super::announcements;
 use super::backend::{Conn, Db, on_conn};
 use super::bulk::insert_all;
 use super::error::Result;
 use super::fields::{askable, distinct};
 use super::locks::first_locked;
-use super::notifications;
 use super::page::{bounded, keyset};
 use super::tables::{claude_accounts, usage_heads, usage_records};
 use super::tx::Tx;
@@ -205,7 +205,7 @@ async fn write_all(tx: &mut Tx, records: &mut [UsageRecord], now: Timestamp) -> 
     written.exhausted = charge_accounts(tx, records, now).await?;
     for (organization, sequence) in &written.ends {
         let news = News::Used { organization: *organization, sequence: *sequence };
-        notifications::tell_news(tx, news).await?;
+        announcements::tell_news(tx, news).await?;
     }
     Ok(written)
 }

@@ -305,15 +305,21 @@ pub async fn lock_member(tx: &mut Tx, permit: &Permit<ManageUsers>, id: UserId) 
     Ok(lock(tx, id).await?.filter(|user| user.organization_id == permit.organization()))
 }
 
-/// The user with the address, in any organization, locked to the end of the transaction: for inviting, which must know
-/// whether the address is taken.
+/// The user of the permit's organization with the address, whether it counts or not, locked to the end of the transaction: for inviting.
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn lock_by_email(tx: &mut Tx, email: &Email) -> Result<Option<User>> {
+pub async fn lock_member_by_email(tx: &mut Tx, permit: &Permit<ManageUsers>, email: &Email) -> Result<Option<User>> {
     let conn = tx.conn().await?;
-    Ok(first_locked!(conn, users::table.filter(users::email_key.eq(Some(email))).select(User::as_select()))
-        .optional()?)
+    Ok(first_locked!(
+        conn,
+        users::table
+            .filter(users::organization_id.eq(permit.organization()).and(users::deleted_at.is_null()))
+            .filter(users::email.eq(email))
+            .order(users::id)
+            .select(User::as_select())
+    )
+    .optional()?)
 }
 
 /// Whether the organization has an active ADMIN beside this user. Whoever takes away one's right locks the organization first,

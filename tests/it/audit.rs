@@ -4,13 +4,14 @@ use serde_json::{Value, json};
 
 use crate::claude_account::create;
 use crate::invitation::{invite, join};
+use crate::notification::signed_in_with;
 use crate::roles::{MEMBERS, PUBLIC, needs};
 use crate::support::schema::{Schema, assert_lines};
 use crate::support::{Client, PASSWORD, TestApp, TestDatabase, both_databases};
 
 /// Every mutation of the schema, with a call that succeeds and one that fails. `ID` is an account's id, `CLIENT` a client's,
 /// `TASK` a task's, `CREDENTIAL` a credential's, `API_KEY` an API key's, `USER_ID` a user's, `TOKEN` a refresh token, `INVITATION` an invitation's,
-/// `SESSION` a session's id, `VERIFICATION` and `RESET` tokens that came by mail; each is fresh for each call.
+/// `NOTIFICATION` the id of a notification of whoever is the administrator there, `SESSION` a session's id, `VERIFICATION` and `RESET` tokens that came by mail; each is fresh for each call.
 pub(crate) const CALLS: &[(&str, &str, &str)] = &[
     (
         "signIn",
@@ -193,6 +194,11 @@ pub(crate) const CALLS: &[(&str, &str, &str)] = &[
         r#"revokeApiKey(input: { id: "API_KEY" }) { apiKey { id } }"#,
         r#"revokeApiKey(input: { id: "key_00000000000000000000000000" }) { apiKey { id } }"#,
     ),
+    (
+        "markNotificationsRead",
+        "markNotificationsRead(input: { ids: null }) { unreadCount }",
+        r#"markNotificationsRead(input: { ids: ["no id"] }) { unreadCount }"#,
+    ),
 ];
 
 const ENTRIES: &str = "{ auditLogs(first: 100) { totalCount nodes { operation action outcome errorCode resourceType
@@ -270,6 +276,14 @@ pub(crate) async fn filled_in(app: &TestApp, admin: &Client, mutation: &str, key
     if text.contains("USER_ID") || text.contains("INVITATION") {
         let (user, token) = invite(admin, &format!("{key}@example.com"), "MEMBER").await;
         text = text.replace("\"USER_ID\"", &user["id"].to_string()).replace("INVITATION", &token);
+    }
+    if text.contains("NOTIFICATION") {
+        let user = admin.run("{ viewer { user { email } } }").await.data()["viewer"]["user"]["email"].clone();
+        // From a device that is new.
+        signed_in_with(&app.url, user.as_str().unwrap(), PASSWORD, &key.replace(|c: char| c.is_ascii_digit(), "x"))
+            .await;
+        let told = admin.run("{ notifications(first: 1) { nodes { id } } }").await;
+        text = text.replace("\"NOTIFICATION\"", &told.data()["notifications"]["nodes"][0]["id"].to_string());
     }
     if text.contains("\"ID\"") {
         let account = create(admin, json!({ "apiKey": key, "accountName": "A" })).await;

@@ -291,6 +291,41 @@ both_databases! {
         seal.check(&beside.services.keys).unwrap_err();
     }
 
+    async fn a_log_that_was_cut_off_and_has_grown_again_is_not_signed(app: TestApp) {
+        let admin = app.admin().await;
+        act(&admin, 2).await;
+        let beside = app.beside().await;
+        let mut checkpoints = Checkpoints::default();
+        let signed = checkpoints.due(&beside.services).await.unwrap().signed.remove(0).point;
+        let set = if app.database.url.starts_with("postgres") { "decode(repeat('07', 32), 'hex')" } else { "zeroblob(32)" };
+        drop_triggers(&app.database).await;
+        app.database.execute(&format!("UPDATE audit_logs SET hash = {set} WHERE sequence = {}", signed.sequence)).await.unwrap();
+        act(&admin, 1).await;
+        let Due { signed: anew, lost } = checkpoints.due(&beside.services).await.unwrap();
+        assert_eq!(anew, []);
+        assert_eq!(lost.iter().map(|lost| lost.signed).collect::<Vec<_>>(), [signed]);
+        app.database.execute(&format!("DELETE FROM audit_logs WHERE sequence = {}", signed.sequence)).await.unwrap();
+        assert_eq!(checkpoints.due(&beside.services).await.unwrap().lost.len(), 1);
+    }
+
+    async fn what_the_retention_has_removed_is_not_lost_to_checkpoints(app: TestApp) {
+        let admin = app.admin().await;
+        act(&admin, 2).await;
+        let beside = app.beside().await;
+        // The one is signed at what will be the last that is removed, the other before it.
+        let (mut early, mut late) = (Checkpoints::default(), Checkpoints::default());
+        early.due(&beside.services).await.unwrap();
+        act(&admin, 2).await;
+        let last = late.due(&beside.services).await.unwrap().signed.remove(0).point.sequence;
+        app.advance(2 * DAY);
+        app.admin().await;
+        assert_eq!(audit_retention::run(&beside.services, 1).await.unwrap(), last);
+        for checkpoints in [&mut early, &mut late] {
+            let Due { signed, lost } = checkpoints.due(&beside.services).await.unwrap();
+            assert_eq!((signed.len(), lost.len()), (1, 0));
+        }
+    }
+
     async fn what_is_old_is_removed_and_the_rest_stays_verifiable(app: TestApp) {
         let admin = app.admin().await;
         act(&admin, 6).await;
@@ -375,6 +410,24 @@ both_databases! {
         assert_eq!(audit_retention::run(&beside.services, 1).await.unwrap(), 0);
         let found = as_system(&beside, async |cx| verify(cx, None).await.unwrap()).await;
         assert_eq!((found.broken, found.entries, found.sealed), (None, 2, 5));
+    }
+
+    async fn what_a_stranger_can_cause_does_not_say_that_the_clock_is_right(app: TestApp) {
+        let admin = app.admin().await;
+        act(&admin, 3).await;
+        let beside = app.beside().await;
+        app.advance(2 * DAY);
+        let strangers = app.anonymous();
+        let sign_in = "mutation { signIn(input: { email: \"admin@localhost\", password: { plain: \"wrong\" } }) { accessToken } }";
+        assert_eq!(strangers.run(sign_in).await.code(), "UNAUTHENTICATED");
+        strangers.run("mutation { signOut { signedOut } }").await;
+        let reset = "mutation { requestPasswordReset(input: { email: \"admin@localhost\" }) { accepted } }";
+        strangers.run(reset).await.data();
+        let refused = "mutation { updateOrganization(input: { name: \"\" }) { organization { id } } }";
+        assert_eq!(admin.run(refused).await.code(), "UNAUTHENTICATED", "the session is over");
+        assert_eq!(audit_retention::run(&beside.services, 1).await.unwrap(), 0);
+        app.admin().await;
+        assert_eq!(audit_retention::run(&beside.services, 1).await.unwrap(), 5);
     }
 
     async fn a_deed_in_any_organization_says_that_the_clock_is_right(app: TestApp) {
@@ -514,7 +567,8 @@ async fn a_seal_outlives_the_key_that_signed_it(database: TestDatabase) {
     app.admin().await;
     assert_eq!(audit_retention::run(&app.beside().await.services, 1).await.unwrap(), 5);
     app.set("CREDENTIAL_ENCRYPTION_KEYS", &new);
-    let lacking = keys::missing(&app.beside().await.services).await.unwrap();
+    let services = app.beside().await.services;
+    let lacking = keys::missing(&services.db, &services.keys, services.clock.now()).await.unwrap();
     assert_eq!(lacking, [keys::MissingKey { version: "v1".to_owned(), records: 1 }]);
     app.set("CREDENTIAL_ENCRYPTION_KEYS", &format!("{new},{old}"));
     let both = app.beside().await;

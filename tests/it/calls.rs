@@ -14,6 +14,7 @@ use crate::support::{Answer, Client, TestApp};
 /// Every query of the schema, with a call that finds something. The words are those of `CALLS` in audit.rs.
 const READS: &[(&str, &str)] = &[
     ("viewer", "viewer { user { id } }"),
+    ("passwordKey", "passwordKey { keyId nonce }"),
     ("node", r#"node(id: "CLIENT") { id }"#),
     ("nodes", r#"nodes(ids: ["CLIENT"]) { id }"#),
     ("organization", "organization { id }"),
@@ -32,6 +33,7 @@ const READS: &[(&str, &str)] = &[
     ("verifyApiKey", r#"verifyApiKey(key: "clv_00000000000000000000000000000000000000") { valid code }"#),
     ("auditLogs", "auditLogs { totalCount nodes { id } }"),
     ("auditLogIntegrity", "auditLogIntegrity { intact }"),
+    ("notifications", "notifications { totalCount nodes { id } }"),
     (
         "usage",
         r#"usage(filter: { from: "2020-01-01T00:00:00Z", to: "2040-01-01T00:00:00Z" }, groupBy: [MODEL]) { total { requests } buckets { model } }"#,

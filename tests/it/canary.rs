@@ -12,6 +12,7 @@ use crate::calls::Call;
 use crate::claude_account::create;
 use crate::invitation::join;
 use crate::logs::Captured;
+use crate::password_key::{encrypted, offered};
 use crate::support::schema::{Place, Schema, assert_lines};
 use crate::support::{Client, MockUpstream, PASSWORD, TestApp, TestDatabase};
 use crate::tenants::tables;
@@ -21,6 +22,8 @@ const SECRETS: &[&str] = &[
     "AcceptInvitationInput.token",
     "CreateClaudeAccountInput.apiKey",
     "CreateCredentialInput.secret",
+    "EncryptedPasswordInput.ciphertext",
+    "EncryptedPasswordInput.nonce",
     "PasswordInput.plain",
     "RefreshSessionInput.refreshToken",
     "ReplaceClaudeAccountKeyInput.apiKey",
@@ -36,6 +39,7 @@ const NOT_SECRET: &[&str] = &[
     "AuditLogFilter.apiKeyId",
     "CreateApiKeyInput.tokenLimitPerDay",
     "CredentialFilter.keyVersion",
+    "EncryptedPasswordInput.keyId",
     "RevealCredentialInput.secretVersion",
     "UpdateApiKeyInput.tokenLimitPerDay",
     "UsageFilter.apiKeyId",
@@ -115,6 +119,11 @@ async fn plant(app: &TestApp, admin: &Client) -> String {
         // Each from a network of its own: wrong passwords from here would lock out who signs in for the next call.
         let from = format!("2001:db8:{n:x}::1");
         let (somebody, anonymous) = (somebody.from(&from), app.anonymous().from(&from));
+        if let Some(at) = place.path.iter().position(|step| step == "encrypted") {
+            // In the place of the plain one: with both, the input would be refused before it is read.
+            let offer = offered(&anonymous).await;
+            call.put(&place.path[..at], encrypted(&offer, &format!("{SECRET}-sealed-{n}")));
+        }
         for value in values(&canary, place) {
             call.put(&place.path, value);
             note(&call.send(&somebody).await.body);

@@ -48,6 +48,24 @@ fn titles(connection: &Value) -> Vec<&str> {
 }
 
 both_databases! {
+    async fn a_row_that_cannot_be_read_fails_what_refers_to_it_alone(app: TestApp) {
+        let admin = app.admin().await;
+        for role in ["MANAGER", "MEMBER", "READ_ONLY"] {
+            let user = app.user(role).await;
+            let viewer = user.run("{ viewer { user { id } } }").await.data()["viewer"]["user"]["id"].clone();
+            create(&admin, json!({ "name": role, "ownerId": viewer })).await;
+        }
+        app.database.execute("UPDATE users SET status = 'NONSENSE' WHERE email = 'member@example.com'").await.unwrap();
+        let query = "{ clients(orderBy: { field: NAME, direction: ASC }) { nodes { name owner { role } } } }";
+        let answer = admin.run(query).await;
+        assert_eq!(answer.body["data"]["clients"]["nodes"], json!([
+            { "name": "MANAGER", "owner": { "role": "MANAGER" } },
+            { "name": "MEMBER", "owner": null },
+            { "name": "READ_ONLY", "owner": { "role": "READ_ONLY" } },
+        ]));
+        assert_eq!((answer.code(), answer.body["errors"].as_array().unwrap().len()), ("INTERNAL_SERVER_ERROR", 1));
+    }
+
     async fn a_client_comes_back_as_it_was_made(app: TestApp) {
         let admin = app.admin().await;
         let made = create(&admin, json!({

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::future::join_all;
 use serde_json::json;
 
-use crate::support::{Client, TestApp, both_databases};
+use crate::support::{Client, both_databases};
 
 /// Callers who ask the same over and over, until they are told to stop.
 struct Crowd {

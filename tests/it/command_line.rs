@@ -1,6 +1,7 @@
 //! The program as it is run: commands, exit codes, start and stop.
 
 use std::io::{BufRead as _, BufReader, Lines, Write as _};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 
 use crate::support::{Client, TestDatabase};
@@ -16,6 +17,10 @@ impl Place {
         Self { folder: tempfile::tempdir().unwrap(), database }
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_claviger"));
         command
@@ -28,13 +33,14 @@ impl Place {
         command
     }
 
-    /// Starts a server that cannot write a file beyond so many KiB, as on a disk that is full.
+    /// Starts a server that cannot write a file beyond so many KiB, as on a disk that is full. The limit is a soft one: it can be
+    /// taken away while the server runs.
     pub(crate) fn serve_on_a_small_disk(&self, kib: usize) -> Served {
         let serve = self.command(&["serve"]);
         let mut limited = Command::new("sh");
         // The signal ignored, the write fails instead; the shell counts in blocks of 512 bytes.
         limited
-            .args(["-c", &format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" serve", kib * 2)])
+            .args(["-c", &format!("trap '' XFSZ; ulimit -S -f {}; exec \"$0\" serve", kib * 2)])
             .arg(serve.get_program());
         limited.current_dir(self.folder.path()).env_clear();
         limited.envs(serve.get_envs().filter_map(|(name, value)| Some((name, value?))));

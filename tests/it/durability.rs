@@ -30,7 +30,7 @@ async fn work(client: Client, worker: String, acknowledged: Arc<Mutex<BTreeSet<S
 }
 
 /// Everything that a list of names has, page by page.
-async fn all(client: &Client, query: &str, list: &str, field: &str) -> Vec<String> {
+pub(crate) async fn all(client: &Client, query: &str, list: &str, field: &str) -> Vec<String> {
     let (mut found, mut after) = (Vec::new(), Value::Null);
     loop {
         let page = client.with(query, json!({ "after": after })).await.data()[list].clone();

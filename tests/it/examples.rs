@@ -9,7 +9,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
-use crate::support::{Client, PASSWORD, TestApp, both_databases};
+use crate::http::node;
+use crate::support::{Client, PASSWORD, TestApp, TestDatabase, both_databases};
 
 /// A folder of `examples`.
 #[derive(Clone, Copy, PartialEq)]
@@ -280,4 +281,29 @@ both_databases! {
         let printed = Language::Apollo.succeeds(&app, "clients", &["client 04"], "").await;
         assert_eq!(table(&printed).len(), 6);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn node_signs_in_with_an_encrypted_password() {
+    let app = TestApp::sqlite().await;
+    let run = async |password: &str| {
+        let mut command = Command::new("node");
+        command.arg("sign-in.mjs").current_dir("examples/encrypted-password").env("CLAVIGER_URL", &app.url);
+        command.env("CLAVIGER_EMAIL", "admin@localhost").env("CLAVIGER_PASSWORD", password);
+        command.output().await.unwrap()
+    };
+    let output = run(PASSWORD).await;
+    assert!(output.status.success() && text(&output) == "admin@localhost\tADMIN\n", "{}", text(&output));
+    let output = run("none that anybody has").await;
+    assert!(!output.status.success() && text(&output).contains("UNAUTHENTICATED"), "{}", text(&output));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_signs_in_with_an_encrypted_password() {
+    // A port that is free, and is free again.
+    let origin = format!("http://{}", std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let app = TestApp::start(TestDatabase::sqlite(), [("FRONTEND_URL", origin.clone())]).await;
+    let (email, password) = ("admin@localhost".to_owned(), PASSWORD.to_owned());
+    let variables = vec![("URL", app.url.clone()), ("ORIGIN", origin), ("EMAIL", email), ("PASSWORD", password)];
+    node("playground", "encrypted-password.spec.mjs", variables).await;
 }

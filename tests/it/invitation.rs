@@ -123,12 +123,7 @@ both_databases! {
     async fn an_address_belongs_to_one_user(app: TestApp) {
         let admin = app.admin().await;
         join(&app, &admin, "ina@example.com", "MEMBER").await;
-        invite(&admin, "elsewhere@example.com", "MEMBER").await;
-        app.database.execute(
-            "INSERT INTO organizations SELECT 'org_00000000000000000000000001', name, plan, settings, created_at, updated_at FROM organizations;
-             UPDATE users SET organization_id = 'org_00000000000000000000000001' WHERE email = 'elsewhere@example.com'",
-        ).await.unwrap();
-        for email in ["admin@localhost", "INA@example.com", "elsewhere@example.com"] {
+        for email in ["admin@localhost", "INA@example.com"] {
             let input = json!({ "email": email, "fullName": "N", "role": "ADMIN" });
             assert_eq!(admin.with(INVITE, json!({ "input": input })).await.code(), "CONFLICT", "{email}");
         }
@@ -143,6 +138,35 @@ both_databases! {
         }
         let found = admin.run("{ users(search: \"once@\") { totalCount } }").await;
         assert_eq!(found.data()["users"]["totalCount"], 1);
+    }
+
+    async fn an_address_of_another_organization_is_invited_as_any_other(app: TestApp) {
+        const THEIRS: &str = "admin@other.example";
+        let admin = app.admin().await;
+        app.other_organization().await;
+        let (mut invited, _) = invite(&admin, THEIRS, "MEMBER").await;
+        let (mut fresh, _) = invite(&admin, "fresh@other.example", "MEMBER").await;
+        // Once more it is the same user, as of any other address.
+        let (again, token) = invite(&admin, THEIRS, "MEMBER").await;
+        assert_eq!(again["id"], invited["id"]);
+        for user in [&mut invited, &mut fresh] {
+            user["id"].take();
+            user["email"].take();
+        }
+        assert_eq!(invited, fresh);
+        // Only the mail says so.
+        let is_meant = |mail: &crate::support::Mail| mail.token("accept-invitation") == Some(&token);
+        let mail = app.mail_to(THEIRS, is_meant).await;
+        assert!(mail.text.contains("an account in another organization"), "{}", mail.text);
+        let mail = app.mail_to("fresh@other.example", |_| true).await;
+        assert!(!mail.text.contains("another organization"), "{}", mail.text);
+        let answer = accept(&app, &token, json!({ "password": { "plain": "another password" } })).await;
+        assert_eq!(answer.data()["acceptInvitation"]["viewer"]["role"], "MEMBER");
+        // The address is whose it was.
+        let owner = app.anonymous().signed_in(THEIRS, PASSWORD).await;
+        assert_eq!(owner.run("{ viewer { organization { name } } }").await.data()["viewer"]["organization"]["name"], "Other");
+        let input = json!({ "email": THEIRS, "fullName": "N", "role": "ADMIN" });
+        assert_eq!(admin.with(INVITE, json!({ "input": input })).await.code(), "CONFLICT", "of one's own organization");
     }
 
     async fn who_is_invited_again_is_invited_as_now(app: TestApp) {

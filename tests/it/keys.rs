@@ -322,3 +322,42 @@ async fn a_record_that_another_change_got_in_the_way_of_is_looked_at_again() {
     let named = format!("the API key of the Claude account {older}: the account {newer} has it too");
     assert!(said(&output).contains(&named), "{}", said(&output));
 }
+
+/// On SQLite nobody waits for two locks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_another_waits_for_as_well_is_begun_again() {
+    let place = Place::new(TestDatabase::postgres().await);
+    let old = serve(&place, OLD);
+    let admin = admin(&old).await;
+    fill(&admin, 2).await;
+    assert!(old.stop().success());
+    // Of the two it is the rotation that finds out: the other never looks.
+    let as_superuser = TestDatabase::at(place.database.url.replace("claviger@", "postgres@"));
+    let name = place.database.url.rsplit('/').next().unwrap();
+    as_superuser.execute(&format!("ALTER DATABASE {name} SET deadlock_timeout = '3s'")).await.unwrap();
+    let mut other = as_superuser.connection().await;
+    other.batch_execute("SET deadlock_timeout = '1h'").await.unwrap();
+    let change = other.transaction().await.unwrap();
+    let locked = |which| format!("SELECT id FROM claude_accounts ORDER BY id {which} LIMIT 1 FOR UPDATE");
+    change.batch_execute(&locked("DESC")).await.unwrap();
+    let mut rotate = place.command(&["keys", "rotate"]);
+    rotate.env("CREDENTIAL_ENCRYPTION_KEYS", BOTH).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let rotate = rotate.spawn().unwrap();
+    // It has the first by then, and waits for the last.
+    place.database.until_locked_out().await;
+    change.batch_execute(&locked("ASC")).await.unwrap();
+    change.commit().await.unwrap();
+    let output = rotate.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let deadlocks = "SELECT deadlocks::text AS text FROM pg_stat_database WHERE datname = current_database()";
+    let mut counted = place.database.texts(deadlocks).await;
+    for _ in 0..100 {
+        if counted == ["1"] {
+            break;
+        }
+        // PostgreSQL tells of it when it comes to it.
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        counted = place.database.texts(deadlocks).await;
+    }
+    assert_eq!(counted, ["1"]);
+}

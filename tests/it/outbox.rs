@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::Ordering;
 
+use chrono::TimeDelta;
 use claviger::app::App;
 use claviger::domain::outbox::deliver;
 use serde_json::json;
@@ -132,6 +133,9 @@ both_databases! {
         come_by(&other).await;
         assert_eq!(waiting(&app).await, ["2"]);
         app.advance(61);
+        // Past the end by the database's clock, too.
+        let past = if app.database.url.starts_with("postgres") { "created_at" } else { "give_up_at" };
+        app.database.execute(&format!("UPDATE outbox SET give_up_at = {past}")).await.unwrap();
         sink.behave(Behaviour::Take);
         come_by(&other).await;
         assert!(waiting(&app).await.is_empty() && sink.rest().await.is_empty());
@@ -382,4 +386,17 @@ mod a_mail_outlives_a_change_of_keys {
     async fn postgres() {
         run(TestDatabase::postgres().await).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_clock_is_ahead_of_the_databases_gives_up_nothing() {
+    let sink = SmtpSink::start(Behaviour::Recipient(COME_AGAIN)).await;
+    let app = sending_to(&sink, TestApp::postgres().await).await;
+    invite(&app.admin().await, "ina@example.com", "MEMBER").await;
+    until(&app, "deferred", 1).await;
+    let ahead = app.beside_by(app.clock_ahead(TimeDelta::days(40))).await;
+    sink.behave(Behaviour::Take);
+    come_by(&ahead).await;
+    assert_eq!(sink.next().await.to, "ina@example.com");
+    assert_eq!(ahead.services.outbox.tally().given_up.load(Ordering::Relaxed), 0);
 }

@@ -13,7 +13,8 @@ use crate::support::{Client, TestApp, both_databases};
 struct List {
     /// `Type.field`.
     name: &'static str,
-    /// The call that makes its nth row; the words are those of `CALLS` in audit.rs, one record each for all rows.
+    /// The call that makes its nth row, or an INSERT where none does; the words are those of `CALLS` in audit.rs, one record each for
+    /// all rows.
     make: fn(usize) -> String,
     /// The table that rows can be deleted from; `None`: they stay for ever.
     table: Option<&'static str>,
@@ -121,6 +122,18 @@ const LISTS: &[List] = &[
         make: |_| USAGE.to_owned(),
         table: Some("usage_records"),
         ties: &["occurred_at"],
+    },
+    List {
+        name: "Query.notifications",
+        make: |n| {
+            format!(
+                "INSERT INTO notifications (id, organization_id, user_id, sequence, kind, title, body, said, created_at) \
+                 SELECT 'ntf_000000000000000000000000' || '{n:02}', organization_id, id, 0, 'SYSTEM', 'T', 'B', 'walk/{n}', created_at \
+                 FROM users WHERE email = 'admin@localhost'"
+            )
+        },
+        table: Some("notifications"),
+        ties: &[],
     },
     List {
         name: "ClaudeAccount.auditLogs",
@@ -249,11 +262,14 @@ impl<'a> Place<'a> {
     }
 
     async fn make(&self, n: usize) {
-        if (self.list.make)(n) == USAGE {
+        let deed = self.filled_in(&(self.list.make)(n));
+        if deed == USAGE {
             crate::usage::specimen(self.app, self.admin).await;
-            return;
+        } else if deed.starts_with("INSERT") {
+            self.app.database.execute(&deed).await.unwrap();
+        } else {
+            self.admin.run(&format!("mutation {{ {deed} }}")).await.data();
         }
-        self.admin.run(&format!("mutation {{ {} }}", self.filled_in(&(self.list.make)(n)))).await.data();
     }
 }
 

@@ -41,6 +41,7 @@ pub(crate) const MEMBERS: &str = "members";
 /// What each root field needs: a permission, `MEMBERS` or `PUBLIC`.
 const NEEDS: &[(&str, &str)] = &[
     ("Query.viewer", PUBLIC),
+    ("Query.passwordKey", PUBLIC),
     ("Query.node", MEMBERS),
     ("Query.nodes", MEMBERS),
     ("Query.organization", MEMBERS),
@@ -60,6 +61,7 @@ const NEEDS: &[(&str, &str)] = &[
     ("Query.verifyApiKey", PUBLIC),
     ("Query.auditLogs", "VIEW_AUDIT_LOGS"),
     ("Query.auditLogIntegrity", "VIEW_AUDIT_LOGS"),
+    ("Query.notifications", MEMBERS),
     // One's own for everybody, the organization's with VIEW_USAGE.
     ("Query.usage", MEMBERS),
     ("Query.usageRecords", MEMBERS),
@@ -101,11 +103,13 @@ const NEEDS: &[(&str, &str)] = &[
     ("Mutation.updateApiKey", "MANAGE_OWN_API_KEYS"),
     ("Mutation.regenerateApiKey", "MANAGE_OWN_API_KEYS"),
     ("Mutation.revokeApiKey", "MANAGE_OWN_API_KEYS"),
+    ("Mutation.markNotificationsRead", MEMBERS),
     ("Mutation.revokeSession", MEMBERS),
     // The last: who has called it is gone.
     ("Mutation.deleteMyAccount", MEMBERS),
     ("Subscription.auditLogAdded", "VIEW_AUDIT_LOGS"),
     ("Subscription.claudeAccountChanged", "MANAGE_CLAUDE_ACCOUNTS"),
+    ("Subscription.notificationAdded", MEMBERS),
     // As Query.usage.
     ("Subscription.usageRecorded", MEMBERS),
 ];
@@ -121,6 +125,8 @@ const NODES: &[(&str, &str)] = &[
     ("Task", MEMBERS),
     ("Credential", MEMBERS),
     ("AuditLog", "VIEW_AUDIT_LOGS"),
+    // One's own: that of another is as none.
+    ("Notification", MEMBERS),
     // Keys are one's own, or anybody's with MANAGE_API_KEYS: that of another is as none.
     ("ApiKey", MEMBERS),
     // So are usage records, with VIEW_USAGE.
@@ -263,8 +269,8 @@ both_databases! {
         for role in ROLES {
             let client = app.user(role).await;
             for (of, needs) in NODES {
-                // Sessions are each caller's own; API keys and usage are read without more by their owners alone.
-                let whose = if *of == "Session" { &client } else { &admin };
+                // Sessions and notifications are each caller's own; API keys and usage are read without more by their owners alone.
+                let whose = if matches!(*of, "Session" | "Notification") { &client } else { &admin };
                 if matches!(*of, "ApiKey" | "UsageRecord") && matches!(role, "MEMBER" | "READ_ONLY") {
                     continue;
                 }

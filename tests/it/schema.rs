@@ -8,13 +8,14 @@ use crate::calls::Call;
 use crate::support::both_databases;
 use crate::support::schema::{Schema, directive};
 
-/// The mutations that need somebody who has signed in: those on users and sign-ins.
-const NOT_BY_API_KEY: [&str; 15] = [
+/// The mutations that need somebody who has signed in: those on users and sign-ins, and on what those are told.
+const NOT_BY_API_KEY: [&str; 16] = [
     "acceptInvitation",
     "changePassword",
     "deleteMyAccount",
     "deleteUser",
     "inviteUser",
+    "markNotificationsRead",
     "refreshSession",
     "register",
     "requestPasswordReset",

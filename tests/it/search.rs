@@ -166,6 +166,22 @@ async fn pg_trgm_may_be_in_a_schema_of_its_own() {
     assert_eq!(app.database.texts(tables).await, ["public"]);
 }
 
+/// Whatever migration makes an index of trigrams, the first or a later one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pg_trgm_in_a_schema_of_its_own_is_found_where_some_indexes_are_there_already() {
+    let database = TestDatabase::postgres().await;
+    database.execute("CREATE SCHEMA \"Their own\"; CREATE EXTENSION pg_trgm SCHEMA \"Their own\"").await.unwrap();
+    let place = Place::new(database);
+    place.run_well(&["migrate", "up"]);
+    let known = place.run_well(&["migrate", "status"]);
+    let later = known.lines().skip_while(|line| !line.ends_with("_search")).count() - 1;
+    place.run_well(&["migrate", "down", "--yes", "--steps", &later.to_string()]);
+    assert!(place.run_well(&["migrate", "redo", "--yes"]).ends_with("_search\n"));
+    place.run_well(&["migrate", "up"]);
+    let schemas = "SELECT DISTINCT schemaname AS text FROM pg_indexes WHERE indexname LIKE '%\\_by\\_search'";
+    assert_eq!(place.database.texts(schemas).await, ["public"]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pg_trgm_in_a_schema_that_is_closed_is_told_of() {
     let database = TestDatabase::postgres().await;

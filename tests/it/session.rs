@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, PASSWORD, TestApp, TestDatabase, both_databases};
+use crate::invitation::invite;
+use crate::support::{Answer, Client, PASSWORD, TestApp, TestDatabase, both_databases, gauge};
 
 const SIGN_IN: &str = "mutation($email: String!, $password: String!) {
   signIn(input: { email: $email, password: { plain: $password } }) { accessToken refreshToken viewer { user { email } } }
@@ -77,6 +78,32 @@ both_databases! {
         }
         errors.dedup();
         assert_eq!(errors.len(), 1);
+    }
+
+    async fn a_sign_in_is_the_same_work_whether_or_not_the_address_is_known(app: TestApp) {
+        invite(&app.admin().await, "invited@example.com", "MEMBER").await;
+        app.user("MEMBER").await;
+        app.database.execute("UPDATE users SET status = 'SUSPENDED' WHERE email = 'member@example.com'").await.unwrap();
+        app.until_no_mail_waits().await;
+        let work = async |email: &str| {
+            // The server's own jobs send statements, too: the least of a few times.
+            let mut statements = i64::MAX;
+            for _ in 0..3 {
+                let done = async || (gauge(&app, "claviger_password_hashes_total").await, gauge(&app, "claviger_database_statements_total").await);
+                let before = done().await;
+                let variables = json!({ "email": email, "password": "a wrong password" });
+                assert_eq!(app.anonymous().with(SIGN_IN, variables).await.code(), "UNAUTHENTICATED");
+                let after = done().await;
+                assert_eq!(after.0 - before.0, 1, "{email}: one hash");
+                statements = statements.min(after.1 - before.1);
+            }
+            statements
+        };
+        let known = work("admin@localhost").await;
+        assert!(known > 3, "{known}");
+        for email in ["nobody@example.com", "invited@example.com", "member@example.com"] {
+            assert_eq!(work(email).await, known, "{email}");
+        }
     }
 
     async fn a_refresh_rotates_the_token(app: TestApp) {

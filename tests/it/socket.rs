@@ -53,6 +53,21 @@ both_databases! {
         until_gauge(&app, counted, 1).await;
     }
 
+    async fn a_mutation_that_has_begun_is_answered_though_a_message_is_too_large(app: TestApp) {
+        let admin = app.admin().await;
+        let (upstream, test) = slow_test(&admin).await;
+        let mut socket = Socket::connected(&app, &admin).await;
+        socket.follow(&app, "events", ADDED).await;
+        socket.subscribe("1", &test).await;
+        let asked = upstream.accept().await.unwrap();
+        // The server may read no further than to where it is too large.
+        let _ = socket.0.send(Message::text(" ".repeat(300 * 1024))).await;
+        until_gauge(&app, "claviger_subscriptions_active", 0).await;
+        drop((asked, upstream));
+        until_said(&mut socket, &mut Vec::new(), "1").await;
+        assert_eq!(socket.closed().await.0, 1009);
+    }
+
     async fn a_mutation_that_has_begun_is_answered_before_the_server_closes_the_socket(app: TestApp) {
         let mut app = app;
         let admin = app.admin().await;

@@ -72,5 +72,13 @@ both_databases! {
             assert!(count <= few, "{count} statements instead of {few} with more rows: {query}");
             assert_ne!(data, json!({}));
         }
+        // What a single record refers to is read at once: the task, its client, both users; then the client's owner and tasks.
+        let user = app.user("MEMBER").await.run("{ viewer { user { id } } }").await.data()["viewer"]["user"]["id"].clone();
+        let task = admin.run("{ tasks(first: 1) { nodes { id } } }").await.data()["tasks"]["nodes"][0]["id"].clone();
+        let assign = format!("mutation {{ updateTask(input: {{ id: {task}, assigneeId: {user} }}) {{ task {{ id }} }} }}");
+        admin.run(&assign).await.data();
+        let single = format!("{{ task(id: {task}) {{ assignee {{ email }} createdBy {{ email }} client {{ owner {{ email }} name }} }} }}");
+        let (count, data) = sent(&app, &admin, &single).await;
+        assert!(count <= 3, "{count} statements: {data}");
     }
 }

@@ -343,6 +343,34 @@ async fn streams_of_events_are_answers_that_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_nobody_reads_ends_when_its_caller_may_no_longer() {
+    let app = TestApp::sqlite().await;
+    let (admin, reader) = (app.admin().await, app.admin().await);
+    let large: Vec<_> = (0..25).map(|n| format!("a{n}: changes")).collect();
+    let large = large.join(" ");
+    let stream = EventStream::open(&reader, &format!("subscription {{ auditLogAdded {{ {large} }} }}")).await;
+    let _unread = stream.begun(&app, 1).await;
+    let counted = "claviger_graphql_requests_total{field=\"auditLogAdded\",outcome=\"OK\"}";
+    // More than the system keeps for a connection: the server makes no more events of it.
+    let mut made = 0;
+    loop {
+        let input = json!({ "name": "C", "metadata": { "text": "x".repeat(60_000) } });
+        let create = "mutation($i: CreateClientInput!) { createClient(input: $i) { client { id } } }";
+        admin.with(create, json!({ "i": input })).await.data();
+        made += 1;
+        let before = gauge(&app, counted).await;
+        if made > before {
+            tokio::time::sleep(SHORT * 10).await;
+            if gauge(&app, counted).await == before {
+                break;
+            }
+        }
+    }
+    reader.run("mutation { signOut { signedOut } }").await.data();
+    until_gauge(&app, "claviger_event_streams_open", 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopping_ends_sockets_and_streams() {
     let mut app = TestApp::sqlite().await;
     let admin = app.admin().await;

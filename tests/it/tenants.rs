@@ -16,6 +16,7 @@ pub(crate) const SPECIMENS: &[(&str, &str, &str)] = &[
     ("Task", "\"TASK\"", ""),
     ("Credential", "\"CREDENTIAL\"", ""),
     ("ApiKey", "\"API_KEY\"", ""),
+    ("Notification", "\"NOTIFICATION\"", ""),
     ("UsageRecord", "\"USAGE\"", ""),
     ("User", "{ viewer { user { id } } }", "/viewer/user/id"),
     ("Organization", "{ organization { id } }", "/organization/id"),
@@ -27,6 +28,8 @@ pub(crate) const SPECIMENS: &[(&str, &str, &str)] = &[
 const ANY: &str = "any";
 /// A place that takes the id of a request.
 const REQUEST: &str = "request";
+/// A place that takes the id of what all organizations share.
+const SHARED: &str = "shared";
 
 /// Every place of the schema that takes an id, and of what.
 const IDS: &[(&str, &str)] = &[
@@ -59,6 +62,13 @@ const IDS: &[(&str, &str)] = &[
     ("Query.usageRecords(filter.claudeAccountId)", "ClaudeAccount"),
     ("Client.tasks(filter.clientId)", "Client"),
     ("Client.tasks(filter.assigneeId)", "User"),
+    ("Mutation.signIn(input.password.encrypted.keyId)", SHARED),
+    ("Mutation.acceptInvitation(input.password.encrypted.keyId)", SHARED),
+    ("Mutation.register(input.password.encrypted.keyId)", SHARED),
+    ("Mutation.resetPassword(input.newPassword.encrypted.keyId)", SHARED),
+    ("Mutation.changePassword(input.currentPassword.encrypted.keyId)", SHARED),
+    ("Mutation.changePassword(input.newPassword.encrypted.keyId)", SHARED),
+    ("Mutation.deleteMyAccount(input.password.encrypted.keyId)", SHARED),
     ("Mutation.revokeSession(input.id)", "Session"),
     ("Mutation.updateUser(input.id)", "User"),
     ("Mutation.deleteUser(input.id)", "User"),
@@ -86,10 +96,11 @@ const IDS: &[(&str, &str)] = &[
     ("Mutation.updateApiKey(input.id)", "ApiKey"),
     ("Mutation.regenerateApiKey(input.id)", "ApiKey"),
     ("Mutation.revokeApiKey(input.id)", "ApiKey"),
+    ("Mutation.markNotificationsRead(input.ids)", "Notification"),
 ];
 
 /// Tables whose rows belong to no organization.
-const SERVER_WIDE: &[&str] = &["encryption_keys", "leases"];
+const SERVER_WIDE: &[&str] = &["encryption_keys", "leases", "password_keys", "password_nonces"];
 
 /// A record of a type in the organization of an administrator.
 pub(crate) async fn specimen(app: &TestApp, admin: &Client, of: &str, key: &str) -> Value {

@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 
 use crate::command_line::Place;
-use crate::support::{Client, PASSWORD, Socket, TestDatabase};
+use crate::support::{Client, EventStream, PASSWORD, Socket, TestDatabase};
 
 /// What the caller of this trace chose for it.
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -177,6 +177,45 @@ async fn each_operation_of_a_socket_has_its_own_id() {
     let ids: BTreeSet<_> =
         operations.map(|(_, span)| attributes(&span.attributes).remove("claviger.request_id").unwrap()).collect();
     assert_eq!(ids.len(), 2, "{ids:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_event_of_a_subscription_is_an_operation() {
+    let collector = Collector::default();
+    let endpoint = collector.start().await;
+    let place = Place::new(TestDatabase::sqlite());
+    let mut serve = place.command(&["serve"]);
+    serve.env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint);
+    let server = Place::started(serve);
+    let admin = Client::new(&server.url).signed_in("admin@localhost", PASSWORD).await;
+    let query = json!({ "query": "subscription { auditLogAdded { operation user { email } } }" });
+    let mut stream = EventStream::post(&admin, &query).await;
+    let deeds = tokio::spawn({
+        let admin = admin.clone();
+        async move {
+            // Until the subscription has begun nobody hears of them.
+            loop {
+                crate::audit_chain::act(&admin, 1).await;
+            }
+        }
+    });
+    assert_eq!(stream.event().await.unwrap().0, "next");
+    deeds.abort();
+    drop(stream);
+    assert!(server.stop().success());
+    let spans = collector.spans();
+    let request = spans.iter().find(|(_, span)| span.name == "mutation updateOrganization").unwrap();
+    assert_eq!(attributes(&request.1.attributes)["claviger.outcome"], "OK");
+    let steps: Vec<_> = spans.iter().filter(|(_, span)| span.name == "subscription auditLogAdded").collect();
+    let with_events: Vec<_> = steps
+        .iter()
+        .filter(|(_, span)| attributes(&span.attributes).get("claviger.outcome").is_some_and(|outcome| outcome == "OK"))
+        .collect();
+    assert!(!with_events.is_empty());
+    for (_, step) in with_events {
+        assert_eq!(attributes(&step.attributes)["claviger.request_id"].len(), 32);
+        assert!(spans.iter().any(|(_, span)| span.parent_span_id == step.span_id), "what it asked of the database");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

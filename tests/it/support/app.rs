@@ -80,22 +80,27 @@ impl TestApp {
     }
 
     async fn run(&mut self) {
-        let (running, services) = self.begin().await;
+        let (running, services) = self.begin(self.clock()).await;
         self.url = format!("http://{}", running.address);
         (self.running, self.services) = (Some(running), Some(services));
     }
 
     /// Starts one more server on the same data, and returns where it is.
     pub(crate) async fn another(&mut self) -> String {
-        let (running, _) = self.begin().await;
+        self.another_by(self.clock()).await
+    }
+
+    /// The same by another clock.
+    pub(crate) async fn another_by(&mut self, clock: Clock) -> String {
+        let (running, _) = self.begin(clock).await;
         let url = format!("http://{}", running.address);
         self.others.push(running);
         url
     }
 
-    async fn begin(&self) -> (Running, Arc<Services>) {
+    async fn begin(&self, clock: Clock) -> (Running, Arc<Services>) {
         let settings = settings(self.settings.iter().map(|(name, value)| (*name, value.clone())));
-        let mut app = App::build(&settings, self.clock()).await.unwrap();
+        let mut app = App::build(&settings, clock).await.unwrap();
         app.live_limits = self.live_limits;
         app.relay_limits = self.relay_limits.unwrap_or(app.relay_limits);
         let services = app.services.clone();
@@ -124,11 +129,26 @@ impl TestApp {
         Clock::from_fn(move || chrono::Utc::now() + TimeDelta::seconds(ahead.load(Ordering::Relaxed)))
     }
 
+    /// A clock that is ahead of the server's.
+    pub(crate) fn clock_ahead(&self, by: TimeDelta) -> Clock {
+        let clock = self.clock();
+        Clock::from_fn(move || clock.now().to_utc() + by)
+    }
+
+    /// A clock that stands still: by it, what was read is believed until something tells otherwise.
+    pub(crate) fn stopped_clock(&self) -> Clock {
+        let now = self.clock().now();
+        Clock::from_fn(move || now.to_utc())
+    }
+
     /// The parts of another server on the same data, which does not serve.
     pub(crate) async fn beside(&self) -> App {
-        App::build(&settings(self.settings.iter().map(|(name, value)| (*name, value.clone()))), self.clock())
-            .await
-            .unwrap()
+        self.beside_by(self.clock()).await
+    }
+
+    /// The same by another clock.
+    pub(crate) async fn beside_by(&self, clock: Clock) -> App {
+        App::build(&settings(self.settings.iter().map(|(name, value)| (*name, value.clone()))), clock).await.unwrap()
     }
 
     /// Stops the server and starts it again on the same data.

@@ -1,7 +1,8 @@
-//! A PostgreSQL server of the tests' own: started once, on a free port, gone with the process.
+//! A PostgreSQL server of the tests' own: started once, on a free port, gone with the process. And others, of one test each, that
+//! are stopped, hang and come back.
 
 use std::collections::BTreeSet;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -13,11 +14,12 @@ use diesel::Connection as _;
 use diesel::RunQueryDsl as _;
 use diesel::connection::SimpleConnection as _;
 
-/// A shell that starts PostgreSQL and ends it when its standard input is closed, which happens however this process ends.
+/// A shell that starts PostgreSQL, stops it, lets it hang and go on as it is told on its standard input, and ends it when that is
+/// closed, which happens however this process ends.
 /// PostgreSQL refuses to run as root, so root runs it as the user that its package makes, or as nobody.
 const WATCHDOG: &str = r#"
 set -eu
-folder=$1 port=$2
+folder=$1 port=$2 synchronous_commit=$3
 as() { "$@"; }
 if [ "$(id -u)" = 0 ]; then
   user=postgres; id "$user" >/dev/null 2>&1 || user=nobody
@@ -26,7 +28,19 @@ if [ "$(id -u)" = 0 ]; then
 fi
 # Whatever ends this shell early, PostgreSQL ends too; a reader that is gone must not end it without the trap.
 trap '' PIPE
-trap 'as "$PG_CTL" -D "$folder/data" -m immediate stop >/dev/null 2>&1 || true; rm -rf "$folder"' EXIT
+trap 'all CONT 2>/dev/null || true; as "$PG_CTL" -D "$folder/data" -m immediate stop >/dev/null 2>&1 || true; rm -rf "$folder"' EXIT
+# A signal to the server and then to its processes: those that it has begun before it got the signal.
+all() {
+  server=$(head -n 1 "$folder/data/postmaster.pid") || return 0
+  kill -"$1" "$server"
+  for process in $(pgrep -P "$server"); do kill -"$1" "$process" || true; done
+}
+start() {
+  as "$PG_CTL" -D "$folder/data" -l "$folder/server.log" -w start >/dev/null || {
+    cat "$folder/server.log" >&2
+    exit 1
+  }
+}
 cd "$folder"
 as "$INITDB" -D "$folder/data" -U postgres -A trust -E UTF8 --locale=C --no-sync >"$folder/initdb.log" 2>&1 || {
   cat "$folder/initdb.log" >&2
@@ -41,29 +55,122 @@ unix_socket_directories = ''
 max_connections = 300
 shared_buffers = 64MB
 fsync = off
-synchronous_commit = off
+synchronous_commit = $synchronous_commit
 full_page_writes = off
 CONF
-as "$PG_CTL" -D "$folder/data" -l "$folder/server.log" -w start >/dev/null || {
-  cat "$folder/server.log" >&2
-  exit 1
-}
+start
 as "$PSQL" -q -h 127.0.0.1 -p "$port" -U postgres -d postgres \
   -c "CREATE ROLE claviger LOGIN" -c "CREATE ROLE locked LOGIN PASSWORD 'right'" >&2
 echo ready
-cat >/dev/null
+while read -r word; do
+  case $word in
+    stop) as "$PG_CTL" -D "$folder/data" -m immediate stop >/dev/null ;;
+    start) start ;;
+    hang) all STOP ;;
+    go) all CONT ;;
+  esac
+  echo ready
+done
 "#;
 
 struct Cluster {
     port: u16,
     // Its standard input must stay open for as long as the process lives.
-    _watchdog: Child,
+    watchdog: Child,
+}
+
+impl Cluster {
+    /// Starts one, whose commits are written before they are told of, or not: those are lost where it is stopped.
+    fn start(synchronous_commit: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("claviger-postgres-").tempdir().unwrap().keep();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let watchdog = Command::new("sh")
+            .args(["-c", WATCHDOG, "watchdog"])
+            .arg(&folder)
+            .args([&port.to_string(), synchronous_commit])
+            .env("INITDB", program("initdb"))
+            .env("PG_CTL", program("pg_ctl"))
+            .env("PSQL", program("psql"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // Ctrl-C in a terminal goes to the tests' group: the watchdog must outlive them.
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let mut cluster = Self { port, watchdog };
+        cluster.until_ready();
+        cluster
+    }
+
+    fn until_ready(&mut self) {
+        let mut ready = [0; 6];
+        let outcome = self.watchdog.stdout.as_mut().unwrap().read_exact(&mut ready);
+        assert!(outcome.is_ok() && &ready == b"ready\n", "PostgreSQL did not start: its own words stand above");
+    }
+
+    async fn database(&self, name: &str) -> TestDatabase {
+        let port = self.port;
+        let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
+        let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute(&format!("CREATE DATABASE {name} OWNER claviger")).await.unwrap();
+        // As an operator would: the role owns its database and is no superuser.
+        TestDatabase { url: format!("postgres://claviger@127.0.0.1:{port}/{name}"), _folder: None }
+    }
+}
+
+/// A PostgreSQL server of one test's own.
+pub(crate) struct TestPostgres(Cluster);
+
+impl TestPostgres {
+    pub(crate) async fn start() -> Self {
+        Self(tokio::task::spawn_blocking(|| Cluster::start("on")).await.unwrap())
+    }
+
+    pub(crate) async fn database(&self) -> TestDatabase {
+        self.0.database("test").await
+    }
+
+    /// Stops it as a crash would.
+    pub(crate) fn stop(&mut self) {
+        self.tell("stop");
+    }
+
+    pub(crate) fn start_again(&mut self) {
+        self.tell("start");
+    }
+
+    /// Lets it hang: it takes connections, and answers nothing.
+    pub(crate) fn hang(&mut self) {
+        self.tell("hang");
+    }
+
+    pub(crate) fn go_on(&mut self) {
+        self.tell("go");
+    }
+
+    /// Waits until it is done: nothing else goes on meanwhile on this thread.
+    fn tell(&mut self, word: &str) {
+        tokio::task::block_in_place(|| {
+            writeln!(self.0.watchdog.stdin.as_mut().unwrap(), "{word}").unwrap();
+            self.0.until_ready();
+        });
+    }
+}
+
+impl Drop for TestPostgres {
+    /// A shell that is not waited for would outlive the tests by a moment; a test that is over needs none.
+    fn drop(&mut self) {
+        drop(self.0.watchdog.stdin.take());
+        let _ = self.0.watchdog.wait();
+    }
 }
 
 static CLUSTER: OnceLock<Cluster> = OnceLock::new();
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 
-fn program(name: &str) -> PathBuf {
+/// Where a program of PostgreSQL is.
+pub(crate) fn program(name: &str) -> PathBuf {
     let on_path = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect::<Vec<_>>();
     let mut folders: Vec<PathBuf> = ["/usr/lib/postgresql", "/opt/homebrew/opt", "/usr/local/opt"]
         .iter()
@@ -81,27 +188,7 @@ fn program(name: &str) -> PathBuf {
 }
 
 fn cluster() -> &'static Cluster {
-    CLUSTER.get_or_init(|| {
-        let folder = tempfile::Builder::new().prefix("claviger-postgres-").tempdir().unwrap().keep();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut watchdog = Command::new("sh")
-            .args(["-c", WATCHDOG, "watchdog"])
-            .arg(&folder)
-            .arg(port.to_string())
-            .env("INITDB", program("initdb"))
-            .env("PG_CTL", program("pg_ctl"))
-            .env("PSQL", program("psql"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // Ctrl-C in a terminal goes to the tests' group: the watchdog must outlive them.
-            .process_group(0)
-            .spawn()
-            .unwrap();
-        let mut ready = [0; 5];
-        let outcome = watchdog.stdout.as_mut().unwrap().read_exact(&mut ready);
-        assert!(outcome.is_ok() && &ready == b"ready", "PostgreSQL did not start: its own words stand above");
-        Cluster { port, _watchdog: watchdog }
-    })
+    CLUSTER.get_or_init(|| Cluster::start("off"))
 }
 
 /// A database that nothing else uses.
@@ -122,14 +209,8 @@ impl TestDatabase {
     }
 
     pub(crate) async fn postgres() -> Self {
-        let port = tokio::task::spawn_blocking(|| cluster().port).await.unwrap();
-        let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
-        let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
-        let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
-        tokio::spawn(connection);
-        client.batch_execute(&format!("CREATE DATABASE {name} OWNER claviger")).await.unwrap();
-        // As an operator would: the role owns its database and is no superuser.
-        Self { url: format!("postgres://claviger@127.0.0.1:{port}/{name}"), _folder: None }
+        let cluster = tokio::task::spawn_blocking(cluster).await.unwrap();
+        cluster.database(&format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed))).await
     }
 
     /// A connection past the server, to PostgreSQL: for a transaction that stays open while the server works.

@@ -1,11 +1,12 @@
-//! A Redis of a test's own, on a free port: to be killed and started again, and gone with the process.
+//! A Redis of a test's own, on a free port: to be killed and started again, to hang, and gone with the process.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 
-/// A shell that starts Redis and kills it when its standard input is closed, which happens however this process ends.
+/// A shell that starts Redis, sends it the signals that it is told on its standard input, and kills it when that is closed, which
+/// happens however this process ends.
 const WATCHDOG: &str = r#"
 port=$1
 redis-server --port "$port" --bind 127.0.0.1 --save '' --appendonly no --daemonize no >&2 &
@@ -13,7 +14,10 @@ redis=$!
 trap 'kill -9 "$redis" 2>/dev/null || true' EXIT
 trap '' PIPE
 echo started
-cat >/dev/null
+while read -r signal; do
+  kill -"$signal" "$redis"
+  echo started
+done
 "#;
 
 pub(crate) struct TestRedis {
@@ -40,6 +44,21 @@ impl TestRedis {
         watchdog.wait().unwrap();
     }
 
+    /// Lets it hang: it takes connections, and answers nothing.
+    pub(crate) fn hang(&mut self) {
+        self.signal("STOP");
+    }
+
+    pub(crate) fn go_on(&mut self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&mut self, name: &str) {
+        let watchdog = self.watchdog.as_mut().unwrap();
+        writeln!(watchdog.stdin.as_mut().unwrap(), "{name}").unwrap();
+        until_started(watchdog);
+    }
+
     /// Starts it, on the same port.
     pub(crate) async fn revive(&mut self) {
         let mut watchdog = Command::new("sh")
@@ -51,8 +70,7 @@ impl TestRedis {
             .process_group(0)
             .spawn()
             .unwrap();
-        let mut started = [0; 7];
-        watchdog.stdout.as_mut().unwrap().read_exact(&mut started).unwrap();
+        until_started(&mut watchdog);
         self.watchdog = Some(watchdog);
         let client = redis::Client::open(self.url()).unwrap();
         for _ in 0..200 {
@@ -71,6 +89,10 @@ impl TestRedis {
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         redis::cmd("KEYS").arg("*").query_async(&mut connection).await.unwrap()
     }
+}
+
+fn until_started(watchdog: &mut Child) {
+    watchdog.stdout.as_mut().unwrap().read_exact(&mut [0; 8]).unwrap();
 }
 
 impl Drop for TestRedis {

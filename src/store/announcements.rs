@@ -8,18 +8,21 @@ use diesel_async::RunQueryDsl;
 use futures_util::StreamExt as _;
 use futures_util::stream::poll_fn;
 use rustls_platform_verifier::ConfigVerifierExt as _;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, channel};
 use tokio_postgres::{AsyncMessage, Client};
 use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::audit_log::NewAuditLog;
-use super::backend::{Conn, Db};
+use super::backend::{Conn, Db, PgConn};
 use super::error::{Error, Result};
 use super::tx::Tx;
 use crate::events::{CHANNEL, Message, News};
 
 /// How long an answer on the listening connection may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How many messages may wait to be taken: further ones wait in PostgreSQL.
+const QUEUE: usize = 256;
 
 diesel::define_sql_function! {
     /// Tells whoever listens, once the transaction is committed. It returns nothing, and nothing is read.
@@ -42,25 +45,18 @@ impl Endpoint {
 }
 
 /// A connection that hears what other servers tell.
-pub struct Notifications {
-    /// The connection ends with it.
-    client: Client,
-    /// Unbounded: what fills it is smaller than what it comes from, and whoever empties it waits for nothing else for long.
-    texts: UnboundedReceiver<String>,
+pub struct Announcements {
+    texts: Receiver<String>,
+    /// Without it the connection is closed.
+    _client: Client,
+    /// Drives the connection, and ends with this: by itself it would wait for what PostgreSQL still owes.
+    _driver: AbortOnDropHandle<()>,
 }
 
-impl Notifications {
+impl Announcements {
     /// The next message; none: the connection broke. Nothing is lost where the wait is given up.
     pub async fn next(&mut self) -> Option<String> {
         self.texts.recv().await
-    }
-
-    /// Asks whether the connection is still there: one that was cut off without a word is silent for ever.
-    ///
-    /// # Errors
-    /// Where it is not.
-    pub async fn check(&mut self) -> Result<()> {
-        within(self.client.batch_execute("SELECT 1")).await
     }
 }
 
@@ -89,19 +85,19 @@ impl Db {
     ///
     /// # Errors
     /// Where no connection is to be had.
-    pub async fn listen(&self) -> Result<Option<Notifications>> {
+    pub async fn listen(&self) -> Result<Option<Announcements>> {
         let Some(endpoint) = &self.endpoint else { return Ok(None) };
         let mut config = (*endpoint.config).clone();
         config.application_name("claviger events");
         let (client, mut connection) = within(config.connect(endpoint.tls.clone())).await?;
-        let (sender, texts) = unbounded_channel();
-        tokio::spawn(async move {
+        let (sender, texts) = channel(QUEUE);
+        let driver = AbortOnDropHandle::new(tokio::spawn(async move {
             let mut messages = poll_fn(move |cx| connection.poll_message(cx));
             while let Some(message) = messages.next().await {
                 match message {
                     Ok(AsyncMessage::Notification(told)) => {
-                        // Nobody listens any more: then the connection ends by itself.
-                        let _ = sender.send(told.payload().to_owned());
+                        // Where nobody listens any more, this ends too.
+                        let _ = sender.send(told.payload().to_owned()).await;
                     }
                     Ok(_) => {}
                     Err(error) => {
@@ -110,9 +106,23 @@ impl Db {
                     }
                 }
             }
-        });
+        }));
         within(client.batch_execute(&format!("LISTEN {CHANNEL}"))).await?;
-        Ok(Some(Notifications { client, texts }))
+        Ok(Some(Announcements { texts, _client: client, _driver: driver }))
+    }
+}
+
+impl Db {
+    /// Tells whoever listens, itself too, past all transactions: on a connection of the pool, where the database can.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn notify(&self, message: &Message) -> Result<()> {
+        if let Conn::Postgres(conn) = &mut self.read().await? {
+            let conn: &mut PgConn = &mut *conn;
+            diesel::select(pg_notify(CHANNEL, message.to_string())).execute(conn).await?;
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,2 @@
+DROP TABLE password_nonces;
+DROP TABLE password_keys;
