@@ -3,7 +3,6 @@
 //! By Redis where there is one, else by PostgreSQL, else not at all: then, and for as long as the way is broken, what others do is
 //! noticed as late as it is without (`super::commits`, and a cache of seconds).
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,7 +15,7 @@ use super::commits::Told;
 use super::context::Services;
 use super::error::Result;
 use crate::events::{CHANNEL, Measures, Message, News, Transport};
-use crate::model::{OrganizationId, ResourceType};
+use crate::model::ResourceType;
 use crate::redis::Subscription;
 use crate::store::Announcements;
 
@@ -223,6 +222,9 @@ fn take(services: &Services, news: News) {
             // First: who hears of it is looked at as they are now.
             if changes_access {
                 services.authenticator.forget_of(organization);
+            }
+            if about == ResourceType::ClaudeAccount {
+                services.relay_accounts.forget_of(organization);
             }
             services.bus.told.committed(organization, about);
         }

@@ -11,7 +11,7 @@ use super::deed::audited;
 use super::error::{Code, Error, Result};
 use crate::audit::{Changes, Entry, Origin};
 use crate::crypto::{KeyRing, SecretText};
-use crate::identity::{Actor, Kept};
+use crate::identity::{Actor, Epochs, Kept};
 use crate::model::{
     AuditAction, ClaudeAccountHealthState, ClaudeAccountId, ManageClaudeAccounts, OrganizationId, Permit, ResourceType,
     Timestamp, UseRelay,
@@ -24,6 +24,7 @@ const NEWS: TimeDelta = TimeDelta::seconds(5);
 
 /// An account that the relay may use. Its key stays sealed.
 pub struct RelayAccount {
+    organization: OrganizationId,
     row: ClaudeAccount,
     base: Base,
     /// Tokens used since the row was read.
@@ -34,11 +35,15 @@ pub struct RelayAccount {
 pub type RelayAccountList = Arc<[Arc<RelayAccount>]>;
 
 /// The accounts of organizations, as they were a moment ago.
-pub struct RelayAccounts(Kept<OrganizationId, RelayAccountList>);
+pub struct RelayAccounts {
+    kept: Kept<OrganizationId, (OrganizationId, RelayAccountList)>,
+    epochs: Arc<Epochs>,
+}
 
 impl Default for RelayAccounts {
     fn default() -> Self {
-        Self(Kept::new())
+        let epochs = Epochs::new();
+        Self { kept: Kept::new(epochs.clone(), |(organization, _)| *organization), epochs }
     }
 }
 
@@ -48,27 +53,34 @@ impl RelayAccounts {
     /// # Errors
     /// Where the database fails.
     pub async fn of(services: &Services, permit: &Permit<UseRelay>) -> Result<RelayAccountList> {
+        let organization = permit.organization();
         let read = async {
             let rows = accounts::find_active(&mut services.db.read().await?, permit).await?;
-            let accounts = rows.into_iter().filter_map(|row| RelayAccount::new(services, row).map(Arc::new));
-            Ok::<_, crate::store::Error>(Some(accounts.collect()))
+            let accounts =
+                rows.into_iter().filter_map(|row| RelayAccount::new(services, organization, row).map(Arc::new));
+            Ok::<_, crate::store::Error>(Some((organization, accounts.collect())))
         };
         let now = services.clock.now();
-        let found = services.relay_accounts.0.get(permit.organization(), now, read).await?;
-        Ok(found.unwrap_or_default())
+        let found = services.relay_accounts.kept.get(organization, now, read).await?;
+        Ok(found.map(|(_, accounts)| accounts).unwrap_or_default())
     }
 
-    /// Forgets them: one has changed.
+    /// Forgets those of an organization: one has changed.
+    pub fn forget_of(&self, organization: OrganizationId) {
+        self.epochs.change(Some(organization));
+    }
+
+    /// Forgets all: any may have changed.
     pub fn forget(&self) {
-        self.0.forget();
+        self.epochs.change(None);
     }
 }
 
 impl RelayAccount {
     /// None where its base URL may not be used any longer.
-    fn new(services: &Services, row: ClaudeAccount) -> Option<Self> {
+    fn new(services: &Services, organization: OrganizationId, row: ClaudeAccount) -> Option<Self> {
         match services.upstream.base(row.base_url.as_deref()) {
-            Ok(base) => Some(Self { row, base, used: AtomicI64::new(0) }),
+            Ok(base) => Some(Self { organization, row, base, used: AtomicI64::new(0) }),
             Err(error) => {
                 tracing::warn!(account = %row.id, error = &error as &dyn std::error::Error, "an account cannot be used");
                 None
@@ -80,6 +92,12 @@ impl RelayAccount {
     #[must_use]
     pub fn id(&self) -> ClaudeAccountId {
         self.row.id
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn organization(&self) -> OrganizationId {
+        self.organization
     }
 
     /// The account as it was read.
@@ -99,7 +117,7 @@ impl RelayAccount {
     /// # Errors
     /// Where it does not open.
     pub fn open_key(&self, keys: &KeyRing) -> Result<SecretText> {
-        open_key(keys, &self.row)
+        open_key(keys, self.organization, &self.row)
     }
 
     /// Until when its tokens are used up, if they are.

@@ -14,6 +14,7 @@ use super::error::Result;
 use super::feed::{Delivered, Feed};
 use super::inputs::filter_id;
 use super::loaders::{Loaders, UsageOfKey};
+use super::rows::One;
 use super::scalars::{BigInt, DateTime, Decimal};
 use super::user::{self, User};
 use crate::domain;
@@ -42,7 +43,7 @@ impl UsageRecord {
     }
 
     /// With which API key; null where the caller may not see it.
-    async fn api_key(&self, ctx: &Context<'_>) -> Result<Option<ApiKey>> {
+    async fn api_key(&self, ctx: &Context<'_>) -> Result<Option<One<ApiKey>>> {
         api_key(ctx, self.0.api_key_id).await
     }
 
@@ -52,7 +53,7 @@ impl UsageRecord {
     }
 
     /// In whose name, though the user be deleted since.
-    async fn user(&self, ctx: &Context<'_>) -> Result<Option<User>> {
+    async fn user(&self, ctx: &Context<'_>) -> Result<Option<One<User>>> {
         user::by_ever(ctx, self.0.user_id).await
     }
 
@@ -62,7 +63,7 @@ impl UsageRecord {
     }
 
     /// For which client.
-    async fn client(&self, ctx: &Context<'_>) -> Result<Option<Client>> {
+    async fn client(&self, ctx: &Context<'_>) -> Result<Option<One<Client>>> {
         client(ctx, self.0.client_id).await
     }
 
@@ -72,7 +73,7 @@ impl UsageRecord {
     }
 
     /// By which Claude account it was answered, or tried last; null where it is gone, or without `MANAGE_CLAUDE_ACCOUNTS`.
-    async fn claude_account(&self, ctx: &Context<'_>) -> Result<Option<ClaudeAccount>> {
+    async fn claude_account(&self, ctx: &Context<'_>) -> Result<Option<One<ClaudeAccount>>> {
         claude_account(ctx, self.0.claude_account_id).await
     }
 
@@ -212,24 +213,24 @@ fn cost(amount: NanoUsd) -> Decimal {
     Decimal(amount.to_string())
 }
 
-async fn api_key(ctx: &Context<'_>, id: Option<ApiKeyId>) -> Result<Option<ApiKey>> {
+async fn api_key(ctx: &Context<'_>, id: Option<ApiKeyId>) -> Result<Option<One<ApiKey>>> {
     match id {
-        Some(id) => Ok(Loaders::of(ctx).api_key(id).await?.map(ApiKey)),
+        Some(id) => Ok(Loaders::of(ctx).api_key(id).await?.map(|row| One(ApiKey(row)))),
         None => Ok(None),
     }
 }
 
-async fn client(ctx: &Context<'_>, id: Option<ClientId>) -> Result<Option<Client>> {
+async fn client(ctx: &Context<'_>, id: Option<ClientId>) -> Result<Option<One<Client>>> {
     match id {
-        Some(id) => Ok(Loaders::of(ctx).client(id).await?.map(Client)),
+        Some(id) => Ok(Loaders::of(ctx).client(id).await?.map(|row| One(Client(row)))),
         None => Ok(None),
     }
 }
 
-async fn claude_account(ctx: &Context<'_>, id: Option<ClaudeAccountId>) -> Result<Option<ClaudeAccount>> {
+async fn claude_account(ctx: &Context<'_>, id: Option<ClaudeAccountId>) -> Result<Option<One<ClaudeAccount>>> {
     let permit: std::result::Result<Permit<ManageClaudeAccounts>, _> = ctx.cx().actor.require();
     match (id, permit) {
-        (Some(id), Ok(_)) => Ok(Loaders::of(ctx).claude_account(id).await?.map(ClaudeAccount)),
+        (Some(id), Ok(_)) => Ok(Loaders::of(ctx).claude_account(id).await?.map(|row| One(ClaudeAccount(row)))),
         (None, _) | (_, Err(_)) => Ok(None),
     }
 }
@@ -407,7 +408,7 @@ impl UsageBucket {
     }
 
     /// The API key; null where the caller may not see it.
-    async fn api_key(&self, ctx: &Context<'_>) -> Result<Option<ApiKey>> {
+    async fn api_key(&self, ctx: &Context<'_>) -> Result<Option<One<ApiKey>>> {
         api_key(ctx, self.value(Dimension::ApiKey).and_then(|id| id.parse().ok())).await
     }
 
@@ -417,7 +418,7 @@ impl UsageBucket {
     }
 
     /// The user, deleted since or not.
-    async fn user(&self, ctx: &Context<'_>) -> Result<Option<User>> {
+    async fn user(&self, ctx: &Context<'_>) -> Result<Option<One<User>>> {
         let id: Option<UserId> = self.value(Dimension::User).and_then(|id| id.parse().ok());
         user::by_ever(ctx, id).await
     }
@@ -428,7 +429,7 @@ impl UsageBucket {
     }
 
     /// The client.
-    async fn client(&self, ctx: &Context<'_>) -> Result<Option<Client>> {
+    async fn client(&self, ctx: &Context<'_>) -> Result<Option<One<Client>>> {
         client(ctx, self.value(Dimension::Client).and_then(|id| id.parse().ok())).await
     }
 
@@ -438,7 +439,7 @@ impl UsageBucket {
     }
 
     /// The Claude account; null where it is gone, or without `MANAGE_CLAUDE_ACCOUNTS`.
-    async fn claude_account(&self, ctx: &Context<'_>) -> Result<Option<ClaudeAccount>> {
+    async fn claude_account(&self, ctx: &Context<'_>) -> Result<Option<One<ClaudeAccount>>> {
         claude_account(ctx, self.value(Dimension::ClaudeAccount).and_then(|id| id.parse().ok())).await
     }
 

@@ -50,7 +50,8 @@ pub(super) async fn admit(relay: &Relay, caller: &Caller, headers: &HeaderMap) -
     let services = &*relay.services;
     let sent = match sent_key(headers) {
         Some(key) => {
-            let judged = services.authenticator.judge_api_key(key.clone(), caller.address).await;
+            let look_ups = quota::look_ups(services, caller.address);
+            let judged = services.authenticator.judge_api_key(key.clone(), look_ups).await;
             judged.map_err(|error| Refusal::from(crate::domain::Error::from(error)))?.map(|sent| (key, sent))
         }
         None => Err(ApiKeyVerificationCode::NotFound),
@@ -63,7 +64,7 @@ pub(super) async fn admit(relay: &Relay, caller: &Caller, headers: &HeaderMap) -
     let access = actor.access().ok_or_else(|| Refusal::unauthenticated(NO_KEY))?;
     let permit = access.relay().map_err(|denied| Refusal::from(crate::domain::Error::from(denied)))?;
     services.authenticator.note_use(&sent);
-    let answer = quota::take(services, &actor, caller.address, 1).await?;
+    let answer = quota::take(services, &actor, caller.address, 1, 0).await?;
     let limits = headers_of(&answer, relay);
     if let Some(wait) = answer.retry_after {
         let message = "This API key has sent too many requests. Try again later.";
@@ -89,7 +90,7 @@ fn sent_key(headers: &HeaderMap) -> Option<SecretText> {
 
 /// Counts against the address what came without a key that is good: who guesses gets no further.
 async fn turned_away(relay: &Relay, caller: &Caller, code: ApiKeyVerificationCode) -> Refusal {
-    match quota::take(&relay.services, &Actor::Anonymous, caller.address, 1).await {
+    match quota::take(&relay.services, &Actor::Anonymous, caller.address, 1, 0).await {
         Ok(Answer { retry_after: Some(wait), .. }) => {
             return Refusal::rate_limited("Too many requests from this address without an API key.", wait);
         }

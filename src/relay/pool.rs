@@ -351,7 +351,7 @@ impl Lease {
         let row = self.account.row();
         Observed {
             id: row.id,
-            organization: row.organization_id,
+            organization: self.account.organization(),
             key_version: row.api_key_version,
             state,
             until,

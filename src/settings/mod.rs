@@ -81,6 +81,8 @@ pub struct Settings {
     pub user_rate_limit_per_minute: Option<u32>,
     /// How many sign-ins from an address may fail in an hour.
     pub failed_sign_ins_per_hour: u32,
+    /// How many organizations an address may register in an hour.
+    pub registrations_per_hour: u32,
     /// What holds of rate limits while Redis is away.
     pub rate_limit_without_redis: WithoutRedis,
     /// What is logged.
@@ -200,6 +202,7 @@ impl Settings {
             anonymous_rate_limit_per_minute: reader.or("RATE_LIMIT_ANONYMOUS_PER_MINUTE", Some(120), limit),
             user_rate_limit_per_minute: reader.or("RATE_LIMIT_USER_PER_MINUTE", Some(600), limit),
             failed_sign_ins_per_hour: reader.or("FAILED_SIGN_INS_PER_HOUR", 60, |text| number(text, 1, 1_000_000)),
+            registrations_per_hour: reader.or("REGISTRATIONS_PER_HOUR", 5, |text| number(text, 1, 1_000_000)),
             rate_limit_without_redis: reader.or("RATE_LIMIT_WITHOUT_REDIS", WithoutRedis::Local, |text| match text {
                 "local" => Ok(WithoutRedis::Local),
                 "open" => Ok(WithoutRedis::Open),

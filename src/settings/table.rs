@@ -70,6 +70,7 @@ settings! {
     Plain "RATE_LIMIT_ANONYMOUS_PER_MINUTE", "`120`", "requests a minute from an address without a sign-in, up to 1000000; 0: any number";
     Plain "RATE_LIMIT_USER_PER_MINUTE", "`600`", "requests a minute of a signed-in user, up to 1000000; 0: any number";
     Plain "FAILED_SIGN_INS_PER_HOUR", "`60`", "sign-ins from an address that may fail in an hour, 1 to 1000000";
+    Plain "REGISTRATIONS_PER_HOUR", "`5`", "organizations that an address may register in an hour, 1 to 1000000";
     Plain "RATE_LIMIT_WITHOUT_REDIS", "`local`", "while Redis is away: `local`, each server counts by itself; `open`, requests are not limited; `closed`, they are refused. What guards against guessing is `local` always";
     Plain "LOG_LEVEL", "`info`", "`error`, `warn`, `info`, `debug`, `trace`, or a filter like `info,claviger=debug`";
     Plain "LOG_FORMAT", "`pretty` on a terminal, else `json`", "`pretty` or `json`";

@@ -13,7 +13,7 @@ use super::tables::claude_accounts;
 use super::tx::Tx;
 use crate::model::{
     ClaudeAccountHealthState, ClaudeAccountId, ClaudeAccountStatus, ClaudeTier, Direction, Email, JsonObject,
-    ManageClaudeAccounts, Page, PageSlice, Permit, Position, SortKey, Timestamp, UseRelay,
+    ManageClaudeAccounts, OrganizationId, Page, PageSlice, Permit, Position, SortKey, Timestamp, UseRelay,
 };
 
 /// An upstream account.

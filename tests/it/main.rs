@@ -11,6 +11,7 @@ mod audit_chain;
 mod audit_command;
 mod backup;
 mod billing;
+mod buckets;
 mod budget;
 mod bus;
 mod calls;

@@ -55,7 +55,8 @@ impl Servers {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.place.command(arguments);
-        command.env("FRONTEND_URL", "https://app.example.com").envs(self.more.iter().cloned());
+        command.env("FRONTEND_URL", "https://app.example.com").env("RATE_LIMIT_USER_PER_MINUTE", "0");
+        command.envs(self.more.iter().cloned());
         if let Some(redis) = &self.redis {
             command.env("REDIS_URL", redis.url());
         }

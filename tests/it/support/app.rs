@@ -60,6 +60,7 @@ impl TestApp {
             ("RATE_LIMIT_USER_PER_MINUTE", "1000000".to_owned()),
             ("DEFAULT_RATE_LIMIT_PER_HOUR", "1000000".to_owned()),
             ("FAILED_SIGN_INS_PER_HOUR", "1000000".to_owned()),
+            ("REGISTRATIONS_PER_HOUR", "1000000".to_owned()),
             ("REGISTRATION", "open".to_owned()),
         ];
         settings.extend(more);
