@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -82,7 +83,14 @@ async fn checkpoints(services: Arc<Services>, every: Duration, stop: Cancellatio
 }
 
 async fn mails(services: Arc<Services>, stop: CancellationToken) {
+    let mut counting = tokio::time::interval(MINUTE);
     loop {
+        // Not after each mail: to count them all takes longer the more there are.
+        if counting.tick().now_or_never().is_some()
+            && let Err(error) = outbox::count(&services).await
+        {
+            tracing::debug!(error = &error as &dyn std::error::Error, "the mails that wait were not counted");
+        }
         // What is being sent is not cut off: it might be sent twice.
         if let Err(error) = outbox::deliver(&services, &stop).await {
             tracing::warn!(

@@ -224,10 +224,13 @@ pub async fn of_viewer(cx: Cx<'_>) -> Result<Option<ApiKey>> {
 /// Where the database fails, or too many keys were asked for that are none.
 pub async fn verify(cx: Cx<'_>, raw: SecretText) -> Result<(ApiKeyVerificationCode, Option<Verified>)> {
     let attempt = Attempt::begin(cx, Guess::ApiKey).await?;
-    let (code, found) = cx.services.authenticator.verify_api_key(raw, cx.origin.ip_address).await?;
-    if !matches!(code, ApiKeyVerificationCode::Malformed | ApiKeyVerificationCode::NotFound) {
-        attempt.succeeded().await;
+    let verified = cx.in_time(cx.services.authenticator.verify_api_key(raw, cx.origin.ip_address)).await;
+    let verified = verified.and_then(|verified| Ok(verified?));
+    // What has not the form of a key was not looked up: it is no guess.
+    if !matches!(verified, Ok((ApiKeyVerificationCode::NotFound, _))) {
+        attempt.end(&verified).await;
     }
+    let (code, found) = verified?;
     let Some(found) = found else { return Ok((code, None)) };
     let quota = quota::of_api_key(cx, &found.key).await?;
     if quota.iter().any(|window| window.used >= window.limit) {

@@ -9,7 +9,7 @@ use super::deed::audited;
 use super::error::{Code, Error, Result};
 use super::validation::{Checks, Patch, check_search};
 use crate::audit::{Changes, Entry, Field, Origin, Recorded};
-use crate::crypto::{Aad, Purpose, Sealed, SecretText};
+use crate::crypto::{Aad, KeyRing, Purpose, Sealed, SecretText};
 use crate::identity::Actor;
 use crate::model::{
     AuditAction, ClaudeAccountHealthState, ClaudeAccountId, ClaudeAccountStatus, ClaudeTier, Direction, Email,
@@ -77,6 +77,7 @@ impl Recorded for ClaudeAccount {
             ("baseUrl", Field::plain(self.base_url.as_deref())),
             ("priority", Field::plain(self.priority)),
             ("health", Field::plain(self.health_state.as_str())),
+            ("healthUntil", Field::plain(self.health_until.map(Timestamp::to_text))),
             ("features", Field::plain(object(&self.features))),
             ("metadata", Field::plain(object(&self.metadata))),
         ]
@@ -305,7 +306,7 @@ pub async fn reset_usage(cx: Cx<'_>, id: ClaudeAccountId) -> Result<ClaudeAccoun
 pub async fn test(cx: Cx<'_>, id: ClaudeAccountId) -> Result<(ClaudeAccount, Probe)> {
     let permit = cx.actor.require::<ManageClaudeAccounts>()?;
     let tested = find(cx, id).await?.ok_or_else(no_such_account)?;
-    let api_key = open_key(cx, permit.organization(), &tested)?;
+    let api_key = open_key(&cx.services.keys, permit.organization(), &tested)?;
     let probe = cx.services.upstream.probe(tested.base_url.as_deref(), &api_key).await;
     audited(cx, async |tx| {
         let before = accounts::lock(tx, &permit, id).await?.ok_or_else(no_such_account)?;
@@ -494,7 +495,7 @@ fn seal_key(cx: Cx<'_>, organization: OrganizationId, account: &mut ClaudeAccoun
 
 /// Seals the account's key with the newest key of the ring.
 pub(super) fn reseal(cx: Cx<'_>, organization: OrganizationId, account: &mut ClaudeAccount) -> Result<()> {
-    let api_key = open_key(cx, organization, account)?;
+    let api_key = open_key(&cx.services.keys, organization, account)?;
     seal_under_newest(cx, organization, account, &api_key)
 }
 
@@ -513,9 +514,10 @@ fn seal_under_newest(
     Ok(())
 }
 
-fn open_key(cx: Cx<'_>, organization: OrganizationId, account: &ClaudeAccount) -> Result<SecretText> {
+/// The account's upstream API key.
+pub(super) fn open_key(keys: &KeyRing, organization: OrganizationId, account: &ClaudeAccount) -> Result<SecretText> {
     let sealed = Sealed { key_version: account.api_key_key_version.clone(), bytes: account.api_key_sealed.clone() };
-    cx.services.keys.open(&aad(organization, account), &sealed).map_err(Error::internal)
+    keys.open(&aad(organization, account), &sealed).map_err(Error::internal)
 }
 
 /// Under every key of the ring: an account that was made before the newest key came has the fingerprint of its time.

@@ -14,6 +14,7 @@ use super::outbox::Outbox;
 use super::password_key::PasswordKeys;
 use super::prices::Prices;
 use super::quota::Rates;
+use super::relay_account::RelayAccounts;
 use super::usage::UsageRecorder;
 use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, Random};
@@ -51,6 +52,8 @@ pub struct Services {
     pub commits: Commits,
     /// Asks Claude upstreams.
     pub upstream: Upstream,
+    /// The accounts that the relay may use.
+    pub relay_accounts: RelayAccounts,
     /// What tokens cost.
     pub prices: Prices,
     /// What API keys may still do on the relay.

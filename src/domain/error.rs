@@ -5,8 +5,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
-use crate::identity::NoPermit;
 use crate::identity::password::NotHashed;
+use crate::identity::{NoPermit, Refused};
 use crate::model::Denied;
 use crate::store;
 
@@ -236,6 +236,16 @@ impl From<store::Error> for Error {
             }]),
             store::Error::Deadlock(_) | store::Error::Unavailable(_) => Self::unavailable(error),
             store::Error::Duplicate | store::Error::NotPermitted | store::Error::Query(_) => Self::internal(error),
+        }
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(error: Refused) -> Self {
+        match error {
+            Refused::Invalid => Self::unauthenticated(),
+            Refused::Limited(wait) => Self::rate_limited("There were too many attempts. Try again later.", wait),
+            Refused::Store(error) => error.into(),
         }
     }
 }

@@ -17,8 +17,9 @@ const REMEMBERED: TimeDelta = TimeDelta::days(90);
 /// How many rows one transaction removes: others that write wait for it on SQLite.
 const BATCH: i64 = 500;
 
-/// Removes sessions with their refresh tokens, invitations, tokens by mail, digests of replaced API keys, and nonces that have ended long
-/// ago, and notifications and devices that are old, as far as the database's clock says so too. Returns how many rows it were.
+/// Removes sessions with their refresh tokens, invitations, digests of replaced API keys, and nonces that have ended long ago, tokens by
+/// mail that have expired, and notifications and devices that are old, as far as the database's clock says so too. Returns how many
+/// rows it were.
 ///
 /// # Errors
 /// Where the database fails; what was removed so far stays so.
@@ -28,7 +29,8 @@ pub async fn remove(services: &Services) -> Result<usize> {
     for (what, kept) in [
         (Ended::Sessions, KEPT),
         (Ended::Invitations, KEPT),
-        (Ended::MailTokens, KEPT),
+        // Nothing is made of one that has expired, and anybody can have them written.
+        (Ended::MailTokens, TimeDelta::zero()),
         (Ended::ApiKeyDigests, KEPT),
         (Ended::PasswordNonces, NONCES_KEPT),
         (Ended::Notifications, REMEMBERED),

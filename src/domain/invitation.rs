@@ -3,20 +3,19 @@
 use chrono::TimeDelta;
 use serde_json::json;
 
-use super::attempts::{Attempt, Guess};
+use super::attempts::{Attempt, Guess, Sends, owner_is_here};
 use super::context::Cx;
 use super::deed::audited;
 use super::error::{Error, Result};
 use super::outbox;
 use super::session::{self, Tokens};
-use super::user::{NAME_LENGTH, TAKEN, lock_organization};
+use super::user::{NAME_LENGTH, TAKEN, lock_organization, taken};
 use super::validation::Checks;
 use crate::audit::{Changes, Entry};
 use crate::crypto::{Purpose, SecretText};
 use crate::identity::password;
 use crate::mail::templates;
-use crate::model::{AuditAction, ManageUsers, Read, ResourceType, Role, Timestamp, UserId, UserStatus};
-use crate::store;
+use crate::model::{AuditAction, Email, ManageUsers, Read, ResourceType, Role, Timestamp, UserId, UserStatus};
 use crate::store::invitation::{self as invitations, Invitation};
 use crate::store::organization as organizations;
 use crate::store::user::{self as users, User};
@@ -44,12 +43,14 @@ pub struct Accept {
 
 /// Invites somebody into the caller's organization, or once more who was invited there and has not accepted: then the new name
 /// and role hold, and the invitation before this one has ended. Returns the link to accept it with, which is told once,
-/// and sent by mail. Whether the address belongs to a user of another organization, only the mail says.
+/// and sent by mail, unless the address has had enough of them. Whether the address belongs to a user of another organization,
+/// only the mail says.
 ///
 /// # Errors
-/// Without permission, with wrong input, or where the organization has a user with the address.
+/// Without permission, with wrong input, where the organization has a user with the address, where the caller has registered an
+/// address and not verified it, or where the organization has invited too many.
 pub async fn invite(cx: Cx<'_>, input: Invite) -> Result<(User, SecretText)> {
-    let (permit, reading) = (cx.actor.require::<ManageUsers>()?, cx.actor.require::<Read>()?);
+    let permit = cx.actor.require::<ManageUsers>()?;
     let mut checks = Checks::new();
     let email = checks.email("email", &input.email);
     let full_name = checks.line("fullName", &input.full_name, NAME_LENGTH);
@@ -58,13 +59,31 @@ pub async fn invite(cx: Cx<'_>, input: Invite) -> Result<(User, SecretText)> {
     let (Some(email), Some(full_name)) = (email, full_name) else {
         return Err(Error::internal("a failed check was not noted"));
     };
+    let sends = Sends::Invitation(permit.organization());
+    let (attempt, is_sent) = Attempt::to_send(cx, sends, &email).await?;
+    let done = invite_once(cx, (email, full_name, input.role), is_sent).await;
+    attempt.end(&done).await;
+    done
+}
+
+async fn invite_once(
+    cx: Cx<'_>,
+    (email, full_name, role): (Email, String, Role),
+    is_sent: bool,
+) -> Result<(User, SecretText)> {
+    let (permit, reading) = (cx.actor.require::<ManageUsers>()?, cx.actor.require::<Read>()?);
     let token = cx.services.random.token();
     // After the #, which browsers send to no server, so that it stands in no log of one.
     let url = SecretText::from(format!("{}/accept-invitation#token={}", cx.services.links, token.expose()));
     let now = cx.services.clock.now();
-    let role = input.role;
     audited(cx, async |tx| {
         lock_organization(cx, tx, &permit).await?;
+        // Anybody may register: only whoever reads the mails of an address has mails sent to others.
+        if let Some(caller) = cx.actor.signed_in()
+            && !users::holds_address(tx, caller.user).await?
+        {
+            return Err(Error::forbidden("Verify your email address before you invite somebody."));
+        }
         // Somebody else's address is theirs: who is invited by it has it for nothing yet, as whoever registers with it.
         let holder = users::find_by_email(tx.conn().await?, &email).await?.map(|(user, _)| user.organization_id);
         let is_elsewhere = holder.is_some_and(|organization| organization != permit.organization());
@@ -106,12 +125,12 @@ pub async fn invite(cx: Cx<'_>, input: Invite) -> Result<(User, SecretText)> {
         invitations::replace(tx, &new_invitation(cx, user.id, &token, now)).await?;
         let organization = organizations::find(tx.conn().await?, &reading).await?;
         let name = organization.as_ref().map_or("", |organization| organization.name.as_str());
-        let letter = if is_elsewhere {
+        let message = if is_elsewhere {
             templates::invitation_beside_an_account(&user.email, name, &url)
         } else {
             templates::invitation(&user.email, name, &url)
         };
-        outbox::queue(cx, tx, user.organization_id, &letter, outbox::THREE_DAYS).await?;
+        outbox::queue_if(cx, tx, is_sent, user.organization_id, &message, outbox::THREE_DAYS).await?;
         let entry = Entry::new(AuditAction::Invite, ResourceType::User).on(&user.id).with(changes);
         Ok(((user, url), entry))
     })
@@ -149,7 +168,7 @@ async fn accept_once(cx: Cx<'_>, input: Accept) -> Result<Tokens> {
     }
     checks.finish()?;
 
-    audited(cx, async |tx| {
+    let (tokens, is_owner) = audited(cx, async |tx| {
         let locked = users::lock(tx, invited.id).await?.filter(|user| user.status == UserStatus::Invited);
         let before = locked.ok_or_else(|| Error::refused(WRONG_TOKEN))?;
         // Another may have accepted it, or there is a newer one, since it was read.
@@ -172,20 +191,18 @@ async fn accept_once(cx: Cx<'_>, input: Accept) -> Result<Tokens> {
             .with(Changes::between(&before, &user))
             .noting(json!({ "session": session.to_string() }))
             .by(user.organization_id, user.id);
-        Ok((tokens, entry))
+        // Whoever accepts in another's place gains nothing of the other's.
+        let is_owner = users::holds_address(tx, user.id).await?;
+        Ok(((tokens, is_owner), entry))
     })
-    .await
+    .await?;
+    if is_owner {
+        owner_is_here(cx, &invited.email).await;
+    }
+    Ok(tokens)
 }
 
 fn new_invitation(cx: Cx<'_>, user_id: UserId, token: &SecretText, now: Timestamp) -> Invitation {
     let digest = cx.services.keys.digest(Purpose::Invitation, token.expose().as_bytes());
     Invitation { user_id, digest: digest.as_bytes().to_vec(), created_at: now, expires_at: now + LIFETIME }
-}
-
-/// Two that race for one address: the loser learns it from the database.
-fn taken(error: store::Error) -> Error {
-    match error {
-        store::Error::Duplicate => Error::conflict(TAKEN),
-        error => error.into(),
-    }
 }

@@ -9,32 +9,32 @@ use crate::model::{Email, MailTokenPurpose, UserId};
 use crate::store::mail_token::{self as tokens, MailToken};
 use crate::store::user::User;
 
-/// How soon after one mail the next of its kind is sent to the same address: nobody's mailbox is to be filled.
-pub(super) const PAUSE: TimeDelta = TimeDelta::minutes(1);
+/// One text for a token that never was, one that was used, and one that came too late.
+pub(super) const WRONG_TOKEN: &str = "The link is not valid any more. Ask for a new one.";
 
 /// What a token is good for, and for how long.
 #[derive(Clone, Copy)]
-struct Kind {
+struct Terms {
     digest: Purpose,
     lifetime: TimeDelta,
     /// The page that reads it.
     page: &'static str,
 }
 
-fn kind(purpose: MailTokenPurpose) -> Kind {
+fn terms(purpose: MailTokenPurpose) -> Terms {
     match purpose {
         MailTokenPurpose::VerifyEmail => {
-            Kind { digest: Purpose::EmailVerification, lifetime: TimeDelta::hours(24), page: "verify-email" }
+            Terms { digest: Purpose::EmailVerification, lifetime: TimeDelta::hours(24), page: "verify-email" }
         }
         MailTokenPurpose::ResetPassword => {
-            Kind { digest: Purpose::PasswordReset, lifetime: TimeDelta::hours(1), page: "reset-password" }
+            Terms { digest: Purpose::PasswordReset, lifetime: TimeDelta::hours(1), page: "reset-password" }
         }
     }
 }
 
 /// How long a token serves, and how long the mail with it is tried.
 pub(super) fn lifetime(purpose: MailTokenPurpose) -> TimeDelta {
-    kind(purpose).lifetime
+    terms(purpose).lifetime
 }
 
 /// A new token: its row, and the link that has it.
@@ -44,7 +44,7 @@ pub(super) fn issue(
     user_id: Option<UserId>,
     email: &Email,
 ) -> (MailToken, SecretText) {
-    let Kind { digest, lifetime, page } = kind(purpose);
+    let Terms { digest, lifetime, page } = terms(purpose);
     let token = cx.services.random.token();
     let now = cx.services.clock.now();
     let row = MailToken {
@@ -60,15 +60,15 @@ pub(super) fn issue(
     (row, link)
 }
 
-/// The token that somebody presents, with its user, if it serves.
+/// The token that somebody presents, with its user and the hash of the user's password, if it serves.
 pub(super) async fn find(
     cx: Cx<'_>,
     purpose: MailTokenPurpose,
     presented: &SecretText,
-) -> Result<Option<(MailToken, User)>> {
-    let digests = cx.services.keys.digests(kind(purpose).digest, presented.expose().as_bytes());
+) -> Result<Option<(MailToken, User, Option<String>)>> {
+    let digests = cx.services.keys.digests(terms(purpose).digest, presented.expose().as_bytes());
     let digests: Vec<_> = digests.iter().map(|digest| digest.as_bytes().to_vec()).collect();
     let found = tokens::find(&mut cx.services.db.read().await?, purpose, &digests).await?;
     let now = cx.services.clock.now();
-    Ok(found.filter(|(token, _)| token.expires_at > now))
+    Ok(found.filter(|(token, ..)| token.expires_at > now))
 }

@@ -38,6 +38,7 @@ pub mod prices;
 pub mod profile;
 pub mod quota;
 pub mod registration;
+pub mod relay_account;
 pub mod scale;
 pub mod session;
 pub mod system_stats;

@@ -2,6 +2,7 @@
 //! given up. None is lost, and none is sent for what was rolled back.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use chrono::TimeDelta;
 use futures_util::{StreamExt as _, stream};
@@ -11,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::context::{Cx, Services};
 use super::error::{Error, Result};
 use crate::crypto::{Aad, OpenError, SealError, Sealed, SecretText};
-use crate::mail::{Letter, Mailer, NotSent};
+use crate::mail::{Mailer, Message, NotSent};
 use crate::model::{OrganizationId, Timestamp};
 use crate::store::outbox::{self as outbox, WaitingMail};
 use crate::store::{self, Tx};
@@ -81,21 +82,23 @@ pub(super) async fn queue(
     cx: Cx<'_>,
     tx: &mut Tx,
     organization: OrganizationId,
-    letter: &Letter,
+    message: &Message,
     lifetime: TimeDelta,
 ) -> Result<()> {
-    insert(cx, tx, organization, letter.to_secret(), lifetime).await
+    insert(cx, tx, organization, message.to_secret(), lifetime).await
 }
 
-/// Does the same work for a mail that is not sent: who asks must not see in it whether an address is known.
-pub(super) async fn queue_decoy(
+/// The same, or as much work for a mail that is not sent: who asks must not see in it whether an address is known.
+pub(super) async fn queue_if(
     cx: Cx<'_>,
     tx: &mut Tx,
+    is_sent: bool,
     organization: OrganizationId,
-    letter: &Letter,
+    message: &Message,
     lifetime: TimeDelta,
 ) -> Result<()> {
-    let text = SecretText::from([DECOY, letter.to_secret().expose()].concat());
+    let text = message.to_secret();
+    let text = if is_sent { text } else { SecretText::from([DECOY, text.expose()].concat()) };
     insert(cx, tx, organization, text, lifetime).await
 }
 
@@ -162,11 +165,19 @@ pub async fn deliver(services: &Services, stop: &CancellationToken) -> store::Re
         // Each is finished, also after one for which the database failed.
         attempts.collect::<Vec<_>>().await.into_iter().collect::<store::Result<()>>()?;
         if is_all || stop.is_cancelled() {
-            let waiting = outbox::count(&mut services.db.read().await?).await?;
-            services.outbox.tally.waiting.store(waiting.unsigned_abs(), Ordering::Relaxed);
             return Ok(());
         }
     }
+}
+
+/// Counts the mails that wait, for the metrics.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn count(services: &Services) -> store::Result<()> {
+    let waiting = outbox::count(&mut services.db.read().await?).await?;
+    services.outbox.tally.waiting.store(waiting.unsigned_abs(), Ordering::Relaxed);
+    Ok(())
 }
 
 async fn attempt(services: &Services, stop: &CancellationToken, mail: WaitingMail) -> store::Result<()> {
@@ -187,7 +198,7 @@ async fn attempt(services: &Services, stop: &CancellationToken, mail: WaitingMai
             if !is_decoy {
                 count(&tally.sent);
             }
-            outbox::remove(&services.db, &mail).await
+            forget_sent(services, stop, &mail).await
         }
         Err(NotSent::Refused(reason)) => {
             count(&tally.refused);
@@ -199,6 +210,22 @@ async fn attempt(services: &Services, stop: &CancellationToken, mail: WaitingMai
             let again = next_attempt(&mail, services.clock.now());
             tracing::warn!(mail = %mail.id, attempts = mail.attempts, reason, again = again.to_text(), "a mail was not sent yet");
             outbox::postpone(&services.db, &mail, again).await
+        }
+    }
+}
+
+/// Removes a mail that was sent. As long as it is this server's turn a failing database is asked again: left there, it would be sent
+/// once more.
+async fn forget_sent(services: &Services, stop: &CancellationToken, mail: &WaitingMail) -> store::Result<()> {
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match outbox::remove(&services.db, mail).await {
+            Err(error) if services.clock.now() < mail.due_at && !stop.is_cancelled() => {
+                tracing::warn!(mail = %mail.id, error = &error as &dyn std::error::Error, "a mail that was sent is not removed yet");
+                stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+                pause = (2 * pause).min(Duration::from_secs(5));
+            }
+            done => return done,
         }
     }
 }
@@ -220,7 +247,7 @@ async fn send(services: &Services, mail: &WaitingMail) -> Result<bool, NotSent> 
     if text.expose().starts_with(DECOY) {
         return Ok(true);
     }
-    let letter = Letter::from_secret(&text).map_err(|error| NotSent::Refused(error.to_string()))?;
-    services.outbox.mailer.send(mail.id, mail.created_at, &letter).await?;
+    let message = Message::from_secret(&text).map_err(|error| NotSent::Refused(error.to_string()))?;
+    services.outbox.mailer.send(mail.id, mail.created_at, &message).await?;
     Ok(false)
 }

@@ -2,9 +2,11 @@
 
 use serde_json::json;
 
+use super::attempts::{Attempt, Guess, Sends, owner_is_here};
 use super::context::Cx;
 use super::deed::audited;
 use super::error::{Error, FieldError, Result};
+use super::mail_token::WRONG_TOKEN;
 use super::validation::Checks;
 use super::{mail_token, outbox};
 use crate::audit::Entry;
@@ -12,28 +14,34 @@ use crate::crypto::SecretText;
 use crate::identity::SignedIn;
 use crate::identity::password::{PasswordHash, Verdict, objection};
 use crate::mail::templates;
-use crate::model::{AuditAction, Denied, MailTokenPurpose, ManageOneself, ResourceType, SessionId, UserStatus};
+use crate::model::{
+    AuditAction, Denied, Email, MailTokenPurpose, ManageOneself, ResourceType, SessionId, UserId, UserStatus,
+};
 use crate::store::Tx;
 use crate::store::mail_token::{self as tokens, MailToken};
 use crate::store::session as sessions;
 use crate::store::user::{self as users, User};
 
-/// One text for a token that never was, one that was used, and one that came too late.
-const WRONG_TOKEN: &str = "The link is not valid any more. Ask for a new one.";
+pub(super) const CHANGED: &str = "The password was changed in the meantime.";
 
-const CHANGED: &str = "The password was changed in the meantime.";
-
-/// Sends a link for a new password, where somebody signs in with the address, and where none was sent within the minute. Who asks does
+/// Sends a link for a new password, where somebody signs in with the address, and where it has not had enough of them. Who asks does
 /// not learn which: the answer is the same, and so is the work, down to what is written.
 ///
 /// # Errors
-/// Where it is no address.
+/// Where it is no address, or too many links were asked for from one network.
 pub async fn request_reset(cx: Cx<'_>, email: &str) -> Result<()> {
     let mut checks = Checks::new();
     let email = checks.email("email", email);
     checks.finish()?;
     let email = email.ok_or_else(|| Error::internal("a failed check was not noted"))?;
-    let found = users::find_by_email(&mut cx.services.db.read().await?, &email).await?;
+    let (attempt, is_wanted) = Attempt::to_send(cx, Sends::ResetLink, &email).await?;
+    let done = send_reset(cx, &email, is_wanted).await;
+    attempt.end(&done).await;
+    done
+}
+
+async fn send_reset(cx: Cx<'_>, email: &Email, is_wanted: bool) -> Result<()> {
+    let found = users::find_by_email(&mut cx.services.db.read().await?, email).await?;
     let user = found.filter(|(user, hash)| user.status == UserStatus::Active && hash.is_some()).map(|(user, _)| user);
     if let Some(user) = &user {
         cx.record.concerns(user.organization_id, ResourceType::User, user.id);
@@ -43,19 +51,12 @@ pub async fn request_reset(cx: Cx<'_>, email: &str) -> Result<()> {
     let organization = user.as_ref().map_or(cx.services.home, |user| user.organization_id);
     audited(cx, async |tx| {
         let locked = users::lock(tx, id).await?;
-        let last = tokens::of_user(tx, MailTokenPurpose::ResetPassword, id).await?;
-        let now = cx.services.clock.now();
-        let is_recent = last.is_some_and(|token| now - token.created_at < mail_token::PAUSE);
-        let is_sent = locked.is_some_and(|user| user.status == UserStatus::Active) && !is_recent;
-        let (token, link) = mail_token::issue(cx, MailTokenPurpose::ResetPassword, is_sent.then_some(id), &email);
-        tokens::replace(tx, &token).await?;
-        let letter = templates::reset_password(&email, &link);
-        let lifetime = mail_token::lifetime(token.purpose);
-        if is_sent {
-            outbox::queue(cx, tx, organization, &letter, lifetime).await?;
-        } else {
-            outbox::queue_decoy(cx, tx, organization, &letter, lifetime).await?;
-        }
+        let is_sent = is_wanted && locked.is_some_and(|user| user.status == UserStatus::Active);
+        let (token, link) = mail_token::issue(cx, MailTokenPurpose::ResetPassword, is_sent.then_some(id), email);
+        // Beside those before it: whoever asks for another in the owner's place does not end the owner's.
+        tokens::add(tx, &token).await?;
+        let message = templates::reset_password(email, &link);
+        outbox::queue_if(cx, tx, is_sent, organization, &message, mail_token::lifetime(token.purpose)).await?;
         let mut entry = Entry::new(AuditAction::Other, ResourceType::User);
         if user.is_some() {
             entry = entry.on(&id).in_log_of(organization);
@@ -65,21 +66,30 @@ pub async fn request_reset(cx: Cx<'_>, email: &str) -> Result<()> {
     .await
 }
 
-/// Sets a new password by the token that came by mail. All of the user's sessions end.
+/// Sets a new password by a token that came by mail. All of the user's sessions and links end, and where it is done is known as a
+/// place of the user's: nobody elsewhere keeps them from signing in there.
 ///
 /// # Errors
-/// `UNAUTHENTICATED`, with one text and after the same work, for every reason that lies in the token; wrong input otherwise.
+/// `UNAUTHENTICATED`, with one text and after the same work, for every reason that lies in the token; `RATE_LIMITED` after too many
+/// that were not good; wrong input otherwise.
 pub async fn reset(cx: Cx<'_>, presented: &SecretText, new_password: &SecretText) -> Result<()> {
+    let attempt = Attempt::begin(cx, Guess::MailToken).await?;
+    let done = reset_once(cx, presented, new_password).await;
+    attempt.end(&done).await;
+    done
+}
+
+async fn reset_once(cx: Cx<'_>, presented: &SecretText, new_password: &SecretText) -> Result<()> {
     let found = mail_token::find(cx, MailTokenPurpose::ResetPassword, presented).await?;
     // Before anything is told of the token.
     let hash = cx.in_time(cx.services.passwords.hash(new_password)).await??;
-    let (token, user) = found.ok_or_else(|| Error::refused(WRONG_TOKEN))?;
+    let (token, user, _) = found.ok_or_else(|| Error::refused(WRONG_TOKEN))?;
     cx.record.concerns(user.organization_id, ResourceType::User, user.id);
     check("newPassword", new_password, &user)?;
     audited(cx, async |tx| {
         let locked = users::lock(tx, user.id).await?.filter(|user| may_use(&token, user));
         let user = locked.ok_or_else(|| Error::refused(WRONG_TOKEN))?;
-        // Another may have used it, or there is a newer one, since it was read.
+        // Another may have used it, or one beside it, since it was read.
         if !tokens::take(tx, &token).await? {
             return Err(Error::refused(WRONG_TOKEN));
         }
@@ -87,8 +97,8 @@ pub async fn reset(cx: Cx<'_>, presented: &SecretText, new_password: &SecretText
         users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
         tokens::end_others(tx, &user).await?;
         let ended = sessions::revoke_all(tx, user.id, now).await?;
-        let letter = templates::password_was_reset(&user.email);
-        outbox::queue(cx, tx, user.organization_id, &letter, outbox::THREE_DAYS).await?;
+        let message = templates::password_was_reset(&user.email);
+        outbox::queue(cx, tx, user.organization_id, &message, outbox::THREE_DAYS).await?;
         let entry = Entry::new(AuditAction::Update, ResourceType::User)
             .on(&user.id)
             .noting(json!({ "password": "reset", "sessionsEnded": ended }))
@@ -96,7 +106,9 @@ pub async fn reset(cx: Cx<'_>, presented: &SecretText, new_password: &SecretText
             .changing_access();
         Ok(((), entry))
     })
-    .await
+    .await?;
+    owner_is_here(cx, &token.email).await;
+    Ok(())
 }
 
 /// Whether the user may set a password by the token: who is suspended may not, nor who has another address by now.
@@ -119,8 +131,8 @@ pub async fn change(cx: Cx<'_>, current: &SecretText, new_password: &SecretText)
         users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
         tokens::end_others(tx, &user).await?;
         let ended = sessions::revoke_others(tx, user.id, session, now).await?;
-        let letter = templates::password_was_changed(&user.email);
-        outbox::queue(cx, tx, user.organization_id, &letter, outbox::THREE_DAYS).await?;
+        let message = templates::password_was_changed(&user.email);
+        outbox::queue(cx, tx, user.organization_id, &message, outbox::THREE_DAYS).await?;
         let entry = Entry::new(AuditAction::Update, ResourceType::User)
             .on(&user.id)
             .noting(json!({ "password": "changed", "sessionsEnded": ended }))
@@ -148,11 +160,28 @@ pub(super) async fn verify_own(
     let found = users::find_with_hash(&mut cx.services.db.read().await?, &permit, caller.user).await?;
     let (user, hash) = found.ok_or_else(Error::unauthenticated)?;
     cx.record.concerns(user.organization_id, ResourceType::User, user.id);
-    let verdict = cx.in_time(cx.services.passwords.verify(password, hash.clone().map(PasswordHash::from))).await??;
-    if verdict == Verdict::NoMatch {
-        return Err(unacceptable(field, "is not the password"));
-    }
+    verify(cx, user.id, hash.clone(), field, password).await?;
     Ok((user, hash))
+}
+
+/// Compares a password with the hash of a user who is known otherwise: it can be guessed at as well as at a sign-in.
+pub(super) async fn verify(
+    cx: Cx<'_>,
+    user: UserId,
+    hash: Option<String>,
+    field: &'static str,
+    password: &SecretText,
+) -> Result<()> {
+    let attempt = Attempt::begin(cx, Guess::OwnPassword(user)).await?;
+    let verdict = cx.in_time(cx.services.passwords.verify(password, hash.map(PasswordHash::from))).await;
+    let done = match verdict {
+        Ok(Ok(Verdict::NoMatch)) => Err(unacceptable(field, "is not the password")),
+        Ok(Ok(Verdict::Match | Verdict::MatchNeedsUpgrade)) => Ok(()),
+        Ok(Err(error)) => Err(error.into()),
+        Err(error) => Err(error),
+    };
+    attempt.end(&done).await;
+    done
 }
 
 /// Locks the caller, whose password was verified: it may have been changed since.
@@ -166,6 +195,6 @@ fn check(field: &'static str, new_password: &SecretText, user: &User) -> Result<
     objection(new_password, &user.email).map_or(Ok(()), |message| Err(unacceptable(field, message)))
 }
 
-fn unacceptable(field: &'static str, message: &'static str) -> Error {
+pub(super) fn unacceptable(field: &'static str, message: &'static str) -> Error {
     Error::bad_input(vec![FieldError { path: vec!["input", field], message: message.into() }])
 }

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::attempts::{Attempt, Sends};
 use super::context::Cx;
 use super::deed::audited;
 use super::error::{Error, Result};
@@ -26,11 +27,11 @@ pub struct Update {
 }
 
 /// Changes the caller's name, and asks for another address, which holds once it is verified: a link is sent to it, and a notice to
-/// the one before. The address that is waited for, given once more, gets the mail once more. Whether it belongs to somebody already,
-/// only the mail says.
+/// the one before. The address that is waited for, given once more, gets the mail once more, unless it has had enough of them. Whether
+/// it belongs to somebody already, only the mail says.
 ///
 /// # Errors
-/// Where nobody has signed in, with wrong input, or where the user is not at the expected version.
+/// Where nobody has signed in, with wrong input, where the user is not at the expected version, or has asked for too many links.
 pub async fn update(cx: Cx<'_>, input: Update) -> Result<User> {
     let (caller, _) = signed_in_here(cx)?;
     cx.actor.require::<ManageOneself>()?;
@@ -67,22 +68,19 @@ pub async fn update(cx: Cx<'_>, input: Update) -> Result<User> {
 
 /// Sends the mails that come before another address holds.
 async fn ask_for_address(cx: Cx<'_>, tx: &mut Tx, user: &User, wanted: &Email) -> Result<()> {
-    let last = tokens::of_user(tx, MailTokenPurpose::VerifyEmail, user.id).await?;
-    let now = cx.services.clock.now();
-    if last.is_some_and(|token| token.email == *wanted && now - token.created_at < mail_token::PAUSE) {
-        return Ok(());
-    }
+    let (_, is_sent) = Attempt::to_send(cx, Sends::AddressLink(user.id), wanted).await?;
     let (token, link) = mail_token::issue(cx, MailTokenPurpose::VerifyEmail, Some(user.id), wanted);
     tokens::replace(tx, &token).await?;
-    let letter = match holder(tx, wanted).await? {
+    let message = match holder(tx, wanted).await? {
         Some(other) if other != user.id => templates::address_is_in_use(wanted),
         _ => templates::verify_new_address(wanted, &link),
     };
-    outbox::queue(cx, tx, user.organization_id, &letter, mail_token::lifetime(token.purpose)).await?;
+    let lifetime = mail_token::lifetime(token.purpose);
+    outbox::queue_if(cx, tx, is_sent, user.organization_id, &message, lifetime).await?;
     // One that was registered and never verified may be a stranger's.
-    if user.email != *wanted && holder(tx, &user.email).await? == Some(user.id) {
-        let letter = templates::address_is_to_change(&user.email);
-        outbox::queue(cx, tx, user.organization_id, &letter, outbox::THREE_DAYS).await?;
+    if user.email != *wanted && users::holds_address(tx, user.id).await? {
+        let message = templates::address_is_to_change(&user.email);
+        outbox::queue(cx, tx, user.organization_id, &message, outbox::THREE_DAYS).await?;
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! How many requests a caller may make: somebody without a sign-in by the address, a user, an API key by its own limits.
+//! How many requests a caller may make: somebody without a sign-in by the address, a user, an API key by its own limits and its
+//! owner's.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -9,9 +10,9 @@ use super::api_key;
 use super::budget::Limits;
 use super::context::{Cx, Services};
 use super::error::{Error, Result};
-use crate::identity::{Actor, ApiKeyRates, SignedIn, SignedInBy};
+use crate::identity::{Actor, ApiKeyRates, LookUps, SignedIn, SignedInBy};
 use crate::limits::{Answer, Bucket, Policy, Standing, Subject, WhileAway};
-use crate::model::{MicroUsd, Timestamp, UsageInterval};
+use crate::model::{ApiKeyId, MicroUsd, Timestamp, UsageInterval};
 use crate::settings::Settings;
 use crate::store::api_key::ApiKey;
 
@@ -27,6 +28,8 @@ pub struct Rates {
     api_key_per_hour: Option<u32>,
     /// How many sign-ins from an address may fail in an hour.
     pub(super) failed_sign_ins_per_hour: u32,
+    /// How many organizations an address may register in an hour.
+    pub(super) registrations_per_hour: u32,
 }
 
 impl From<&Settings> for Rates {
@@ -36,6 +39,7 @@ impl From<&Settings> for Rates {
             user_per_minute: settings.user_rate_limit_per_minute,
             api_key_per_hour: settings.default_rate_limit_per_hour,
             failed_sign_ins_per_hour: settings.failed_sign_ins_per_hour,
+            registrations_per_hour: settings.registrations_per_hour,
         }
     }
 }
@@ -68,45 +72,61 @@ pub struct Window {
     pub resets_at: Timestamp,
 }
 
-/// Counts a request of the caller's, at the price of `cost`; of more than the caller may ever make at once, of all that.
+/// Counts a request of the caller's, at the price of `cost`, of which `taken` was taken before; of more than the caller may ever make
+/// at once, of all that.
 ///
 /// # Errors
 /// `SERVICE_UNAVAILABLE` where Redis is away and nothing is to be done without it.
-pub async fn take(services: &Services, actor: &Actor, address: IpAddr, cost: u32) -> Result<Answer> {
-    let (subject, policies) = match actor {
-        Actor::Anonymous => (Subject::Address(address), anonymous(&services.rates)),
-        Actor::User(user) => of_signed_in(&services.rates, *user),
-        Actor::System(_) => return Ok(Answer::unlimited()),
-    };
-    let most = policies.iter().map(|policy| policy.limit).min().unwrap_or(u32::MAX);
-    let buckets = buckets(services, subject, policies);
-    services.limits.take(&buckets, cost.min(most), WhileAway::AsSet).await.map_err(Error::unavailable)
+pub async fn take(services: &Services, actor: &Actor, address: IpAddr, cost: u32, taken: u32) -> Result<Answer> {
+    let buckets = buckets(services, actor, address);
+    let most = buckets.iter().map(|bucket| bucket.policy().limit).min().unwrap_or(u32::MAX);
+    let cost = cost.min(most).saturating_sub(taken);
+    services.limits.take(&buckets, cost, WhileAway::AsSet).await.map_err(Error::unavailable)
 }
 
-fn buckets(services: &Services, subject: Subject<'_>, policies: Vec<Policy>) -> Vec<Bucket> {
-    policies.into_iter().map(|policy| services.limits.bucket(subject, policy)).collect()
+/// Takes back that one was counted.
+pub async fn give_back(services: &Services, actor: &Actor, address: IpAddr) {
+    services.limits.give_back(&buckets(services, actor, address)).await;
 }
 
-fn anonymous(rates: &Rates) -> Vec<Policy> {
-    let per_minute = |limit| Policy { name: "anonymous", limit, window: MINUTE };
-    rates.anonymous_per_minute.map(per_minute).into_iter().collect()
-}
-
-fn of_signed_in(rates: &Rates, user: SignedIn) -> (Subject<'static>, Vec<Policy>) {
-    match user.by {
-        SignedInBy::Session(_) => {
-            let per_minute = |limit| Policy { name: "user", limit, window: MINUTE };
-            (Subject::User(user.user), rates.user_per_minute.map(per_minute).into_iter().collect())
+fn buckets(services: &Services, actor: &Actor, address: IpAddr) -> Vec<Bucket> {
+    match actor {
+        Actor::Anonymous => {
+            let policy = per_minute("anonymous", services.rates.anonymous_per_minute);
+            policy.map(|policy| services.limits.buckets_of(address, policy)).unwrap_or_default()
         }
-        SignedInBy::ApiKey(id, own) => (Subject::ApiKey(id), of_key(rates, own)),
+        Actor::User(user) => of_signed_in(services, *user),
+        Actor::System(_) => Vec::new(),
     }
 }
 
-fn of_key(rates: &Rates, own: ApiKeyRates) -> Vec<Policy> {
-    let default = if own == ApiKeyRates::default() { rates.api_key_per_hour } else { None };
-    let per_minute = |limit| Policy { name: "key-minute", limit, window: MINUTE };
-    let per_hour = |limit| Policy { name: "key-hour", limit, window: HOUR };
-    own.per_minute.map(per_minute).into_iter().chain(own.per_hour.or(default).map(per_hour)).collect()
+/// What API keys are counted in that are looked up, until they are found: there is no other price for trying some.
+#[must_use]
+pub fn look_ups(services: &Services, address: IpAddr) -> LookUps<'_> {
+    let policy = per_minute("api-key", services.rates.anonymous_per_minute);
+    LookUps { limits: &services.limits, address, policy }
+}
+
+fn per_minute(name: &'static str, limit: Option<u32>) -> Option<Policy> {
+    limit.map(|limit| Policy { name, limit, window: MINUTE })
+}
+
+/// An API key counts for its owner too, or more of them would be more than the owner may ask.
+fn of_signed_in(services: &Services, caller: SignedIn) -> Vec<Bucket> {
+    let own = match caller.by {
+        SignedInBy::Session(_) => Vec::new(),
+        SignedInBy::ApiKey(id, own) => of_key(services, id, own),
+    };
+    let of_user = per_minute("user", services.rates.user_per_minute);
+    let of_user = of_user.map(|policy| services.limits.bucket(Subject::User(caller.user), policy));
+    own.into_iter().chain(of_user).collect()
+}
+
+fn of_key(services: &Services, id: ApiKeyId, own: ApiKeyRates) -> Vec<Bucket> {
+    let default = if own == ApiKeyRates::default() { services.rates.api_key_per_hour } else { None };
+    let per_hour = own.per_hour.or(default).map(|limit| Policy { name: "key-hour", limit, window: HOUR });
+    let policies = per_minute("key-minute", own.per_minute).into_iter().chain(per_hour);
+    policies.map(|policy| services.limits.bucket(Subject::ApiKey(id), policy)).collect()
 }
 
 /// What is left of the caller's limits.
@@ -118,8 +138,7 @@ pub async fn of_viewer(cx: Cx<'_>) -> Result<Vec<Window>> {
         return of_api_key(cx, &key).await;
     }
     let user = cx.actor.signed_in().ok_or_else(Error::unauthenticated)?;
-    let (subject, policies) = of_signed_in(&cx.services.rates, user);
-    windows(cx, subject, policies).await
+    windows(cx, of_signed_in(cx.services, user)).await
 }
 
 /// What is left of an API key's limits.
@@ -127,7 +146,7 @@ pub async fn of_viewer(cx: Cx<'_>) -> Result<Vec<Window>> {
 /// # Errors
 /// Where it cannot be told.
 pub async fn of_api_key(cx: Cx<'_>, key: &ApiKey) -> Result<Vec<Window>> {
-    let mut windows = windows(cx, Subject::ApiKey(key.id), of_key(&cx.services.rates, key.into())).await?;
+    let mut windows = windows(cx, of_key(cx.services, key.id, key.into())).await?;
     let limits = Limits::from(key);
     if limits.are_none() {
         return Ok(windows);
@@ -144,8 +163,7 @@ pub async fn of_api_key(cx: Cx<'_>, key: &ApiKey) -> Result<Vec<Window>> {
     Ok(windows)
 }
 
-async fn windows(cx: Cx<'_>, subject: Subject<'_>, policies: Vec<Policy>) -> Result<Vec<Window>> {
-    let buckets = buckets(cx.services, subject, policies);
+async fn windows(cx: Cx<'_>, buckets: Vec<Bucket>) -> Result<Vec<Window>> {
     let answer = cx.services.limits.take(&buckets, 0, WhileAway::AsSet).await.map_err(Error::unavailable)?;
     let now = cx.services.clock.now();
     Ok(answer.standings.iter().map(|standing| window(standing, now)).collect())

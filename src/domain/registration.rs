@@ -3,25 +3,25 @@
 
 use serde_json::json;
 
+use super::attempts::{Attempt, Guess, Sends};
 use super::context::Cx;
 use super::deed::audited;
 use super::error::{Error, Result};
+use super::mail_token::WRONG_TOKEN;
+use super::password::{CHANGED, unacceptable, verify};
 use super::session::{self, Tokens};
-use super::user::{NAME_LENGTH, TAKEN};
+use super::user::{NAME_LENGTH, taken};
 use super::validation::Checks;
 use super::{mail_token, outbox};
 use crate::audit::{Changes, Entry};
 use crate::crypto::SecretText;
 use crate::identity::password;
 use crate::mail::templates;
-use crate::model::{AuditAction, JsonObject, MailTokenPurpose, Plan, ResourceType, Role, UserStatus};
-use crate::store;
+use crate::model::{AuditAction, Email, JsonObject, MailTokenPurpose, Plan, ResourceType, Role, SessionId, UserStatus};
 use crate::store::mail_token as tokens;
 use crate::store::organization::{self as organizations, Organization};
+use crate::store::session as sessions;
 use crate::store::user::{self as users, User};
-
-/// One text for a token that never was, one that was used, and one that came too late.
-const WRONG_TOKEN: &str = "The link is not valid any more. Ask for a new one.";
 
 /// The input of [`register`].
 #[allow(missing_docs, reason = "named and described as in the API")]
@@ -33,10 +33,11 @@ pub struct Register {
 }
 
 /// Makes an organization with its first ADMIN, who is signed in, and sends a mail to the address. The ADMIN signs in with it once it
-/// is verified. Whether it belongs to somebody already, only the mail says: all else is the same, and takes the same work.
+/// is verified. Whether it belongs to somebody already, only the mail says: all else is the same, and takes the same work. Where the
+/// address has had enough of such mails, none is sent.
 ///
 /// # Errors
-/// With wrong input, or where the server is not open for that.
+/// With wrong input, where the server is not open for that, or where too many were registered from one network.
 pub async fn register(cx: Cx<'_>, input: Register) -> Result<Tokens> {
     if !cx.services.is_registration_open {
         return Err(Error::forbidden("This server is not open for registration."));
@@ -53,7 +54,19 @@ pub async fn register(cx: Cx<'_>, input: Register) -> Result<Tokens> {
     let (Some(name), Some(email), Some(full_name)) = (name, email, full_name) else {
         return Err(Error::internal("a failed check was not noted"));
     };
-    let hash = cx.in_time(cx.services.passwords.hash(&input.password)).await??;
+    let (attempt, is_sent) = Attempt::to_send(cx, Sends::Registration, &email).await?;
+    let done = register_once(cx, (name, email, full_name), &input.password, is_sent).await;
+    attempt.end(&done).await;
+    done
+}
+
+async fn register_once(
+    cx: Cx<'_>,
+    (name, email, full_name): (String, Email, String),
+    password: &SecretText,
+    is_sent: bool,
+) -> Result<Tokens> {
+    let hash = cx.in_time(cx.services.passwords.hash(password)).await??;
     let now = cx.services.clock.now();
     let organization = Organization {
         id: cx.services.new_id(),
@@ -79,16 +92,17 @@ pub async fn register(cx: Cx<'_>, input: Register) -> Result<Tokens> {
     audited(cx, async |tx| {
         let is_known = users::find_by_email(tx.conn().await?, &admin.email).await?.is_some();
         let (token, link) = mail_token::issue(cx, MailTokenPurpose::VerifyEmail, Some(admin.id), &admin.email);
-        let letter = if is_known {
+        let message = if is_known {
             templates::registered_already(&admin.email)
         } else {
-            templates::verify_registration(&admin.email, &link)
+            templates::verify_registration(&admin.email, &link, now, cx.origin.ip_address)
         };
         organizations::insert(tx, &organization).await?;
         users::insert_unverified(tx, &admin).await?;
         users::set_first_password_hash(tx, admin.id, hash.as_str()).await?;
         tokens::replace(tx, &token).await?;
-        outbox::queue(cx, tx, organization.id, &letter, mail_token::lifetime(token.purpose)).await?;
+        let lifetime = mail_token::lifetime(token.purpose);
+        outbox::queue_if(cx, tx, is_sent, organization.id, &message, lifetime).await?;
         let (_, tokens) = session::begin(cx, tx, &admin).await?;
         let entry = Entry::new(AuditAction::Register, ResourceType::Organization)
             .on(&organization.id)
@@ -100,23 +114,57 @@ pub async fn register(cx: Cx<'_>, input: Register) -> Result<Tokens> {
     .await
 }
 
-/// Verifies an address by the token that was sent to it: from then on it is the user's to sign in with.
+/// Verifies an address by the token that was sent to it: from then on it is the user's to sign in with, and the one before is told.
+/// The token shows who reads the mails of the address, not who has asked for it, which may have been a stranger: that takes a session
+/// of the user, or the password.
 ///
 /// # Errors
-/// `UNAUTHENTICATED`, with one text, for every reason that lies in the token; a conflict where the address has become somebody else's.
-pub async fn verify_email(cx: Cx<'_>, presented: &SecretText) -> Result<User> {
+/// `UNAUTHENTICATED`, with one text, for every reason that lies in the token; `RATE_LIMITED` after too many that were not good; wrong
+/// input where there is neither the session nor the password; a conflict where the address has become somebody else's.
+pub async fn verify_email(cx: Cx<'_>, presented: &SecretText, password: Option<&SecretText>) -> Result<User> {
+    let attempt = Attempt::begin(cx, Guess::MailToken).await?;
+    let done = verify_once(cx, presented, password).await;
+    attempt.end(&done).await;
+    done
+}
+
+/// By what it was shown who asks.
+enum Shown {
+    Session(SessionId),
+    /// The hash of the password that was given.
+    Password(Option<String>),
+}
+
+async fn verify_once(cx: Cx<'_>, presented: &SecretText, password: Option<&SecretText>) -> Result<User> {
     let refused = || Error::refused(WRONG_TOKEN);
     let found = mail_token::find(cx, MailTokenPurpose::VerifyEmail, presented).await?;
-    let (token, user) = found.ok_or_else(refused)?;
+    let (token, user, hash) = found.ok_or_else(refused)?;
     cx.record.concerns(user.organization_id, ResourceType::User, user.id);
+    let session = cx.actor.signed_in().filter(|caller| caller.user == user.id).and_then(|caller| caller.session());
+    let shown = match (session, password) {
+        (Some(session), _) => Shown::Session(session),
+        (None, Some(password)) => {
+            verify(cx, user.id, hash.clone(), "password", password).await?;
+            Shown::Password(hash)
+        }
+        (None, None) => return Err(unacceptable("password", "is needed where you are not signed in")),
+    };
     audited(cx, async |tx| {
-        let locked = users::lock(tx, user.id).await?.filter(|user| user.status == UserStatus::Active);
-        let before = locked.ok_or_else(refused)?;
+        let locked = users::lock_with_hash(tx, user.id).await?.filter(|(user, _)| user.status == UserStatus::Active);
+        let (before, hash) = locked.ok_or_else(refused)?;
+        let now = cx.services.clock.now();
+        // As it is now: whoever has ended the session or changed the password meanwhile did so for a reason.
+        match &shown {
+            Shown::Session(id) if sessions::find_many(tx.conn().await?, user.id, now, &[*id]).await?.is_empty() => {
+                return Err(Error::unauthenticated());
+            }
+            Shown::Password(verified) if *verified != hash => return Err(Error::conflict(CHANGED)),
+            Shown::Session(_) | Shown::Password(_) => {}
+        }
         // Another may have used it, or there is a newer one, since it was read.
         if !tokens::take(tx, &token).await? {
             return Err(refused());
         }
-        let now = cx.services.clock.now();
         let user = User {
             email: token.email.clone(),
             email_verified_at: Some(now),
@@ -124,11 +172,13 @@ pub async fn verify_email(cx: Cx<'_>, presented: &SecretText) -> Result<User> {
             version: before.version + 1,
             ..before.clone()
         };
+        // One that was registered and never verified may be a stranger's.
+        if before.email != user.email && users::holds_address(tx, user.id).await? {
+            let message = templates::address_was_changed(&before.email);
+            outbox::queue(cx, tx, user.organization_id, &message, outbox::THREE_DAYS).await?;
+        }
         users::update(tx, &user).await?;
-        users::claim_address(tx, &user).await.map_err(|error| match error {
-            store::Error::Duplicate => Error::conflict(TAKEN),
-            error => error.into(),
-        })?;
+        users::claim_address(tx, &user).await.map_err(taken)?;
         tokens::end_others(tx, &user).await?;
         let entry = Entry::new(AuditAction::Verify, ResourceType::User)
             .on(&user.id)

@@ -14,12 +14,22 @@ use crate::model::{
     ResourceType, Role, UserId, UserStatus, ViewUsers,
 };
 use crate::store::user::{self as users, User, UserFilter, UserOrder};
-use crate::store::{self, Tx, invitation as invitations, organization as organizations, session as sessions};
+use crate::store::{
+    self, Tx, invitation as invitations, mail_token as tokens, organization as organizations, session as sessions,
+};
 
 pub(super) const NAME_LENGTH: std::ops::RangeInclusive<usize> = 1..=100;
 pub(super) const TAKEN: &str = "A user with this email address exists.";
 const NOT_ACCEPTED: &str = "The user has not accepted the invitation yet.";
 pub(super) const LAST_ADMIN: &str = "The organization needs an active ADMIN, and this is the last one.";
+
+/// Two that race for one address: the loser learns it from the database.
+pub(super) fn taken(error: store::Error) -> Error {
+    match error {
+        store::Error::Duplicate => Error::conflict(TAKEN),
+        error => error.into(),
+    }
+}
 
 /// The input of [`update`].
 #[derive(Default)]
@@ -109,7 +119,8 @@ pub async fn count(cx: Cx<'_>, filter: &UserFilter) -> Result<i64> {
     Ok(users::count(&mut cx.services.db.scan().await?, &permit, filter).await?)
 }
 
-/// Changes a user; what the input leaves out stays. A user who is suspended is signed out everywhere.
+/// Changes a user; what the input leaves out stays. A user who is suspended is signed out everywhere, and the links end that were
+/// sent by mail.
 ///
 /// # Errors
 /// Without permission, with wrong input, where there is no such user, where the user is not at the expected version, or where
@@ -152,6 +163,7 @@ pub async fn update(cx: Cx<'_>, id: UserId, input: Update) -> Result<User> {
         users::update(tx, &user).await?;
         let entry = entry.with(changes).changing_access();
         if user.status == UserStatus::Suspended && before.status != UserStatus::Suspended {
+            tokens::end_others(tx, &user).await?;
             let ended = sessions::revoke_all(tx, id, now).await?;
             return Ok((user, entry.noting(json!({ "sessionsEnded": ended }))));
         }
@@ -237,10 +249,7 @@ pub async fn create(cx: Cx<'_>, email: &Email, full_name: &str, role: Role, pass
         version: 1,
     };
     audited(cx, async |tx| {
-        users::insert(tx, &user).await.map_err(|error| match error {
-            store::Error::Duplicate => Error::conflict(TAKEN),
-            error => error.into(),
-        })?;
+        users::insert(tx, &user).await.map_err(taken)?;
         users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
         let changes = Changes::created(&user);
         let entry = Entry::new(AuditAction::Create, ResourceType::User).on(&user.id).with(changes);
@@ -249,7 +258,7 @@ pub async fn create(cx: Cx<'_>, email: &Email, full_name: &str, role: Role, pass
     .await
 }
 
-/// Sets a user's password and ends all of the user's sessions: from the command line.
+/// Sets a user's password and ends all of the user's sessions and links: from the command line.
 ///
 /// # Errors
 /// Where there is no such user, the user has not accepted the invitation yet, or the password is not accepted.
@@ -266,6 +275,7 @@ pub async fn reset_password(cx: Cx<'_>, email: &Email, password: &SecretText) ->
             return Err(Error::conflict(NOT_ACCEPTED));
         }
         users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
+        tokens::end_others(tx, &user).await?;
         let ended = sessions::revoke_all(tx, user.id, now).await?;
         let entry = Entry::new(AuditAction::Update, ResourceType::User)
             .changing_access()

@@ -524,7 +524,7 @@ impl ApiKeyMutation {
             description: input.description,
             owner_id: input.owner_id.map(|id| id.0),
             client_id: input.client_id.map(|id| id.0),
-            scopes: input.scopes.map(scopes),
+            scopes: input.scopes.map(|scopes| scopes.into_iter().map(Into::into).collect()),
             expires_in_days: input.expires_in_days,
             allowed_ips: input.allowed_ips,
             allowed_models: input.allowed_models,
@@ -552,7 +552,7 @@ impl ApiKeyMutation {
         let input = Update {
             name: patch(input.name, |text| text),
             description: patch(input.description, |text| text),
-            scopes: patch(input.scopes, scopes),
+            scopes: patch(input.scopes, |scopes| scopes.into_iter().map(Into::into).collect()),
             expires_at: patch(input.expires_at, |time| time.0),
             allowed_ips: patch(input.allowed_ips, |texts| texts),
             allowed_models: patch(input.allowed_models, |texts| texts),
@@ -594,8 +594,4 @@ impl ApiKeyMutation {
     ) -> Result<Option<RevokeApiKeyPayload>> {
         Ok(Some(deeds::revoke(ctx.cx(), target(&input.id, "API key")?).await?.into()))
     }
-}
-
-fn scopes(scopes: Vec<ApiKeyScope>) -> Vec<model::ApiKeyScope> {
-    scopes.into_iter().map(model::ApiKeyScope::from).collect()
 }

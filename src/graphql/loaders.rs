@@ -512,35 +512,19 @@ impl Read for AuditLogPages {
     }
 }
 
-enum CredentialPages {}
-
-impl Read for CredentialPages {
-    type Key = (ClientId, Page);
-    type Value = PageSlice<Arc<Credential>>;
-
-    async fn read(cx: Cx<'_>, keys: &[Self::Key]) -> domain::Result<HashMap<Self::Key, Self::Value>> {
-        let mut found = HashMap::new();
-        for (page, clients) in grouped(keys, |(_, page)| page.clone(), |(client, _)| *client) {
-            let pages = domain::credential::pages(cx, &clients, &page).await?;
-            found.extend(pages.into_iter().map(|(client, slice)| ((client, page.clone()), slice.shared())));
-        }
-        Ok(found)
-    }
-}
-
-/// Loaders of pages of API keys by their parents.
-macro_rules! api_key_pages {
-    ($($loader:ident by $parent:ident: $read:ident),+ $(,)?) => {$(
+/// Loaders of pages by their parents.
+macro_rules! pages_by_parent {
+    ($($loader:ident: $parent:ident => $row:ident by $module:ident::$read:ident),+ $(,)?) => {$(
         enum $loader {}
 
         impl Read for $loader {
             type Key = ($parent, Page);
-            type Value = PageSlice<Arc<ApiKey>>;
+            type Value = PageSlice<Arc<$row>>;
 
             async fn read(cx: Cx<'_>, keys: &[Self::Key]) -> domain::Result<HashMap<Self::Key, Self::Value>> {
                 let mut found = HashMap::new();
                 for (page, parents) in grouped(keys, |(_, page)| page.clone(), |(parent, _)| *parent) {
-                    let pages = domain::api_key::$read(cx, &parents, &page).await?;
+                    let pages = domain::$module::$read(cx, &parents, &page).await?;
                     found.extend(pages.into_iter().map(|(parent, slice)| ((parent, page.clone()), slice.shared())));
                 }
                 Ok(found)
@@ -549,9 +533,10 @@ macro_rules! api_key_pages {
     )+};
 }
 
-api_key_pages! {
-    ApiKeyClientPages by ClientId: pages_by_client,
-    ApiKeyOwnerPages by UserId: pages_by_owner,
+pages_by_parent! {
+    CredentialPages: ClientId => Credential by credential::pages,
+    ApiKeyClientPages: ClientId => ApiKey by api_key::pages_by_client,
+    ApiKeyOwnerPages: UserId => ApiKey by api_key::pages_by_owner,
 }
 
 enum ApiKeyCounts {}

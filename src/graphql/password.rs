@@ -60,8 +60,9 @@ pub(super) struct PasswordMutation;
 
 #[Object(guard = "Declared")]
 impl PasswordMutation {
-    /// Sends a mail with a link for a new password to the address. Always succeeds, whether or not the address is known. A link serves
-    /// once, and for an hour; at most one mail a minute is sent.
+    /// Sends a mail with a link for a new password to the address. It succeeds whether or not the address is known, and is refused only to
+    /// who asks too often. A link serves once, and for an hour; an address gets five at once, then one in 12 minutes, and after 24 one
+    /// an hour. Of several each serves, until one is used.
     #[graphql(directive = public::apply(), directive = audits::apply(AuditAction::Other, ResourceType::User))]
     async fn request_password_reset(
         &self,

@@ -29,6 +29,8 @@ pub(super) struct RegisterInput {
 pub(super) struct VerifyEmailInput {
     /// The token that came by mail.
     token: String,
+    /// The password of whoever has asked for the address; not needed where that user is signed in.
+    password: Option<PasswordInput>,
 }
 
 /// Whose address is verified.
@@ -63,14 +65,21 @@ impl RegistrationMutation {
     }
 
     /// Verifies an address by the token that was sent to it: from then on it is the user's address. A token serves once, and for 24
-    /// hours.
+    /// hours, to who is signed in as the user that has asked for the address, or knows that user's password.
     #[graphql(directive = public::apply(), directive = audits::apply(AuditAction::Verify, ResourceType::User))]
     async fn verify_email(
         &self,
         ctx: &Context<'_>,
-        #[graphql(desc = "The token.")] input: VerifyEmailInput,
+        #[graphql(desc = "The token, and who asks.")] input: VerifyEmailInput,
     ) -> Result<Option<VerifyEmailPayload>> {
-        let user = deeds::verify_email(ctx.cx(), &SecretText::from(input.token)).await?;
+        let password = match input.password {
+            Some(given) => {
+                let [password] = opened(ctx, [("password", given)]).await?;
+                Some(password)
+            }
+            None => None,
+        };
+        let user = deeds::verify_email(ctx.cx(), &SecretText::from(input.token), password.as_ref()).await?;
         Ok(Some(VerifyEmailPayload { user: User(user.into()) }))
     }
 }

@@ -194,6 +194,15 @@ impl Api {
             && operation.root_fields().all(|field| self.declarations.is_read(field))
     }
 
+    /// How many mutations of an operation need no sign-in.
+    #[must_use]
+    pub fn public_mutations(&self, operation: &Collected) -> usize {
+        if operation.kind() != OperationType::Mutation {
+            return 0;
+        }
+        operation.root_fields().filter(|field| self.declarations.is_public_mutation(field)).count()
+    }
+
     /// What is wrong with a document, as far as it does not depend on variables.
     pub async fn validate(&self, document: &ExecutableDocument) -> Vec<ServerError> {
         /// More would tell nobody more.

@@ -15,6 +15,7 @@ use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 
@@ -28,6 +29,7 @@ use super::router::{API_KEY, Server};
 use super::{event_stream, rate_limit, websocket};
 use crate::audit::Origin;
 use crate::crypto::{RawApiKey, SecretText, sha256};
+use crate::domain::{quota, whole_seconds};
 use crate::graphql::collected::Collected;
 use crate::graphql::variables::complete_variables;
 use crate::graphql::walls::Refusal;
@@ -137,7 +139,11 @@ async fn execute(
     answer_type: AnswerType,
 ) -> Result<Response, Unexecuted> {
     let started = Instant::now();
-    let request = read(method, uri, headers, body, started + server.request_timeout).await?;
+    let (address, deadline) = (context.client_address, started + server.request_timeout);
+    let caller = authenticate_by(server, headers, address, deadline).await?.actor;
+    // Before anything is made of what was sent: what is refused for that counts, too.
+    let limits = rate_limit::admit(server, &caller, address).await?;
+    let request = read(method, uri, headers, body, deadline).await?;
     let prepared = prepare(server, request, started).await?;
     let wrong_method = |message: String| Unexecuted::new(StatusCode::METHOD_NOT_ALLOWED, "BAD_USER_INPUT", message);
     match prepared.kind {
@@ -156,10 +162,10 @@ async fn execute(
         let message = format!("{field} takes a secret, which must stand in no address: it can only be sent by POST.");
         return Err(wrong_method(message));
     }
-    let deadline = started + server.request_timeout;
-    let asking = authenticate_by(server, headers, context.client_address, deadline).await?;
+    // Once more: the body may have taken its time, and who asks is judged as they are now.
+    let asking = authenticate_by(server, headers, address, deadline).await?;
     asking.note_use(server);
-    let limits = rate_limit::take(server, &asking.actor, context.client_address, &prepared).await?;
+    let limits = rate_limit::charge(server, &asking.actor, address, &prepared, limits).await?;
     if prepared.is_subscription() {
         let mut response = event_stream::subscribe(server, context, headers, prepared);
         response.headers_mut().extend(limits);
@@ -264,11 +270,12 @@ impl Executed {
 }
 
 /// The same read: of one operation with the same variables for the same caller, who may then read the same.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Read {
     /// Where the operation is, which stands there for as long as it is executed.
     operation: usize,
-    variables: String,
+    /// The SHA-256 of their JSON: a key is compared under a lock.
+    variables: [u8; 32],
     caller: SignedIn,
 }
 
@@ -276,7 +283,7 @@ impl Read {
     /// None: nobody else is answered by it.
     fn of(server: &Server, operation: &Arc<Collected>, variables: &Variables, actor: &Actor) -> Option<Self> {
         let caller = actor.signed_in().filter(|_| server.api.is_read(operation))?;
-        let variables = serde_json::to_string(variables).ok()?;
+        let variables = sha256(&serde_json::to_vec(variables).ok()?);
         Some(Self { operation: Arc::as_ptr(operation).addr(), variables, caller })
     }
 }
@@ -331,8 +338,14 @@ async fn measured(
     };
     let executed = match read {
         Some(read) => {
-            let shares = server.reads.share(read, work.instrument(trace.clone()));
-            run(&server, shares, kind, deadline).await
+            let work = work.instrument(trace.clone()).instrument(Span::current());
+            // A task of its own: those who share it are woken once, and one that panics fails for all of them.
+            let work = async {
+                AbortOnDropHandle::new(tokio::spawn(work))
+                    .await
+                    .unwrap_or_else(|error| Executed::new(failed(&crate::domain::Error::internal(error))))
+            };
+            run(&server, server.reads.share(read, work), kind, deadline).await
         }
         None => run(&server, async { Arc::new(work.await) }, kind, deadline).instrument(trace.clone()).await,
     };
@@ -478,7 +491,8 @@ async fn find_asking(server: &Server, headers: &HeaderMap, address: IpAddr) -> R
     let Some(token) = token else { return Ok(Asking::nobody(true)) };
     let authenticator = &server.services.authenticator;
     let found = if is_key {
-        let found = authenticator.authenticate_api_key(SecretText::from(token.to_owned()), address).await;
+        let look_ups = quota::look_ups(&server.services, address);
+        let found = authenticator.authenticate_api_key(SecretText::from(token.to_owned()), look_ups).await;
         found.map(|(actor, api_key)| (actor, Some(api_key)))
     } else {
         authenticator.authenticate(token).await.map(|actor| (actor, None))
@@ -486,6 +500,10 @@ async fn find_asking(server: &Server, headers: &HeaderMap, address: IpAddr) -> R
     match found {
         Ok((actor, api_key)) => Ok(Asking { actor, is_refused: false, api_key }),
         Err(Refused::Invalid) => Ok(Asking::nobody(true)),
+        Err(Refused::Limited(wait)) => {
+            let message = "Too many API keys were sent that are none. Try again later.";
+            Err(Unexecuted::rate_limited(message, whole_seconds(wait)))
+        }
         Err(Refused::Store(error)) => Err(not_looked_up(&error)),
     }
 }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::graphql::authenticate;
 use super::observe::RequestContext;
+use super::rate_limit;
 use super::router::Server;
 use crate::model::Permission;
 use crate::store;
@@ -59,6 +60,9 @@ pub(super) async fn detailed(
         Ok(asking) => asking,
         Err(refused) => return answer(refused.status, json!({ "error": refused.code })),
     };
+    if let Err(refused) = rate_limit::admit(&server, &asking.actor, context.client_address).await {
+        return (*refused.headers, answer(refused.status, json!({ "error": refused.code }))).into_response();
+    }
     asking.note_use(&server);
     match asking.actor.access() {
         None => {

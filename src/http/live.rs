@@ -1,7 +1,7 @@
 //! What open sockets and streams may take of the server, and how many there are.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use super::observe::RequestContext;
 use super::router::Server;
 use super::subscription::End;
 use crate::identity::{Actor, Changes};
+use crate::limits::Network;
 use crate::model::{Timestamp, UserId};
 
 /// How many callers may be looked at again at once: requests are to find a connection to the database beside them.
@@ -81,24 +82,13 @@ pub(super) struct Live {
 enum Holder {
     User(UserId),
     /// Nobody's yet, or for good.
-    Address(IpAddr),
+    Network(Network),
 }
 
-impl Holder {
-    /// Whoever has an address of IPv6 has all of its network of 64 bits, as a rule.
-    fn at(address: IpAddr) -> Self {
-        const HOST: u128 = u64::MAX as u128;
-        Self::Address(match address.to_canonical() {
-            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !HOST).into(),
-            address @ IpAddr::V4(_) => address,
-        })
-    }
-}
-
-/// One place among those that a holder may have, for as long as it lives.
+/// One place among those that a holder may have; of an address among those of each network that it counts with.
 pub(super) struct Held {
     holders: Arc<Mutex<HashMap<Holder, usize>>>,
-    holder: Holder,
+    of: Vec<Holder>,
 }
 
 impl Live {
@@ -119,34 +109,40 @@ impl Live {
     /// A place for one more socket or stream of this caller, unless they have too many.
     pub(super) fn hold(&self, actor: &Actor, address: IpAddr) -> Option<Held> {
         match actor.signed_in() {
-            Some(user) => self.hold_for(Holder::User(user.user), self.limits.per_holder),
+            Some(user) => self.hold_for(&[(Holder::User(user.user), self.limits.per_holder)]),
             None => self.hold_at(address),
         }
     }
 
     /// A place for one more socket from this address, of which nobody knows yet whose it is.
     pub(super) fn hold_at(&self, address: IpAddr) -> Option<Held> {
-        self.hold_for(Holder::at(address), self.limits.per_address)
+        let limit = |factor| self.limits.per_address.saturating_mul(usize::try_from(factor).unwrap_or(usize::MAX));
+        let networks = Network::all_of(address).map(|(network, factor)| (Holder::Network(network), limit(factor)));
+        self.hold_for(&networks.collect::<Vec<_>>())
     }
 
-    fn hold_for(&self, holder: Holder, limit: usize) -> Option<Held> {
+    fn hold_for(&self, places: &[(Holder, usize)]) -> Option<Held> {
         let mut holders = locked(&self.holders);
-        let count = holders.entry(holder).or_default();
-        if *count >= limit {
+        if places.iter().any(|(holder, limit)| holders.get(holder).copied().unwrap_or_default() >= *limit) {
             return None;
         }
-        *count += 1;
-        Some(Held { holders: self.holders.clone(), holder })
+        let of: Vec<_> = places.iter().map(|(holder, _)| *holder).collect();
+        for holder in &of {
+            *holders.entry(*holder).or_default() += 1;
+        }
+        Some(Held { holders: self.holders.clone(), of })
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         let mut holders = locked(&self.holders);
-        if let Some(count) = holders.get_mut(&self.holder) {
-            *count -= 1;
-            if *count == 0 {
-                holders.remove(&self.holder);
+        for holder in &self.of {
+            if let Some(count) = holders.get_mut(holder) {
+                *count -= 1;
+                if *count == 0 {
+                    holders.remove(holder);
+                }
             }
         }
     }
@@ -242,5 +238,10 @@ mod tests {
         assert!(place("2001:db8::2").is_some());
         let v4 = place("192.0.2.1");
         assert!(v4.is_some() && place("::ffff:192.0.2.1").is_none() && place("192.0.2.2").is_some());
+        // Of a wider network there are more, and not any number.
+        let held: Vec<_> = (0..20).filter_map(|n| place(&format!("2001:db8:1:{n}::1"))).collect();
+        assert_eq!(held.len(), 16);
+        drop(held);
+        assert!(place("2001:db8:1:99::1").is_some());
     }
 }

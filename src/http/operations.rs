@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::extract::ws::Message;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -187,6 +187,23 @@ pub(super) async fn perform(
     answers: &mut Answers,
 ) -> End {
     let request_id = &asker.context.request_id;
+    let address = asker.context.client_address;
+    let asking = match authenticate(server, &asker.headers, address).await {
+        Ok(asking) if asking.is_refused => return End::Revoked,
+        asking => asking,
+    };
+    let admitted = match &asking {
+        Ok(asking) => rate_limit::admit(server, &asking.actor, address).await,
+        Err(_) => Ok(HeaderMap::new()),
+    };
+    // What is left is told where there is nothing left: a socket has no headers to tell it in.
+    let limits = match admitted {
+        Ok(limits) => limits,
+        Err(refused) => {
+            server.metrics.graphql_request("none", refused.code);
+            return refuse(refused, request_id, answers).await;
+        }
+    };
     let prepared = match prepare(server, request, Instant::now()).await {
         Ok(prepared) => prepared,
         Err(refused) => {
@@ -194,9 +211,7 @@ pub(super) async fn perform(
             return refuse(refused, request_id, answers).await;
         }
     };
-    let address = asker.context.client_address;
-    let asking = match authenticate(server, &asker.headers, address).await {
-        Ok(asking) if asking.is_refused => return End::Revoked,
+    let asking = match asking {
         Ok(asking) => asking,
         // It tries again by itself.
         Err(refused) if prepared.is_subscription() && refused.status == StatusCode::SERVICE_UNAVAILABLE => {
@@ -205,8 +220,7 @@ pub(super) async fn perform(
         Err(refused) => return refuse(refused, request_id, answers).await,
     };
     asking.note_use(server);
-    // What is left is told where there is nothing left: a socket has no headers to tell it in.
-    if let Err(refused) = rate_limit::take(server, &asking.actor, address, &prepared).await {
+    if let Err(refused) = rate_limit::charge(server, &asking.actor, address, &prepared, limits).await {
         server.metrics.graphql_request("none", refused.code);
         return refuse(refused, request_id, answers).await;
     }

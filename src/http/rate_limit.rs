@@ -1,5 +1,5 @@
-//! How often a caller may ask: counted once for each operation, before it is executed, and told in the headers of its answer by the
-//! IETF's draft (draft-ietf-httpapi-ratelimit-headers-10).
+//! How often a caller may ask: counted for each operation, before it is read and before it is executed, and told in the headers of
+//! its answer by the IETF's draft (draft-ietf-httpapi-ratelimit-headers-10).
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -17,17 +17,43 @@ pub(super) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 /// Which limits there are.
 pub(super) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// Counts an operation of the caller's. Returns the headers that its answer is to have.
+/// Counts a request, before it is even read. Returns the headers that its answer is to have.
 ///
 /// # Errors
 /// Where the caller has asked too often, or that cannot be told and nothing is to be done without.
-pub(super) async fn take(
+pub(super) async fn admit(server: &Server, actor: &Actor, address: IpAddr) -> Result<HeaderMap, Unexecuted> {
+    take(server, actor, address, 1, 0).await
+}
+
+/// Counts what an operation costs beside what [`admit`] has counted, whose headers are given: each mutation counts, since each leaves
+/// an entry in the audit log. Those that need no sign-in count for the address, too: to have one is no way around that.
+///
+/// # Errors
+/// As for [`admit`]; then what that has counted is given back.
+pub(super) async fn charge(
     server: &Server,
     actor: &Actor,
     address: IpAddr,
     prepared: &Prepared,
+    headers: HeaderMap,
 ) -> Result<HeaderMap, Unexecuted> {
-    let answer = quota::take(&server.services, actor, address, cost(actor, prepared)).await.map_err(|error| {
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let (mutations, public) = (number(prepared.mutations()), number(server.api.public_mutations(&prepared.operation)));
+    let charged = async {
+        if public > 0 && actor.signed_in().is_some() {
+            take(server, &Actor::Anonymous, address, public, 0).await?;
+        }
+        if mutations > 1 { take(server, actor, address, mutations, 1).await } else { Ok(headers) }
+    };
+    let charged = charged.await;
+    if charged.is_err() {
+        quota::give_back(&server.services, actor, address).await;
+    }
+    charged
+}
+
+async fn take(server: &Server, actor: &Actor, address: IpAddr, cost: u32, taken: u32) -> Result<HeaderMap, Unexecuted> {
+    let answer = quota::take(&server.services, actor, address, cost, taken).await.map_err(|error| {
         // That Redis is away was logged when it went.
         Unexecuted::new(StatusCode::SERVICE_UNAVAILABLE, error.code().as_str(), error.message())
     })?;
@@ -40,14 +66,6 @@ pub(super) async fn take(
             refused.headers.extend(headers);
             Err(refused)
         }
-    }
-}
-
-/// Each mutation of somebody unknown counts, since each leaves an entry in the audit log.
-fn cost(actor: &Actor, prepared: &Prepared) -> u32 {
-    match actor {
-        Actor::Anonymous => prepared.mutations().try_into().unwrap_or(u32::MAX).max(1),
-        Actor::User(_) | Actor::System(_) => 1,
     }
 }
 
@@ -83,5 +101,10 @@ fn list(answer: &Answer, about: impl Fn(&mut String, &Standing) -> std::fmt::Res
         let _ = about(&mut item, standing);
         item
     };
-    answer.standings.iter().map(item).collect::<Vec<_>>().join(", ")
+    // Of an address of IPv6 there are two for one limit: what is told is the one that has less left.
+    let is_told = |standing: &&Standing| {
+        let of_one_limit = answer.standings.iter().filter(|other| other.policy.name == standing.policy.name);
+        of_one_limit.min_by_key(|other| other.remaining()) == Some(standing)
+    };
+    answer.standings.iter().filter(is_told).map(item).collect::<Vec<_>>().join(", ")
 }

@@ -137,7 +137,7 @@ fn outcome(step: &Step) -> &str {
 
 /// Whether it may succeed if it is tried again.
 fn is_passing(error: &ServerError) -> bool {
-    [Code::ServiceUnavailable, Code::Timeout].iter().any(|code| code.as_str() == code_of(error))
+    [Code::ServiceUnavailable, Code::Timeout, Code::RateLimited].iter().any(|code| code.as_str() == code_of(error))
 }
 
 /// How long a subscription waits before it tries again.

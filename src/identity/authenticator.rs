@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::access_token::{AccessTokens, Claims};
 use super::actor::{Actor, SignedIn, SignedInBy};
@@ -11,6 +12,7 @@ use super::changes::{Changes, Epochs};
 use super::kept::Kept;
 use super::key_uses::KeyUses;
 use crate::crypto::{Digest, KeyRing, Purpose, RawApiKey, SecretText};
+use crate::limits::{Policy, RateLimits, WhileAway};
 use crate::model::{
     Access, ApiKeyStatus, ApiKeyVerificationCode as Code, Clock, OrganizationId, Role, SessionId, Timestamp, UserId,
     UserStatus,
@@ -49,15 +51,67 @@ pub struct SentApiKey {
     address: IpAddr,
 }
 
+impl SentApiKey {
+    /// The key and its owner.
+    #[must_use]
+    pub fn found(&self) -> &Arc<FoundApiKey> {
+        &self.found
+    }
+
+    /// Who acts with it.
+    #[must_use]
+    pub fn actor(&self) -> Actor {
+        let found = &self.found;
+        let role = found.key.issued_with.map_or(found.role, |limit| found.role.at_most(limit));
+        Actor::User(SignedIn {
+            user: found.key.owner_id,
+            by: SignedInBy::ApiKey(found.key.id, (&found.key).into()),
+            access: Access::new(found.key.organization_id, role).within(found.key.scopes),
+        })
+    }
+}
+
 /// Why a token or a key opens nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     /// It is forged, broken or expired, its session or user has ended since, or it may not be used from here.
     #[error("the access token or API key is not valid")]
     Invalid,
+    /// It is not looked up: too many were sent from the address that are none.
+    #[error("too many API keys were sent that are none")]
+    Limited(Duration),
     /// The database could not be asked.
     #[error(transparent)]
     Store(#[from] store::Error),
+}
+
+/// What API keys from an address are counted in that are looked up, until they are found; none: they are not.
+#[derive(Clone, Copy)]
+pub struct LookUps<'a> {
+    /// The buckets.
+    pub limits: &'a RateLimits,
+    /// From where.
+    pub address: IpAddr,
+    /// How many.
+    pub policy: Option<Policy>,
+}
+
+impl LookUps<'_> {
+    /// Counts one until `work` has found it, or could not.
+    async fn count<T>(self, work: impl Future<Output = store::Result<Option<T>>>) -> Result<Option<T>, Refused> {
+        let Some(policy) = self.policy else { return Ok(work.await?) };
+        let buckets = self.limits.buckets_of(self.address, policy);
+        // What guards against guessing is never closed.
+        let answer = self.limits.take(&buckets, 1, WhileAway::Local).await.ok();
+        if let Some(wait) = answer.and_then(|answer| answer.retry_after) {
+            return Err(Refused::Limited(wait));
+        }
+        let found = work.await;
+        if !matches!(found, Ok(None)) {
+            self.limits.give_back(&buckets).await;
+        }
+        Ok(found?)
+    }
 }
 
 impl Authenticator {
@@ -113,18 +167,32 @@ impl Authenticator {
     ///
     /// # Errors
     /// [`Refused::Invalid`] for every reason that lies in the key, its owner or the address.
-    pub async fn authenticate_api_key(&self, key: SecretText, address: IpAddr) -> Result<(Actor, SentApiKey), Refused> {
-        let now = self.clock.now();
-        let key = RawApiKey::parse(key).map_err(|_| Refused::Invalid)?;
-        let (digest, found) = self.find_api_key(&key, now).await?;
-        let found = found.filter(|found| judge(found, address, now) == Code::Valid).ok_or(Refused::Invalid)?;
-        let role = found.key.issued_with.map_or(found.role, |limit| found.role.at_most(limit));
-        let actor = Actor::User(SignedIn {
-            user: found.key.owner_id,
-            by: SignedInBy::ApiKey(found.key.id, (&found.key).into()),
-            access: Access::new(found.key.organization_id, role).within(found.key.scopes),
-        });
-        Ok((actor, SentApiKey { found, digest, address }))
+    pub async fn authenticate_api_key(
+        &self,
+        key: SecretText,
+        look_ups: LookUps<'_>,
+    ) -> Result<(Actor, SentApiKey), Refused> {
+        let sent = self.judge_api_key(key, look_ups).await?.map_err(|_| Refused::Invalid)?;
+        Ok((sent.actor(), sent))
+    }
+
+    /// The API key that is sent from the address, where it is good for something now. Looking at it is no use of it yet.
+    ///
+    /// # Errors
+    /// The inner one says what is against the key, the outer one why it was not looked up.
+    pub async fn judge_api_key(
+        &self,
+        key: SecretText,
+        look_ups: LookUps<'_>,
+    ) -> Result<Result<SentApiKey, Code>, Refused> {
+        let (address, now) = (look_ups.address, self.clock.now());
+        let Ok(key) = RawApiKey::parse(key) else { return Ok(Err(Code::Malformed)) };
+        let found = self.find_api_key(&key, now, Some(look_ups)).await?;
+        let (digest, Some(found)) = found else { return Ok(Err(Code::NotFound)) };
+        Ok(match judge(&found, address, now) {
+            Code::Valid => Ok(SentApiKey { found, digest, address }),
+            code => Err(code),
+        })
     }
 
     /// Notes that an API key was used now: for a request or an operation, and not for a socket that is merely open.
@@ -150,10 +218,10 @@ impl Authenticator {
         &self,
         key: SecretText,
         address: Option<IpAddr>,
-    ) -> Result<(Code, Option<Arc<FoundApiKey>>), store::Error> {
+    ) -> Result<(Code, Option<Arc<FoundApiKey>>), Refused> {
         let now = self.clock.now();
         let Ok(key) = RawApiKey::parse(key) else { return Ok((Code::Malformed, None)) };
-        let (_, Some(found)) = self.find_api_key(&key, now).await? else { return Ok((Code::NotFound, None)) };
+        let (_, Some(found)) = self.find_api_key(&key, now, None).await? else { return Ok((Code::NotFound, None)) };
         let Some(address) = address else { return Ok((Code::IpNotAllowed, None)) };
         let code = judge(&found, address, now);
         Ok((code, (code == Code::Valid).then_some(found)))
@@ -163,16 +231,26 @@ impl Authenticator {
         &self,
         key: &RawApiKey,
         now: Timestamp,
-    ) -> Result<(Digest, Option<Arc<FoundApiKey>>), store::Error> {
+        look_ups: Option<LookUps<'_>>,
+    ) -> Result<(Digest, Option<Arc<FoundApiKey>>), Refused> {
         let raw = key.text().expose().as_bytes();
         let newest = self.keys.digest(Purpose::ApiKey, raw);
-        let find = async {
-            let digests: Vec<_> =
-                self.keys.digests(Purpose::ApiKey, raw).iter().map(|digest| digest.as_bytes().to_vec()).collect();
-            let found = store::api_key::find_by_digest(&mut self.db.read().await?, &digests).await?;
-            Ok::<_, store::Error>(found.map(Arc::new))
+        // In a box, which is made where it is not kept only: it takes much.
+        let find = || {
+            Box::pin(async {
+                let digests: Vec<_> =
+                    self.keys.digests(Purpose::ApiKey, raw).iter().map(|digest| digest.as_bytes().to_vec()).collect();
+                let found = store::api_key::find_by_digest(&mut self.db.read().await?, &digests).await?;
+                Ok::<_, store::Error>(found.map(Arc::new))
+            })
         };
-        Ok((newest, self.api_keys.get(newest, now, find).await?))
+        let counted = async {
+            match look_ups {
+                Some(look_ups) => look_ups.count(find()).await,
+                None => Ok(find().await?),
+            }
+        };
+        Ok((newest, self.api_keys.get(newest, now, counted).await?))
     }
 
     /// Forgets what is kept of an organization: after a session, an API key or a user of it has changed.

@@ -3,18 +3,20 @@
 
 mod gcra;
 mod memory;
+mod network;
 mod shared;
 mod steady;
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, MutexGuard};
 
 pub use gcra::{Answer, Policy, Standing};
+pub use network::Network;
 
 use crate::crypto::{KeyRing, Purpose};
-use crate::model::{ApiKeyId, Clock, UserId};
+use crate::model::{ApiKeyId, Clock, OrganizationId, UserId};
 use crate::redis::Redis;
 use crate::settings::WithoutRedis;
 use memory::Memory;
@@ -23,16 +25,33 @@ use shared::Shared;
 /// Whose a bucket is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject<'a> {
-    /// Whoever comes from an address: of IPv6 from its network of 64 bits, which is what one household or machine has.
-    Address(IpAddr),
+    /// Whoever comes from a network.
+    Network(Network),
+    /// An organization.
+    Organization(OrganizationId),
     /// A user.
     User(UserId),
     /// An API key.
     ApiKey(ApiKeyId),
-    /// Whoever tries to be the owner of an email address.
+    /// An email address: whoever tries to be its owner, or writes to it.
     Email(&'a str),
-    /// Whoever tries that from an address.
-    EmailFrom(&'a str, IpAddr),
+    /// Whoever tries to be its owner from a network.
+    EmailFrom(&'a str, Network),
+}
+
+impl Subject<'_> {
+    /// What tells it from every other: its kind and its parts, each after its length.
+    fn to_bytes(self) -> Vec<u8> {
+        let parts: [String; 3] = match self {
+            Self::Network(network) => ["network".to_owned(), network.to_string(), String::new()],
+            Self::Organization(id) => ["organization".to_owned(), id.to_string(), String::new()],
+            Self::User(id) => ["user".to_owned(), id.to_string(), String::new()],
+            Self::ApiKey(id) => ["api-key".to_owned(), id.to_string(), String::new()],
+            Self::Email(email) => ["email".to_owned(), email.to_owned(), String::new()],
+            Self::EmailFrom(email, network) => ["email-from".to_owned(), email.to_owned(), network.to_string()],
+        };
+        parts.iter().flat_map(|part| [&part.len().to_be_bytes(), part.as_bytes()].concat()).collect()
+    }
 }
 
 /// A keyed digest of a subject: no address stands in memory or in Redis.
@@ -47,6 +66,12 @@ pub struct Bucket {
 }
 
 impl Bucket {
+    /// The policy.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
     fn id(&self) -> (Key, &'static str) {
         (self.key, self.policy.name)
     }
@@ -69,6 +94,8 @@ pub struct Closed;
 /// The buckets.
 pub struct RateLimits {
     local: Memory,
+    /// Apart from the others, which would have to make room for them: they last longest.
+    marks: Memory,
     shared: Option<Shared>,
     without_redis: WithoutRedis,
     keys: Arc<KeyRing>,
@@ -83,13 +110,24 @@ impl RateLimits {
     #[must_use]
     pub fn new(clock: Clock, redis: Option<Arc<Redis>>, without_redis: WithoutRedis, keys: Arc<KeyRing>) -> Self {
         let turns = std::iter::repeat_with(Mutex::default).take(TURNS).collect();
-        Self { local: Memory::new(clock), shared: redis.map(Shared), without_redis, keys, turns }
+        let (local, marks) = (Memory::new(clock.clone()), Memory::new(clock));
+        Self { local, marks, shared: redis.map(Shared), without_redis, keys, turns }
     }
 
     /// The subject's bucket for a policy.
     #[must_use]
     pub fn bucket(&self, subject: Subject<'_>, policy: Policy) -> Bucket {
         Bucket { key: self.key(subject), policy }
+    }
+
+    /// The buckets of whoever comes from an address, for a policy: one for each network that it counts with.
+    #[must_use]
+    pub fn buckets_of(&self, address: IpAddr, policy: Policy) -> Vec<Bucket> {
+        let bucket = |(network, factor): (Network, u32)| {
+            let policy = Policy { limit: policy.limit.saturating_mul(factor), ..policy };
+            self.bucket(Subject::Network(network), policy)
+        };
+        Network::all_of(address).map(bucket).collect()
     }
 
     /// Takes from all of the buckets, or from none where one of them has not enough. Cost 0 only looks.
@@ -128,6 +166,30 @@ impl RateLimits {
         }
     }
 
+    /// Fills a bucket that only says that something was so of late.
+    pub async fn mark(&self, mark: &Bucket) {
+        let mark = std::slice::from_ref(mark);
+        self.marks.empty(mark);
+        if let Some(shared) = &self.shared
+            && shared.empty(mark).await.is_ok()
+            && shared.take(mark, 1).await.is_ok()
+        {
+            return;
+        }
+        self.marks.take(mark, 1);
+    }
+
+    /// Whether a bucket was filled by [`RateLimits::mark`], and has not drained.
+    pub async fn is_marked(&self, mark: &Bucket) -> bool {
+        let mark = std::slice::from_ref(mark);
+        let found = match &self.shared {
+            Some(shared) => shared.take(mark, 0).await.ok(),
+            None => None,
+        };
+        let answer = found.unwrap_or_else(|| self.marks.take(mark, 0));
+        answer.standings.iter().any(|standing| standing.remaining() == 0)
+    }
+
     /// Waits until nobody else on this server has the turn at the bucket.
     pub async fn turn(&self, bucket: &Bucket) -> MutexGuard<'_, ()> {
         let [first, second, ..] = bucket.key.0;
@@ -135,25 +197,9 @@ impl RateLimits {
     }
 
     fn key(&self, subject: Subject<'_>) -> Key {
-        let text = match subject {
-            Subject::Address(address) => format!("address {}", network(address)),
-            Subject::User(id) => id.to_string(),
-            Subject::ApiKey(id) => id.to_string(),
-            Subject::Email(email) => format!("email {email}"),
-            // An address has no line break, nor a blank.
-            Subject::EmailFrom(email, address) => format!("email from {} {email}", network(address)),
-        };
-        let digest = self.keys.digest(Purpose::RateLimit, text.as_bytes());
+        let digest = self.keys.digest(Purpose::RateLimit, &subject.to_bytes());
         let mut key = [0; 16];
         key.copy_from_slice(&digest.as_bytes()[..16]);
         Key(key)
-    }
-}
-
-/// The address, of IPv6 the first 64 bits: who has one has all of the rest.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        address @ IpAddr::V4(_) => address,
     }
 }

@@ -5,12 +5,13 @@ use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use lettre::Address;
 use lettre::address::AddressError;
 use lettre::message::header::{ContentTransferEncoding, ContentType, Date, HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MultiPart, SinglePart};
-use lettre::{Address, Message};
+use url::Host;
 
-use super::Letter;
+use super::Message;
 use super::smtp::Smtp;
 use crate::model::{Email, MailId, Timestamp};
 use crate::settings::{Sender, Settings};
@@ -84,20 +85,25 @@ impl Mailer {
     ///
     /// # Errors
     /// Says whether to try again.
-    pub async fn send(&self, id: MailId, written_at: Timestamp, letter: &Letter) -> Result<(), NotSent> {
-        let message = self.message(id, written_at, letter).map_err(|error| NotSent::Refused(error.to_string()))?;
+    pub async fn send(&self, id: MailId, written_at: Timestamp, message: &Message) -> Result<(), NotSent> {
+        let mail = self.envelop(id, written_at, message).map_err(|error| NotSent::Refused(error.to_string()))?;
         match &self.way {
-            Way::Smtp(smtp) => smtp.send(&message).await,
+            Way::Smtp(smtp) => smtp.send(&mail).await,
             Way::Folder(folder) => {
-                let (folder, bytes) = (folder.clone(), message.formatted());
+                let (folder, bytes) = (folder.clone(), mail.formatted());
                 let written = tokio::task::spawn_blocking(move || write(&folder, id, &bytes)).await;
                 written.map_err(std::io::Error::other).flatten().map_err(|error| NotSent::Failed(error.to_string()))
             }
         }
     }
 
-    fn message(&self, id: MailId, written_at: Timestamp, letter: &Letter) -> Result<Message, lettre::error::Error> {
-        let to = address(&letter.to).map_err(|_| lettre::error::Error::MissingTo)?;
+    fn envelop(
+        &self,
+        id: MailId,
+        written_at: Timestamp,
+        message: &Message,
+    ) -> Result<lettre::Message, lettre::error::Error> {
+        let to = address(&message.to).map_err(|_| lettre::error::Error::MissingTo)?;
         let part = |content_type, text: &str| {
             SinglePart::builder()
                 .header(content_type)
@@ -105,14 +111,14 @@ impl Mailer {
                 .body(text.to_owned())
         };
         let body = MultiPart::alternative()
-            .singlepart(part(ContentType::TEXT_PLAIN, letter.text.expose()))
-            .singlepart(part(ContentType::TEXT_HTML, letter.html.expose()));
+            .singlepart(part(ContentType::TEXT_PLAIN, message.text.expose()))
+            .singlepart(part(ContentType::TEXT_HTML, message.html.expose()));
         let automatic = HeaderValue::new(HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned());
-        Message::builder()
+        lettre::Message::builder()
             .from(self.from.clone())
             // The address alone: a name is the recipient's own, or a stranger's.
             .to(Mailbox::new(None, to))
-            .subject(letter.subject.as_str())
+            .subject(message.subject.as_str())
             .header(Date::new(written_at.to_utc().into()))
             .message_id(Some(format!("<{id}@{}>", self.from.email.domain())))
             .raw_header(automatic)
@@ -120,8 +126,13 @@ impl Mailer {
     }
 }
 
+/// The domain as DNS knows it: any server takes that, but not each takes another letter than those of ASCII.
 fn address(email: &Email) -> Result<Address, AddressError> {
-    email.as_str().parse()
+    let text = email.as_str();
+    match text.rsplit_once('@').map(|(user, domain)| (user, Host::parse(domain))) {
+        Some((user, Ok(Host::Domain(domain)))) => Address::new(user, domain),
+        _ => text.parse(),
+    }
 }
 
 /// Writes a mail into the folder, for its owner alone. Who finds the file finds all of it.

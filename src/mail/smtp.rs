@@ -6,7 +6,8 @@ use lettre::Message;
 use lettre::transport::smtp::Error;
 use lettre::transport::smtp::authentication::{Credentials, DEFAULT_MECHANISMS};
 use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
-use lettre::transport::smtp::extension::ClientId;
+use lettre::transport::smtp::commands::{Data, Mail, Rcpt};
+use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter, MailParameter};
 use secrecy::ExposeSecret as _;
 use url::{Host, Url};
 
@@ -81,11 +82,24 @@ impl Smtp {
     async fn hand_over(&self, message: &Message) -> Result<AsyncSmtpConnection, NotSent> {
         // Before the mail is spoken of, nothing can be wrong with it: a password that is not accepted is the operator's to mend.
         let mut connection = self.connect().await.map_err(|error| NotSent::Failed(without_addresses(&error)))?;
-        match connection.send(message.envelope(), &message.formatted()).await {
-            Ok(_) => Ok(connection),
-            Err(error) if is_refusal(&error) => Err(NotSent::Refused(without_addresses(&error))),
-            Err(error) => Err(NotSent::Failed(without_addresses(&error))),
+        let (envelope, content) = (message.envelope(), message.formatted());
+        let mut parameters = Vec::new();
+        if !content.is_ascii() {
+            // All but addresses is written in ASCII.
+            if !connection.server_info().supports_feature(Extension::SmtpUtfEight) {
+                return Err(NotSent::Refused("the server takes no address that is not ASCII (SMTPUTF8)".to_owned()));
+            }
+            parameters = vec![MailParameter::SmtpUtfEight, MailParameter::Body(MailBodyParameter::EightBitMime)];
         }
+        let mail = Mail::new(envelope.from().cloned(), parameters);
+        // Nor can anything be, where it is the sender that is not accepted.
+        connection.command(mail).await.map_err(|error| NotSent::Failed(without_addresses(&error)))?;
+        for to in envelope.to() {
+            connection.command(Rcpt::new(to.clone(), Vec::new())).await.map_err(|error| not_taken(&error))?;
+        }
+        connection.command(Data).await.map_err(|error| not_taken(&error))?;
+        connection.message(&content).await.map_err(|error| not_taken(&error))?;
+        Ok(connection)
     }
 
     async fn connect(&self) -> Result<AsyncSmtpConnection, Error> {
@@ -102,12 +116,18 @@ impl Smtp {
     }
 }
 
-/// Whether the server will never take this mail: it says so, or lacks what an address that is not ASCII needs. That it wants a
-/// password first is not the mail's fault (RFC 4954, 6).
-fn is_refusal(error: &Error) -> bool {
+/// Why the server has not taken a mail whose sender it accepts. It refuses this one for good (5xx), unless it wants a password first
+/// (RFC 4954, 6) or may not pass mails on for us (5.7.x of RFC 3463, which not every server says): the operator mends that.
+fn not_taken(error: &Error) -> NotSent {
     const AUTHENTICATION: [&str; 3] = ["530", "534", "538"];
+    let reason = without_addresses(error);
     let is_of_authentication = error.status().is_some_and(|code| AUTHENTICATION.contains(&code.to_string().as_str()));
-    error.is_client() || error.is_permanent() && !is_of_authentication
+    let is_of_policy = reason.split_whitespace().any(|word| word.starts_with("5.7.")) || reason.contains("relay");
+    if error.is_permanent() && !is_of_authentication && !is_of_policy {
+        NotSent::Refused(reason)
+    } else {
+        NotSent::Failed(reason)
+    }
 }
 
 /// What an error says, but for addresses: it goes into the log.

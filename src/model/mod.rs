@@ -34,7 +34,7 @@ pub use page::{Cursor, Direction, MAX_PAGE_SIZE, Page, PageSlice, Position, Sort
 pub use permission::{
     Access, ArchiveClients, DeleteCredentials, DeleteTasks, Denied, Grant, ManageApiKeys, ManageClaudeAccounts,
     ManageOneself, ManageOrganization, ManageOwnApiKeys, ManageUsers, Permission, Permit, PruneAuditLogs, Read,
-    RevealCredentials, Role, RotateKeys, ViewAuditLogs, ViewSystem, ViewUsage, ViewUsers, WriteClients,
+    RevealCredentials, Role, RotateKeys, UseRelay, ViewAuditLogs, ViewSystem, ViewUsage, ViewUsers, WriteClients,
     WriteCredentials, WriteTasks,
 };
 pub use text::breaks_a_line;

@@ -63,6 +63,8 @@ pub struct Settings {
     pub anthropic_base_url: Url,
     /// Hosts that accounts may name over plain HTTP or at private addresses.
     pub upstream_allowed_hosts: Vec<String>,
+    /// How long an upstream may say nothing.
+    pub upstream_timeout: Duration,
     /// How often the ends of the audit logs are signed into the log stream; none: never.
     pub audit_checkpoints: Option<Duration>,
     /// How many days audit entries are kept; none: for ever.
@@ -79,6 +81,8 @@ pub struct Settings {
     pub user_rate_limit_per_minute: Option<u32>,
     /// How many sign-ins from an address may fail in an hour.
     pub failed_sign_ins_per_hour: u32,
+    /// How many organizations an address may register in an hour.
+    pub registrations_per_hour: u32,
     /// What holds of rate limits while Redis is away.
     pub rate_limit_without_redis: WithoutRedis,
     /// What is logged.
@@ -187,6 +191,7 @@ impl Settings {
             trusted_proxies: reader.or("TRUSTED_PROXIES", Vec::new(), |text| list(text, network)),
             anthropic_base_url: reader.or("ANTHROPIC_BASE_URL", public_api(), web_url),
             upstream_allowed_hosts: reader.or("UPSTREAM_ALLOWED_HOSTS", Vec::new(), |text| list(text, host_name)),
+            upstream_timeout: reader.or("UPSTREAM_TIMEOUT", Duration::from_secs(600), |text| seconds(text, 1, 3_600)),
             audit_checkpoints: reader.or("AUDIT_CHECKPOINT_MINUTES", Some(HOUR), |text| {
                 Ok(Some(minutes(text, 0, 10_080)?).filter(|every| !every.is_zero()))
             }),
@@ -197,6 +202,7 @@ impl Settings {
             anonymous_rate_limit_per_minute: reader.or("RATE_LIMIT_ANONYMOUS_PER_MINUTE", Some(120), limit),
             user_rate_limit_per_minute: reader.or("RATE_LIMIT_USER_PER_MINUTE", Some(600), limit),
             failed_sign_ins_per_hour: reader.or("FAILED_SIGN_INS_PER_HOUR", 60, |text| number(text, 1, 1_000_000)),
+            registrations_per_hour: reader.or("REGISTRATIONS_PER_HOUR", 5, |text| number(text, 1, 1_000_000)),
             rate_limit_without_redis: reader.or("RATE_LIMIT_WITHOUT_REDIS", WithoutRedis::Local, |text| match text {
                 "local" => Ok(WithoutRedis::Local),
                 "open" => Ok(WithoutRedis::Open),

@@ -61,6 +61,7 @@ settings! {
     Plain "TRUSTED_PROXIES", "none", "addresses and networks whose X-Forwarded-For, X-Request-Id and traceparent are believed, comma-separated";
     Url "ANTHROPIC_BASE_URL", "`https://api.anthropic.com`", "the default upstream";
     Plain "UPSTREAM_ALLOWED_HOSTS", "none", "hosts, with or without a port, that accounts may name over plain HTTP or at private addresses";
+    Plain "UPSTREAM_TIMEOUT", "`600`", "seconds that an upstream may say nothing, before its answer and within it, 1 to 3600";
     Plain "AUDIT_CHECKPOINT_MINUTES", "`60`", "how often the ends of the audit logs are signed into the log, and when the server stops; 0 to 10080, 0: never";
     Plain "AUDIT_RETENTION_DAYS", "none: kept", "days that audit entries are kept, 1 to 36500; a signed seal keeps the rest verifiable";
     Plain "USAGE_RETENTION_DAYS", "none: kept", "days that usage records are kept, 1 to 36500; what they add up to stays, for reports and bills";
@@ -69,6 +70,7 @@ settings! {
     Plain "RATE_LIMIT_ANONYMOUS_PER_MINUTE", "`120`", "requests a minute from an address without a sign-in, up to 1000000; 0: any number";
     Plain "RATE_LIMIT_USER_PER_MINUTE", "`600`", "requests a minute of a signed-in user, up to 1000000; 0: any number";
     Plain "FAILED_SIGN_INS_PER_HOUR", "`60`", "sign-ins from an address that may fail in an hour, 1 to 1000000";
+    Plain "REGISTRATIONS_PER_HOUR", "`5`", "organizations that an address may register in an hour, 1 to 1000000";
     Plain "RATE_LIMIT_WITHOUT_REDIS", "`local`", "while Redis is away: `local`, each server counts by itself; `open`, requests are not limited; `closed`, they are refused. What guards against guessing is `local` always";
     Plain "LOG_LEVEL", "`info`", "`error`, `warn`, `info`, `debug`, `trace`, or a filter like `info,claviger=debug`";
     Plain "LOG_FORMAT", "`pretty` on a terminal, else `json`", "`pretty` or `json`";

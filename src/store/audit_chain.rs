@@ -1,5 +1,7 @@
 //! The audit log as a hash chain: its end, its entries in order, and the seal in the place of those whose time is over.
 
+use std::collections::HashMap;
+
 use diesel::prelude::*;
 use diesel::result::Error as DieselError;
 use diesel::sql_types::Text;
@@ -90,6 +92,21 @@ pub async fn point(conn: &mut Conn, permit: &Permit<ViewAuditLogs>, sequence: i6
         .select(audit_logs::hash);
     let hash: Option<Vec<u8>> = on_conn!(conn, |c| query.first(c).await.optional()?);
     Ok(hash.and_then(|hash| ChainPoint::from_row(sequence, &hash)))
+}
+
+/// The ends of all organizations' logs, for the checkpoints.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn heads(conn: &mut Conn) -> Result<HashMap<OrganizationId, ChainPoint>> {
+    let rows: Vec<(OrganizationId, i64, Vec<u8>)> = on_conn!(conn, |c| audit_heads::table
+        .select((audit_heads::organization_id, audit_heads::sequence, audit_heads::hash))
+        .load(c)
+        .await?);
+    let point = |(organization, sequence, hash): (OrganizationId, i64, Vec<u8>)| {
+        Some((organization, ChainPoint::from_row(sequence, &hash)?))
+    };
+    Ok(rows.into_iter().filter_map(point).collect())
 }
 
 /// The seal.

@@ -76,15 +76,7 @@ pub struct Budget {
 /// # Errors
 /// [`Error::Duplicate`](super::Error::Duplicate) where another has begun with it at the same moment.
 pub async fn change<T>(db: &Db, server: &str, start: &Ledger, apply: impl FnOnce(&mut Budget) -> T) -> Result<T> {
-    let mut tx = Tx::new(db.clone());
-    match change_locked(&mut tx, server, start, apply).await {
-        Ok(value) => tx.commit_bookkeeping().await.map(|()| value),
-        Err(error) => {
-            // What went wrong first is told; the pool closes a connection on which the transaction is still open.
-            let _ = tx.rollback().await;
-            Err(error)
-        }
-    }
+    Tx::bookkeeping(db, async |tx| change_locked(tx, server, start, apply).await).await
 }
 
 async fn change_locked<T>(
@@ -206,13 +198,5 @@ pub async fn release(db: &Db, server: &str) -> Result<()> {
 
 /// Commits what no caller has done.
 async fn write(db: &Db, statements: impl AsyncFnOnce(&mut Conn) -> Result<()>) -> Result<()> {
-    let mut tx = Tx::new(db.clone());
-    match statements(tx.conn().await?).await {
-        Ok(()) => tx.commit_bookkeeping().await,
-        Err(error) => {
-            // What went wrong first is told; the pool closes a connection on which the transaction is still open.
-            let _ = tx.rollback().await;
-            Err(error)
-        }
-    }
+    Tx::bookkeeping(db, async |tx| statements(tx.conn().await?).await).await
 }

@@ -13,7 +13,7 @@ use super::tables::claude_accounts;
 use super::tx::Tx;
 use crate::model::{
     ClaudeAccountHealthState, ClaudeAccountId, ClaudeAccountStatus, ClaudeTier, Direction, Email, JsonObject,
-    LimitLevel, ManageClaudeAccounts, OrganizationId, Page, PageSlice, Permit, Position, SortKey, Timestamp,
+    LimitLevel, ManageClaudeAccounts, OrganizationId, Page, PageSlice, Permit, Position, SortKey, Timestamp, UseRelay,
 };
 
 /// An upstream account.
@@ -222,6 +222,22 @@ pub async fn find_many(
 ) -> Result<Vec<ClaudeAccount>> {
     Ok(on_conn!(conn, |c| claude_accounts::table
         .filter(claude_accounts::organization_id.eq(permit.organization()).and(claude_accounts::id.eq_any(ids)))
+        .select(ClaudeAccount::as_select())
+        .load(c)
+        .await?))
+}
+
+/// The accounts that the relay may use, in no order.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn find_active(conn: &mut Conn, permit: &Permit<UseRelay>) -> Result<Vec<ClaudeAccount>> {
+    Ok(on_conn!(conn, |c| claude_accounts::table
+        .filter(
+            claude_accounts::organization_id
+                .eq(permit.organization())
+                .and(claude_accounts::status.eq(ClaudeAccountStatus::Active))
+        )
         .select(ClaudeAccount::as_select())
         .load(c)
         .await?))

@@ -38,18 +38,7 @@ pub enum Ended {
 /// # Errors
 /// Where the database fails.
 pub async fn remove(db: &Db, what: Ended, before: Timestamp, most: i64) -> Result<usize> {
-    let mut tx = Tx::new(db.clone());
-    match delete(&mut tx, what, before, most).await {
-        Ok(count) => {
-            tx.commit_bookkeeping().await?;
-            Ok(count)
-        }
-        Err(error) => {
-            // What went wrong first is told; the pool closes a connection on which the transaction is still open.
-            let _ = tx.rollback().await;
-            Err(error)
-        }
-    }
+    Tx::bookkeeping(db, async |tx| delete(tx, what, before, most).await).await
 }
 
 /// Rows that somebody has locked are left for the next time, so that nobody who locks several can be waiting in a circle.

@@ -77,18 +77,6 @@ pub async fn change(db: &Db, seen: &Lease, next: Lease) -> Result<Option<Lease>>
     Ok((changed.await? > 0).then_some(next))
 }
 
-/// Commits a single statement.
 async fn write(db: &Db, statement: impl AsyncFnOnce(&mut Conn) -> Result<usize>) -> Result<usize> {
-    let mut tx = Tx::new(db.clone());
-    match statement(tx.conn().await?).await {
-        Ok(count) => {
-            tx.commit_bookkeeping().await?;
-            Ok(count)
-        }
-        Err(error) => {
-            // What went wrong first is told; the pool closes a connection on which the transaction is still open.
-            let _ = tx.rollback().await;
-            Err(error)
-        }
-    }
+    Tx::bookkeeping(db, async |tx| statement(tx.conn().await?).await).await
 }

@@ -30,21 +30,28 @@ pub struct MailToken {
     pub expires_at: Timestamp,
 }
 
-/// Notes a token. The one before it of its user and purpose ends.
+/// Notes a token.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn add(tx: &mut Tx, token: &MailToken) -> Result<()> {
+    let conn = tx.conn().await?;
+    on_conn!(conn, |c| diesel::insert_into(mail_tokens::table).values(token).execute(c).await?);
+    Ok(())
+}
+
+/// The same, and the one before it of its user and purpose ends.
 ///
 /// # Errors
 /// Where the database fails.
 pub async fn replace(tx: &mut Tx, token: &MailToken) -> Result<()> {
     let conn = tx.conn().await?;
     let earlier = mail_tokens::user_id.eq(token.user_id).and(mail_tokens::purpose.eq(token.purpose));
-    on_conn!(conn, |c| {
-        diesel::delete(mail_tokens::table.filter(earlier)).execute(c).await?;
-        diesel::insert_into(mail_tokens::table).values(token).execute(c).await?
-    });
-    Ok(())
+    on_conn!(conn, |c| diesel::delete(mail_tokens::table.filter(earlier)).execute(c).await?);
+    add(tx, token).await
 }
 
-/// The token with one of the digests, one for each key that it may have been made with, and its user.
+/// The token with one of the digests, one for each key that it may have been made with, its user, and the hash of the user's password.
 ///
 /// # Errors
 /// Where the database fails.
@@ -52,26 +59,12 @@ pub async fn find(
     conn: &mut Conn,
     purpose: MailTokenPurpose,
     digests: &[Vec<u8>],
-) -> Result<Option<(MailToken, User)>> {
+) -> Result<Option<(MailToken, User, Option<String>)>> {
     Ok(on_conn!(conn, |c| mail_tokens::table
         .inner_join(users::table)
         .filter(mail_tokens::digest.eq_any(digests).and(mail_tokens::purpose.eq(purpose)))
         .filter(users::deleted_at.is_null())
-        .select((MailToken::as_select(), User::as_select()))
-        .first(c)
-        .await
-        .optional()?))
-}
-
-/// The token of this purpose that a user has, if there is one.
-///
-/// # Errors
-/// Where the database fails.
-pub async fn of_user(tx: &mut Tx, purpose: MailTokenPurpose, user: UserId) -> Result<Option<MailToken>> {
-    let conn = tx.conn().await?;
-    Ok(on_conn!(conn, |c| mail_tokens::table
-        .filter(mail_tokens::user_id.eq(Some(user)).and(mail_tokens::purpose.eq(purpose)))
-        .select(MailToken::as_select())
+        .select((MailToken::as_select(), User::as_select(), users::password_hash))
         .first(c)
         .await
         .optional()?))

@@ -104,17 +104,8 @@ pub async fn remove(db: &Db, mail: &WaitingMail) -> Result<()> {
     Ok(())
 }
 
-/// Commits what no caller has done.
 async fn write(db: &Db, statement: impl AsyncFnOnce(&mut Conn) -> Result<usize>) -> Result<usize> {
-    let mut tx = Tx::new(db.clone());
-    match statement(tx.conn().await?).await {
-        Ok(rows) => tx.commit_bookkeeping().await.map(|()| rows),
-        Err(error) => {
-            // What went wrong first is told; the pool closes a connection on which the transaction is still open.
-            let _ = tx.rollback().await;
-            Err(error)
-        }
-    }
+    Tx::bookkeeping(db, async |tx| statement(tx.conn().await?).await).await
 }
 
 /// The next mails that a key has sealed.

@@ -74,15 +74,6 @@ pub async fn use_nonce(db: &Db, digest: &[u8], expires_at: Timestamp) -> Result<
     }
 }
 
-/// Commits a single statement.
 async fn write(db: &Db, statement: impl AsyncFnOnce(&mut Conn) -> Result<usize>) -> Result<usize> {
-    let mut tx = Tx::new(db.clone());
-    match statement(tx.conn().await?).await {
-        Ok(rows) => tx.commit_bookkeeping().await.map(|()| rows),
-        Err(error) => {
-            // What went wrong first is told; the pool closes a connection on which the transaction is still open.
-            let _ = tx.rollback().await;
-            Err(error)
-        }
-    }
+    Tx::bookkeeping(db, async |tx| statement(tx.conn().await?).await).await
 }

@@ -113,6 +113,22 @@ impl Tx {
         ended
     }
 
+    /// Does what no caller does, in a transaction of its own.
+    ///
+    /// # Errors
+    /// Then nothing lasts.
+    pub(super) async fn bookkeeping<T>(db: &Db, work: impl AsyncFnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        let mut tx = Self::new(db.clone());
+        match work(&mut tx).await {
+            Ok(value) => tx.commit_bookkeeping().await.map(|()| value),
+            Err(error) => {
+                // What went wrong first is told; the pool closes a connection on which the transaction is still open.
+                let _ = tx.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
     /// Undoes all that was written.
     ///
     /// # Errors

@@ -174,15 +174,7 @@ pub struct Written {
 /// [`Error::Duplicate`](super::Error::Duplicate) where the records are there already, or another server has begun with the
 /// organization's at the same moment.
 pub async fn write(db: &Db, records: &mut [UsageRecord], now: Timestamp) -> Result<Written> {
-    let mut tx = Tx::new(db.clone());
-    match write_all(&mut tx, records, now).await {
-        Ok(written) => tx.commit_bookkeeping().await.map(|()| written),
-        Err(error) => {
-            // What went wrong first is told; the pool closes a connection on which the transaction is still open.
-            let _ = tx.rollback().await;
-            Err(error)
-        }
-    }
+    Tx::bookkeeping(db, async |tx| write_all(tx, records, now).await).await
 }
 
 async fn write_all(tx: &mut Tx, records: &mut [UsageRecord], now: Timestamp) -> Result<Written> {
@@ -466,15 +458,7 @@ pub async fn oldest(conn: &mut Conn, whose: &WhoseUsage) -> Result<Option<Timest
 /// # Errors
 /// Where the database fails.
 pub async fn remove(db: &Db, organization: OrganizationId, before: Timestamp, most: i64) -> Result<usize> {
-    let mut tx = Tx::new(db.clone());
-    match delete(&mut tx, organization, before, most).await {
-        Ok(count) => tx.commit_bookkeeping().await.map(|()| count),
-        Err(error) => {
-            // What went wrong first is told; the pool closes a connection on which the transaction is still open.
-            let _ = tx.rollback().await;
-            Err(error)
-        }
-    }
+    Tx::bookkeeping(db, async |tx| delete(tx, organization, before, most).await).await
 }
 
 async fn delete(tx: &mut Tx, organization: OrganizationId, before: Timestamp, most: i64) -> Result<usize> {

@@ -362,6 +362,22 @@ pub async fn update(tx: &mut Tx, user: &User) -> Result<()> {
     if changed == 0 { Err(Error::Stale) } else { Ok(()) }
 }
 
+/// Whether the address of a user counts: one that was registered does once it is verified.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn holds_address(tx: &mut Tx, id: UserId) -> Result<bool> {
+    let conn = tx.conn().await?;
+    let holder = on_conn!(conn, |c| users::table
+        .find(id)
+        .filter(users::email_key.is_not_null())
+        .select(users::id)
+        .first::<UserId>(c)
+        .await
+        .optional()?);
+    Ok(holder.is_some())
+}
+
 /// Makes the address of a user who is locked already the one to sign in with, from [`update`] on.
 ///
 /// # Errors

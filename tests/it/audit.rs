@@ -36,7 +36,7 @@ pub(crate) const CALLS: &[(&str, &str, &str)] = &[
     ),
     (
         "verifyEmail",
-        r#"verifyEmail(input: { token: "VERIFICATION" }) { user { id } }"#,
+        r#"verifyEmail(input: { token: "VERIFICATION", password: { plain: "PASSWORD" } }) { user { id } }"#,
         r#"verifyEmail(input: { token: "wrong" }) { user { id } }"#,
     ),
     (

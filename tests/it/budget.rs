@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 use crate::support::{Client, TestApp, both_databases};
 use crate::usage::{Whose, few, id, use_some};
 
-const DAY: i64 = 24 * 60 * 60;
+pub(crate) const DAY: i64 = 24 * 60 * 60;
 
 /// A key with limits: as the relay finds it, and its id.
-async fn key(app: &TestApp, admin: &Client, limits: Value) -> (Arc<FoundApiKey>, Value, String) {
+pub(crate) async fn key(app: &TestApp, admin: &Client, limits: Value) -> (Arc<FoundApiKey>, Value, String) {
     let mut input = limits;
     input["name"] = json!("K");
     let (key, raw) = crate::api_key::create(admin, input).await;
@@ -33,7 +33,7 @@ async fn find(services: &Services, raw: &str) -> Arc<FoundApiKey> {
 }
 
 /// Servers that share the budgets: SQLite has one.
-async fn servers(app: &TestApp) -> Vec<Arc<Services>> {
+pub(crate) async fn servers(app: &TestApp) -> Vec<Arc<Services>> {
     let count = if app.database.url.starts_with("postgres") { 3 } else { 1 };
     let mut servers = Vec::new();
     for _ in 0..count {
@@ -46,11 +46,16 @@ fn estimate(tokens: u64, micros: i64) -> Estimate {
     Estimate { tokens, cost: MicroUsd::from_micros(micros) }
 }
 
-fn used(tokens: u64, nanos: i64) -> Used {
+pub(crate) fn used(tokens: u64, nanos: i64) -> Used {
     Used { tokens, cost: NanoUsd::from_nanos(nanos) }
 }
 
-async fn reserve(services: &Services, key: &FoundApiKey, tokens: u64, micros: i64) -> Result<Reservation, OverBudget> {
+pub(crate) async fn reserve(
+    services: &Services,
+    key: &FoundApiKey,
+    tokens: u64,
+    micros: i64,
+) -> Result<Reservation, OverBudget> {
     services.budgets.reserve(services, key, estimate(tokens, micros)).await.map_err(|refused| match refused {
         NotReserved::Over(over) => over,
         NotReserved::Unavailable(error) => panic!("{error}"),

@@ -101,4 +101,13 @@ both_databases! {
         ids.dedup();
         assert_eq!(ids.len(), 30);
     }
+
+    async fn each_look_at_an_account_is_recorded(app: TestApp) {
+        let admin = app.admin().await;
+        let made = admin.run("mutation { createClaudeAccount(input: { apiKey: \"sk-ant-1\", accountName: \"a\" }) { claudeAccount { id } } }").await;
+        let query = format!("{{ claudeAccount(id: {}) {{ accountName }} }}", made.data()["createClaudeAccount"]["claudeAccount"]["id"]);
+        join_all((0..20).map(|_| admin.run(&query))).await.iter().for_each(|answer| assert_eq!(answer.data()["claudeAccount"]["accountName"], "a"));
+        let looks = "SELECT DISTINCT request_id AS text FROM audit_logs WHERE action = 'VIEW' AND operation = 'claudeAccount'";
+        assert_eq!(app.database.texts(looks).await.len(), 20);
+    }
 }

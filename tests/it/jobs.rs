@@ -206,6 +206,19 @@ both_databases! {
         assert_eq!((verified(&made["rawKey"]).await, verified(&newer).await), (json!("NOT_FOUND"), json!("VALID")));
     }
 
+    async fn a_token_by_mail_is_gone_when_it_has_expired_whoever_asked_for_it(app: TestApp) {
+        let beside = app.beside().await.services;
+        for email in ["admin@localhost", "nobody@example.com"] {
+            let ask = format!("mutation {{ requestPasswordReset(input: {{ email: \"{email}\" }}) {{ accepted }} }}");
+            app.anonymous().run(&ask).await.data();
+        }
+        expired::remove(&beside).await.unwrap();
+        assert_eq!(count(&app.database, "mail_tokens").await, 2);
+        age(&app, &[("mail_tokens", "expires_at")], 1).await;
+        expired::remove(&beside).await.unwrap();
+        assert_eq!(count(&app.database, "mail_tokens").await, 0);
+    }
+
     async fn what_is_removed_takes_several_transactions_where_it_is_much(app: TestApp) {
         let time = if app.database.url.starts_with("postgres") {
             "CAST('2001-01-01T00:00:00.000000Z' AS timestamptz)"

@@ -1,29 +1,10 @@
 //! Rate limits: how often anybody may ask, and how often something may be guessed. In memory and in Redis by the same tests.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use claviger::crypto::{KeyRing, SecretText};
-use claviger::limits::{Bucket, Policy, RateLimits, Subject, WhileAway};
-use claviger::model::{Clock, Id};
-use claviger::redis::Redis;
-use claviger::settings::WithoutRedis;
+use claviger::crypto::{Random, RawApiKey};
 use serde_json::{Value, json};
 
 use crate::api_key::{create as new_key, with_key};
 use crate::support::{Answer, Client, PASSWORD, Socket, TestApp, TestDatabase, TestRedis, both_databases, until_gauge};
-
-const LATE: Duration = Duration::from_secs(20);
-
-/// Waits for what comes by itself, by the clock of Redis too.
-async fn until<F: Future<Output = bool>>(what: &str, is_so: impl Fn() -> F) {
-    let waiting = async {
-        while !is_so().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(LATE, waiting).await.unwrap_or_else(|_| panic!("it was never so: {what}"));
-}
 
 /// Settings of a server that believes what a proxy at 127.0.0.1 says, so that a test can come from anywhere.
 fn settings(more: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
@@ -206,7 +187,8 @@ in_memory_and_redis! {
         let (_, raw) = key(json!({})).await;
         let default = with_key(app, &raw);
         assert_eq!(verified(&raw).await["quota"]["windows"], json!([{ "kind": "REQUESTS_PER_HOUR", "used": 0, "remaining": 2 }]));
-        assert_eq!(header(&default.run(WHO).await, "ratelimit-policy"), "\"key-hour\";q=2;w=3600");
+        let policies = "\"key-hour\";q=2;w=3600, \"user\";q=1000000;w=60";
+        assert_eq!(header(&default.run(WHO).await, "ratelimit-policy"), policies);
         assert_eq!(verified(&raw).await["quota"]["windows"], json!([{ "kind": "REQUESTS_PER_HOUR", "used": 1, "remaining": 1 }]));
         default.run(WHO).await.data();
         let wait = refused(&default.run(WHO).await);
@@ -216,9 +198,10 @@ in_memory_and_redis! {
         let (of, raw) = key(json!({ "rateLimitPerMinute": 5, "rateLimitPerHour": 3 })).await;
         let both = with_key(app, &raw);
         let answer = both.run(WHO).await;
-        assert_eq!(header(&answer, "ratelimit-policy"), "\"key-minute\";q=5;w=60, \"key-hour\";q=3;w=3600");
+        let policies = "\"key-minute\";q=5;w=60, \"key-hour\";q=3;w=3600, \"user\";q=1000000;w=60";
+        assert_eq!(header(&answer, "ratelimit-policy"), policies);
         let left: Vec<_> = header(&answer, "ratelimit").split(", ").map(|item| item.split(";t=").next().unwrap()).collect();
-        assert_eq!(left, ["\"key-minute\";r=4", "\"key-hour\";r=2"]);
+        assert_eq!(left[..2], ["\"key-minute\";r=4", "\"key-hour\";r=2"]);
         let quota = "query($id: ID!) { apiKey(id: $id) { quota { windows { kind remaining } } } }";
         assert_eq!(admin.with(quota, json!({ "id": of["id"] })).await.data()["apiKey"]["quota"]["windows"], json!([
             { "kind": "REQUESTS_PER_MINUTE", "remaining": 4 }, { "kind": "REQUESTS_PER_HOUR", "remaining": 2 },
@@ -235,7 +218,94 @@ in_memory_and_redis! {
         assert!((1..=36).contains(&refused(&both.run(WHO).await)));
 
         let (_, raw) = key(json!({ "rateLimitPerMinute": 30 })).await;
-        assert_eq!(header(&with_key(app, &raw).run(WHO).await, "ratelimit-policy"), "\"key-minute\";q=30;w=60");
+        assert_eq!(header(&with_key(app, &raw).run(WHO).await, "ratelimit-policy"), "\"key-minute\";q=30;w=60, \"user\";q=1000000;w=60");
+    }
+
+    #[[("RATE_LIMIT_USER_PER_MINUTE", "6")]]
+    async fn the_keys_of_a_user_share_the_users_limit(app: &TestApp) {
+        let admin = app.admin().await;
+        let mut keys = Vec::new();
+        for _ in 0..2 {
+            let input = json!({ "name": "CI", "scopes": ["ADMIN_READ"], "rateLimitPerMinute": 1_000 });
+            keys.push(with_key(app, &new_key(&admin, input).await.1));
+        }
+        for key in [&keys[0], &keys[1], &keys[0], &keys[1]] {
+            key.run(WHO).await.data();
+        }
+        refused(&keys[0].run(WHO).await);
+        refused(&keys[1].run(WHO).await);
+        refused(&admin.run(WHO).await);
+    }
+
+    #[[("RATE_LIMIT_USER_PER_MINUTE", "10"), ("RATE_LIMIT_ANONYMOUS_PER_MINUTE", "6")]]
+    async fn each_mutation_counts_and_those_without_a_sign_in_by_address_too(app: &TestApp) {
+        let admin = app.admin().await.from("203.0.113.9");
+        let five = (0..5).map(|n| format!("a{n}: updateProfile(input: {{}}) {{ user {{ id }} }}")).collect::<Vec<_>>().join("\n");
+        admin.run(&format!("mutation {{ {five} }}")).await.data();
+        assert_eq!(header(&admin.run(WHO).await, "ratelimit").split(";t=").next(), Some("\"user\";r=4"));
+        refused(&admin.run(&format!("mutation {{ {five} }}")).await);
+        assert_eq!(codes(&admin.run(&spray(&["a@example.com", "b@example.com", "c@example.com"])).await), ["UNAUTHENTICATED"; 3]);
+        // Somebody else is signed in at the same address, and has not asked for anything yet.
+        let member = app.user("MEMBER").await.from("203.0.113.9");
+        assert_eq!(codes(&member.run(&spray(&["d@example.com", "e@example.com", "f@example.com"])).await), ["UNAUTHENTICATED"; 3]);
+        refused(&member.run(&spray(&["g@example.com"])).await);
+        member.run(WHO).await.data();
+    }
+
+    #[[("RATE_LIMIT_ANONYMOUS_PER_MINUTE", "3")]]
+    async fn what_is_refused_for_its_document_counts(app: &TestApp) {
+        let here = app.anonymous().from("203.0.113.9");
+        for document in ["{ nothing }", "{ viewer", "query { a: viewer { b } }"] {
+            assert_ne!(here.run(document).await.code(), "RATE_LIMITED");
+        }
+        refused(&here.run("{ nothing }").await);
+        refused(&here.run(WHO).await);
+        app.admin().await.from("203.0.113.9").run(WHO).await.data();
+    }
+
+    #[[("RATE_LIMIT_ANONYMOUS_PER_MINUTE", "3"), ("RATE_LIMIT_USER_PER_MINUTE", "4")]]
+    async fn api_keys_that_are_none_are_looked_up_only_so_often(app: &TestApp) {
+        let unknown = || RawApiKey::generate(&Random::system());
+        let health = async |key: &str| {
+            let request = app.anonymous().http().get(format!("{}/health/detailed", app.url)).header("x-api-key", key);
+            request.header("x-forwarded-for", "203.0.113.9").send().await.unwrap().status().as_u16()
+        };
+        let (_, raw) = new_key(&app.admin().await, json!({ "name": "CI", "scopes": ["ADMIN_READ"] })).await;
+        let mut answers = Vec::new();
+        for _ in 0..4 {
+            answers.push(health(unknown().text().expose()).await);
+        }
+        assert_eq!(answers, [401, 401, 401, 429]);
+        let elsewhere = with_key(app, &raw).from("203.0.113.10");
+        elsewhere.run(WHO).await.data();
+        // It is known by now, and asks like any caller: of that address too.
+        assert_eq!([health(&raw).await, health(&raw).await, health(&raw).await], [200, 200, 429]);
+    }
+
+    #[[("RATE_LIMIT_ANONYMOUS_PER_MINUTE", "3")]]
+    async fn the_many_networks_of_one_site_share_a_wider_limit(app: &TestApp) {
+        for n in 0..16 {
+            for host in 1..=3 {
+                app.anonymous().from(&format!("2001:db8:7:{n}::{host}")).run(WHO).await.data();
+            }
+        }
+        let answer = app.anonymous().from("2001:db8:7:ff::1").run(WHO).await;
+        refused(&answer);
+        assert!(header(&answer, "ratelimit").starts_with("\"anonymous\";r=0"));
+        app.anonymous().from("2001:db8:8::1").run(WHO).await.data();
+    }
+
+    #[[("REGISTRATIONS_PER_HOUR", "2")]]
+    async fn an_address_registers_only_so_often_signed_in_or_not(app: &TestApp) {
+        let here = app.anonymous().from("203.0.113.9");
+        let field = |n: usize| format!("a{n}: register(input: {{ organizationName: \"O\", email: \"a{n}@example.com\", fullName: \"N\",
+            password: {{ plain: \"a password of mine\" }} }}) {{ accessToken }}");
+        let answer = here.run(&format!("mutation {{ {} {} {} }}", field(0), field(1), field(2))).await;
+        assert_eq!(codes(&answer), ["OK", "OK", "RATE_LIMITED"]);
+        let mut signed_in = here;
+        signed_in.access_token = answer.body["data"]["a0"]["accessToken"].as_str().map(str::to_owned);
+        assert_eq!(codes(&signed_in.run(&format!("mutation {{ {} }}", field(3))).await), ["RATE_LIMITED"]);
+        app.anonymous().from("203.0.113.10").run(&format!("mutation {{ {} }}", field(4))).await.data();
     }
 
     #[[]]
@@ -285,8 +355,11 @@ in_memory_and_redis! {
         let emails: Vec<_> = emails.iter().map(String::as_str).collect();
         let expected = [&["UNAUTHENTICATED"; 10][..], &["RATE_LIMITED"; 2]].concat();
         assert_eq!(codes(&here.run(&spray(&emails)).await), expected);
-        assert_eq!(codes(&sign_in(&here, "admin@localhost", PASSWORD).await), ["RATE_LIMITED"]);
-        sign_in(&app.anonymous().from("203.0.113.10"), "admin@localhost", PASSWORD).await.data();
+        // Who has signed in here before is not shut out by that; others are.
+        sign_in(&here, "admin@localhost", PASSWORD).await.data();
+        let (_, _) = crate::invitation::join(app, &app.admin().await, "ina@example.com", "MEMBER").await;
+        assert_eq!(codes(&sign_in(&here, "ina@example.com", PASSWORD).await), ["RATE_LIMITED"]);
+        sign_in(&app.anonymous().from("203.0.113.10"), "ina@example.com", PASSWORD).await.data();
     }
 
     #[[]]
@@ -302,9 +375,31 @@ in_memory_and_redis! {
         }
         assert_eq!(guess(20).await, "RATE_LIMITED");
         assert_eq!(codes(&sign_in(&app.anonymous().from("198.51.100.99"), "admin@localhost", PASSWORD).await), ["RATE_LIMITED"]);
-        // From where the owner has signed in before, the owner may.
+        // From where the owner has signed in before, the owner may; the others have no more guesses by that.
         sign_in(&home, "admin@localhost", PASSWORD).await.data();
-        assert_eq!(guess(20).await, "UNAUTHENTICATED");
+        assert_eq!(guess(20).await, "RATE_LIMITED");
+        // From a new place a link for a new password is the way in.
+        let new = app.anonymous().from("198.51.100.99");
+        new.run("mutation { requestPasswordReset(input: { email: \"admin@localhost\" }) { accepted } }").await.data();
+        let token = app.token_to("admin@localhost", "reset-password").await;
+        let reset = "mutation($t: String!, $p: String!) { resetPassword(input: { token: $t, newPassword: { plain: $p } }) { reset } }";
+        new.with(reset, json!({ "t": token, "p": PASSWORD })).await.data();
+        sign_in(&new, "admin@localhost", PASSWORD).await.data();
+        assert_eq!(guess(21).await, "RATE_LIMITED");
+    }
+
+    #[[]]
+    async fn an_address_is_known_in_some_networks_only(app: &TestApp) {
+        let at = |n: usize| app.anonymous().from(&format!("203.0.113.{n}"));
+        for n in 0..17 {
+            sign_in(&at(n), "admin@localhost", PASSWORD).await.data();
+        }
+        for n in 0..20 {
+            let from = app.anonymous().from(&format!("198.51.100.{n}"));
+            assert_eq!(codes(&sign_in(&from, "admin@localhost", "wrong").await), ["UNAUTHENTICATED"]);
+        }
+        sign_in(&at(15), "admin@localhost", PASSWORD).await.data();
+        assert_eq!(codes(&sign_in(&at(16), "admin@localhost", PASSWORD).await), ["RATE_LIMITED"]);
     }
 
     #[[]]
@@ -326,9 +421,16 @@ in_memory_and_redis! {
             // Those that are one do not count.
             here.run(&format!("{{ {} }}", fields(20, &verify(&raw)))).await.data();
         }
-        for _ in 0..5 {
+        for _ in 0..10 {
+            // Nor do those that have not the form of one: they are not looked up.
             here.run(&format!("{{ {} }}", fields(20, &verify("clv_none")))).await.data();
         }
+        let unknown = RawApiKey::generate(&Random::system());
+        for _ in 0..5 {
+            here.run(&format!("{{ {} }}", fields(20, &verify(unknown.text().expose())))).await.data();
+        }
+        // Who is signed in has a limit of their own.
+        app.admin().await.from("203.0.113.9").run(&format!("{{ {} }}", verify(&raw))).await.data();
         let answer = here.run(&format!("{{ {} }}", verify(&raw))).await;
         assert_eq!((answer.code(), &answer.body["data"]), ("RATE_LIMITED", &Value::Null));
         assert!((1..=36).contains(&answer.body["errors"][0]["extensions"]["retryAfter"].as_u64().unwrap()));
@@ -356,6 +458,18 @@ in_memory_and_redis! {
 }
 
 both_databases! {
+    async fn what_the_server_could_not_look_up_was_no_guess(app: TestApp) {
+        let (_, raw) = new_key(&app.admin().await, json!({ "name": "CI" })).await;
+        let client = app.anonymous();
+        let verify = async || client.with("query($k: String!) { verifyApiKey(key: $k) { code } }", json!({ "k": raw })).await;
+        app.database.execute("ALTER TABLE api_key_digests RENAME TO away").await.unwrap();
+        for _ in 0..101 {
+            assert_eq!(verify().await.code(), "INTERNAL_SERVER_ERROR");
+        }
+        app.database.execute("ALTER TABLE away RENAME TO api_key_digests").await.unwrap();
+        assert_eq!(verify().await.data()["verifyApiKey"]["code"], "VALID");
+    }
+
     async fn locks_grow_and_end(app: TestApp) {
         let client = app.anonymous();
         let guess = async || sign_in(&client, "admin@localhost", "wrong").await;
@@ -480,56 +594,4 @@ async fn while_redis_is_away_requests_can_be_refused() {
     limited.redis.as_mut().unwrap().revive().await;
     until_gauge(&limited.app, "claviger_redis_up", 1).await;
     client.run(WHO).await.data();
-}
-
-fn limits(redis: Option<Arc<Redis>>) -> RateLimits {
-    let ring = SecretText::from(format!("v1:{}=", "A".repeat(43)));
-    RateLimits::new(Clock::system(), redis, WithoutRedis::Local, Arc::new(KeyRing::parse(&ring).unwrap()))
-}
-
-/// What holds of buckets wherever they are, by a clock that nobody sets.
-async fn buckets_behave(limits: &RateLimits) {
-    let policy = |name, limit, millis| Policy { name, limit, window: Duration::from_millis(millis) };
-    let user = |n: u8| Subject::User(Id::new(Clock::system().now(), &[n; 10]));
-    let (one, other) = (user(1), user(2));
-    let (narrow, wide) =
-        (limits.bucket(one, policy("narrow", 2, 3_000)), limits.bucket(one, policy("wide", 100, 3_600_000)));
-    let take = async |buckets: &[Bucket], cost| limits.take(buckets, cost, WhileAway::AsSet).await.unwrap();
-    let left = async |bucket: Bucket| take(&[bucket], 0).await.standings[0].remaining();
-
-    assert_eq!((left(narrow).await, left(wide).await), (2, 100));
-    assert_eq!(take(&[narrow, wide], 2).await.retry_after, None);
-    let refused = take(&[narrow, wide], 1).await;
-    assert!((1..=1_500).contains(&refused.retry_after.unwrap().as_millis()), "{refused:?}");
-    assert_eq!((left(narrow).await, left(wide).await), (0, 98), "refused by one, it is counted in none");
-    let others = limits.bucket(other, policy("narrow", 2, 3_000));
-    assert_eq!(take(&[others], 2).await.retry_after, None, "somebody else's is another");
-    until("one more fits", async || take(&[narrow], 1).await.retry_after.is_none()).await;
-
-    let slow = limits.bucket(one, policy("slow", 3, 3_600_000));
-    assert_eq!(take(&[slow], 3).await.standings[0].remaining(), 0);
-    limits.give_back(&[slow]).await;
-    assert_eq!(left(slow).await, 1);
-    assert!(take(&[slow], 2).await.retry_after.is_some());
-    limits.empty(&[slow, wide]).await;
-    assert_eq!((left(slow).await, left(wide).await), (3, 100));
-    limits.give_back(&[slow]).await;
-    assert_eq!(left(slow).await, 3, "no more than fits");
-    // As large as they get: a whole number all the same.
-    let large = limits.bucket(one, policy("large", 60_000_000, 3_600_000));
-    assert!(take(&[large], 59_999_999).await.standings[0].remaining() <= 1_000);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn buckets_behave_in_memory() {
-    buckets_behave(&limits(None)).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn buckets_behave_in_redis() {
-    let server = TestRedis::start().await;
-    let redis = Redis::open(&server.url().into()).await.unwrap();
-    assert!(redis.is_there());
-    buckets_behave(&limits(Some(redis.clone()))).await;
-    assert!(redis.is_there(), "it was Redis that behaved");
 }

@@ -148,13 +148,58 @@ both_databases! {
         let admin = app.admin().await;
         invite(&admin, "nobody@example.com", "MEMBER").await;
         until(&app, "refused", 1).await;
-        sink.behave(Behaviour::Content("554 5.7.1 not wanted"));
+        sink.behave(Behaviour::Content("554 5.6.0 not wanted"));
         invite(&admin, "unwanted@example.com", "MEMBER").await;
         until(&app, "refused", 2).await;
         app.until_no_mail_waits().await;
         sink.behave(Behaviour::Take);
         invite(&admin, "ina@example.com", "MEMBER").await;
         assert_eq!(sink.next().await.to, "ina@example.com");
+    }
+
+    async fn what_the_operator_has_to_mend_loses_no_mail(app: TestApp) {
+        let sink = SmtpSink::start(Behaviour::Sender("550 5.1.8 unknown sender")).await;
+        let mut app = sending_to(&sink, app).await;
+        invite(&app.admin().await, "ina@example.com", "MEMBER").await;
+        until(&app, "deferred", 1).await;
+        app.stop().await;
+        let other = app.beside().await;
+        for (attempts, behaviour) in [
+            ("2", Behaviour::Recipient("554 5.7.1 <ina>: Relay access denied")),
+            ("3", Behaviour::Recipient("550 relay not permitted")),
+            ("4", Behaviour::Content("550 5.7.26 this domain sends no mail from there")),
+        ] {
+            sink.behave(behaviour);
+            app.advance(3600);
+            come_by(&other).await;
+            assert_eq!(waiting(&app).await, [attempts], "{behaviour:?}");
+        }
+        sink.behave(Behaviour::Take);
+        app.advance(3600);
+        come_by(&other).await;
+        assert_eq!(sink.next().await.to, "ina@example.com");
+    }
+
+    async fn a_domain_in_other_letters_is_written_as_dns_knows_it(app: TestApp) {
+        let sink = SmtpSink::start(Behaviour::Take).await;
+        let app = sending_to(&sink, app).await;
+        invite(&app.admin().await, "ina@Exämple.de", "MEMBER").await;
+        assert_eq!(sink.next().await.recipients, ["ina@xn--exmple-cua.de"]);
+    }
+
+    async fn the_name_of_an_organization_makes_no_link_in_a_mail(app: TestApp) {
+        let admin = app.admin().await;
+        let rename = "mutation($n: String!) { updateOrganization(input: { name: $n }) { organization { name } } }";
+        let name = "Account locked, go to https://evil.example/x or www.evil.example or mail a@evil.example";
+        assert_eq!(admin.with(rename, json!({ "n": name })).await.data()["updateOrganization"]["organization"]["name"], name);
+        invite(&admin, "ina@example.com", "MEMBER").await;
+        let mail = app.mail_to("ina@example.com", |_| true).await;
+        for text in [&mail.text, &mail.html] {
+            assert!(text.contains("go to https evil example/x or www evil example or mail a evil example"), "{text}");
+        }
+        admin.with(rename, json!({ "n": "Dr. Ina: A/S & Co." })).await.data();
+        invite(&admin, "ida@example.com", "MEMBER").await;
+        assert!(app.mail_to("ida@example.com", |_| true).await.text.contains("“Dr. Ina: A/S & Co.”"));
     }
 
     async fn a_password_that_is_not_accepted_loses_no_mail(app: TestApp) {
@@ -210,6 +255,25 @@ both_databases! {
         let again = sink.next().await;
         assert_eq!(sink.seen()[0].header("Message-ID"), again.header("Message-ID"));
         assert!(waiting(&app).await.is_empty());
+    }
+
+    async fn a_mail_that_was_sent_is_removed_though_the_database_fails_first(app: TestApp) {
+        let sink = SmtpSink::start(Behaviour::Take).await;
+        let app = sending_to(&sink, app).await;
+        let is_postgres = app.database.url.starts_with("postgres");
+        app.database.execute(if is_postgres {
+            "CREATE FUNCTION held() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'held'; END $$;
+             CREATE TRIGGER held BEFORE DELETE ON outbox FOR EACH ROW EXECUTE FUNCTION held()"
+        } else {
+            "CREATE TRIGGER held BEFORE DELETE ON outbox BEGIN SELECT RAISE(ABORT, 'held'); END"
+        }).await.unwrap();
+        invite(&app.admin().await, "ina@example.com", "MEMBER").await;
+        sink.next().await;
+        until(&app, "sent", 1).await;
+        assert_eq!(waiting(&app).await, ["1"]);
+        app.database.execute(if is_postgres { "DROP TRIGGER held ON outbox" } else { "DROP TRIGGER held" }).await.unwrap();
+        app.until_no_mail_waits().await;
+        assert_eq!(sink.seen().len(), 1);
     }
 
     async fn a_server_that_does_not_say_goodbye_has_the_mail_once(app: TestApp) {

@@ -13,8 +13,7 @@ use crate::support::{Answer, Client, PASSWORD, TestApp, both_databases};
 const REGISTER: &str = "mutation($input: RegisterInput!) {
   register(input: $input) { accessToken refreshToken accessTokenExpiresAt refreshTokenExpiresAt
     viewer { role organization { id name plan } permissions sessions { current } user { id email fullName role status emailVerifiedAt version } } } }";
-const VERIFY: &str =
-    "mutation($t: String!) { verifyEmail(input: { token: $t }) { user { id email emailVerifiedAt version } } }";
+const VERIFY: &str = "mutation($t: String!, $p: PasswordInput) { verifyEmail(input: { token: $t, password: $p }) { user { id email emailVerifiedAt version } } }";
 const SIGN_IN: &str =
     "mutation($e: String!, $p: String!) { signIn(input: { email: $e, password: { plain: $p } }) { accessToken } }";
 
@@ -31,8 +30,14 @@ pub(crate) async fn registered(app: &TestApp, email: &str) -> Client {
     client
 }
 
+/// Verifies an address by who knows the password.
 pub(crate) async fn verify(app: &TestApp, token: &str) -> Answer {
-    app.anonymous().with(VERIFY, json!({ "t": token })).await
+    verify_by(&app.anonymous(), token, Some(PASSWORD)).await
+}
+
+pub(crate) async fn verify_by(client: &Client, token: &str, password: Option<&str>) -> Answer {
+    let password = password.map(|password| json!({ "plain": password }));
+    client.with(VERIFY, json!({ "t": token, "p": password })).await
 }
 
 async fn sign_in(app: &TestApp, email: &str) -> Answer {
@@ -160,9 +165,10 @@ both_databases! {
         registered(&app, "rita@example.com").await;
         let token = app.token_to("rita@example.com", "verify-email").await;
         app.advance(24 * 3600 - 60);
-        let answers = futures_util::future::join_all((0..6).map(|_| verify(&app, &token))).await;
+        // As many as the password may be given at once.
+        let answers = futures_util::future::join_all((0..5).map(|_| verify(&app, &token))).await;
         let (good, bad): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.body.get("errors").is_none());
-        assert_eq!((good.len(), bad.len()), (1, 5));
+        assert_eq!((good.len(), bad.len()), (1, 4));
         app.advance(61);
         let mut errors: Vec<_> = bad.iter().map(|answer| answer.body["errors"][0]["message"].clone()).collect();
         for wrong in [&late, "", "made up", &"x".repeat(10_000)] {
@@ -177,6 +183,63 @@ both_databases! {
         app.anonymous().run(request).await.data();
         let reset = app.token_to("rita@example.com", "reset-password").await;
         assert_eq!(verify(&app, &reset).await.code(), "UNAUTHENTICATED");
+    }
+
+    async fn a_link_alone_gives_nobody_an_account_that_a_stranger_has_registered(app: TestApp) {
+        let stranger = registered(&app, "ina@example.com").await;
+        let mail = app.mail_to("ina@example.com", |mail| mail.token("verify-email").is_some()).await;
+        assert!(mail.text.contains(" UTC, from 127.0.0.1."), "{}", mail.text);
+        let token = mail.token("verify-email").unwrap();
+        // Ina follows the link: she knows no password of that account, nor has she a session of it.
+        let other = registered(&app, "other@example.com").await;
+        for (client, password) in [(&app.anonymous(), None), (&app.anonymous(), Some("a guess of mine")), (&other, None)] {
+            let answer = verify_by(client, token, password).await;
+            assert_eq!((answer.code(), answer.fields().as_slice()), ("BAD_USER_INPUT", &["password"][..]));
+        }
+        assert_eq!(sign_in(&app, "ina@example.com").await.code(), "UNAUTHENTICATED");
+        let unverified = stranger.run("{ viewer { user { emailVerifiedAt } } }").await;
+        assert_eq!(unverified.data()["viewer"]["user"]["emailVerifiedAt"], Value::Null);
+        // It is as it was for who has registered: where they are signed in, the link is enough.
+        verify_by(&stranger, token, None).await.data();
+        sign_in(&app, "ina@example.com").await.data();
+    }
+
+    async fn a_password_is_guessed_at_by_a_link_no_better_than_by_a_sign_in(app: TestApp) {
+        registered(&app, "rita@example.com").await;
+        let token = app.token_to("rita@example.com", "verify-email").await;
+        for _ in 0..5 {
+            assert_eq!(verify_by(&app.anonymous(), &token, Some("a guess of mine")).await.code(), "BAD_USER_INPUT");
+        }
+        assert_eq!(verify(&app, &token).await.code(), "RATE_LIMITED");
+        app.advance(181);
+        verify(&app, &token).await.data();
+    }
+
+    async fn who_has_registered_invites_nobody_before_the_address_is_verified(app: TestApp) {
+        let rita = registered(&app, "rita@example.com").await;
+        let deed = "mutation { inviteUser(input: { email: \"ina@example.com\", fullName: \"Ina\", role: MEMBER }) { user { id } } }";
+        assert_eq!(rita.run(deed).await.code(), "FORBIDDEN");
+        app.until_no_mail_waits().await;
+        verify(&app, &app.token_to("rita@example.com", "verify-email").await).await.data();
+        rita.run(deed).await.data();
+        app.token_to("ina@example.com", "accept-invitation").await;
+    }
+
+    async fn an_address_gets_five_mails_an_hour_and_nobody_is_told(app: TestApp) {
+        let first = register(&app, "victim@example.com").await;
+        for _ in 0..7 {
+            assert_eq!(shape(&register(&app, "Victim@example.com").await), shape(&first));
+        }
+        app.until_no_mail_waits().await;
+        assert_eq!(app.mails_to("victim@example.com"), 5);
+        // Who needs a mail of another kind has it.
+        let request = "mutation { requestPasswordReset(input: { email: \"admin@localhost\" }) { accepted } }";
+        app.anonymous().run(request).await.data();
+        app.token_to("admin@localhost", "reset-password").await;
+        app.advance(12 * 60 + 1);
+        register(&app, "victim@example.com").await.data();
+        app.until_no_mail_waits().await;
+        assert_eq!(app.mails_to("victim@example.com"), 6);
     }
 
     async fn every_wrong_field_of_a_registration_is_named(app: TestApp) {

@@ -8,6 +8,7 @@ use claviger::app::{App, Running};
 use claviger::domain::Services;
 use claviger::http::LiveLimits;
 use claviger::model::Clock;
+use claviger::relay::RelayLimits;
 use claviger::settings::{Settings, Sources};
 
 use super::graphql::Client;
@@ -25,6 +26,7 @@ pub(crate) struct TestApp {
     ahead: Arc<AtomicI64>,
     settings: Vec<(&'static str, String)>,
     live_limits: LiveLimits,
+    relay_limits: Option<RelayLimits>,
     running: Option<Running>,
     services: Option<Arc<Services>>,
     others: Vec<Running>,
@@ -58,6 +60,7 @@ impl TestApp {
             ("RATE_LIMIT_USER_PER_MINUTE", "1000000".to_owned()),
             ("DEFAULT_RATE_LIMIT_PER_HOUR", "1000000".to_owned()),
             ("FAILED_SIGN_INS_PER_HOUR", "1000000".to_owned()),
+            ("REGISTRATIONS_PER_HOUR", "1000000".to_owned()),
             ("REGISTRATION", "open".to_owned()),
         ];
         settings.extend(more);
@@ -68,6 +71,7 @@ impl TestApp {
             ahead: Arc::default(),
             settings,
             live_limits: LiveLimits::default(),
+            relay_limits: None,
             running: None,
             services: None,
             others: Vec::new(),
@@ -99,6 +103,7 @@ impl TestApp {
         let settings = settings(self.settings.iter().map(|(name, value)| (*name, value.clone())));
         let mut app = App::build(&settings, clock).await.unwrap();
         app.live_limits = self.live_limits;
+        app.relay_limits = self.relay_limits.unwrap_or(app.relay_limits);
         let services = app.services.clone();
         (app.serve(&settings).await.unwrap(), services)
     }
@@ -156,6 +161,13 @@ impl TestApp {
     /// Starts the server again with other limits of sockets and streams.
     pub(crate) async fn limited(mut self, limits: LiveLimits) -> Self {
         self.live_limits = limits;
+        self.restart().await;
+        self
+    }
+
+    /// Starts the server again with other limits of the relay.
+    pub(crate) async fn relaying(mut self, limits: RelayLimits) -> Self {
+        self.relay_limits = Some(limits);
         self.restart().await;
         self
     }

@@ -64,6 +64,8 @@ impl Mail {
 pub(crate) enum Behaviour {
     /// Takes every mail.
     Take,
+    /// Answers so when it is told the sender.
+    Sender(&'static str),
     /// Answers so when it is told the recipient.
     Recipient(&'static str),
     /// Answers so when it has the whole mail.
@@ -228,7 +230,9 @@ impl Shared {
                     let answer = if let Behaviour::Password(answer) = behaviour { answer } else { "235 welcome" };
                     say(&mut stream, answer).await?;
                 }
-                ("RCPT", Behaviour::Recipient(answer)) => say(&mut stream, answer).await?,
+                ("MAIL", Behaviour::Sender(answer)) | ("RCPT", Behaviour::Recipient(answer)) => {
+                    say(&mut stream, answer).await?;
+                }
                 ("RCPT", _) => {
                     recipients.push(rest.trim_start_matches(" TO:<").trim_end_matches('>').to_owned());
                     say(&mut stream, "250 ok").await?;
@@ -313,6 +317,13 @@ impl TestApp {
             }
         })
         .await
+    }
+
+    /// How many mails to an address are in the folder.
+    pub(crate) fn mails_to(&self, to: &str) -> usize {
+        let files = std::fs::read_dir(self.outbox()).into_iter().flatten().flatten();
+        let paths = files.map(|file| file.path()).filter(|path| path.extension().is_some());
+        paths.filter(|path| Mail::parse(&std::fs::read(path).unwrap(), Vec::new()).to == to).count()
     }
 
     /// The token that comes by mail to an address, in the link to a page.

@@ -7,7 +7,7 @@ use crate::model::Email;
 
 /// A mail: whom it goes to, and what it says twice.
 #[derive(Debug, Clone)]
-pub struct Letter {
+pub struct Message {
     /// Whom it goes to.
     pub to: Email,
     /// What it is about. It holds nothing that anybody has typed.
@@ -18,10 +18,10 @@ pub struct Letter {
     pub html: SecretText,
 }
 
-/// A text that is no letter.
+/// A text that is no message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("what was kept is not a mail")]
-pub struct UnreadableLetter;
+pub struct UnreadableMessage;
 
 #[derive(Deserialize)]
 struct Parts {
@@ -31,8 +31,8 @@ struct Parts {
     html: String,
 }
 
-impl Letter {
-    /// The letter as one text, to be sealed.
+impl Message {
+    /// The message as one text, to be sealed.
     #[must_use]
     pub fn to_secret(&self) -> SecretText {
         let parts = serde_json::json!({
@@ -44,14 +44,14 @@ impl Letter {
         SecretText::from(parts.to_string())
     }
 
-    /// The letter that was one text.
+    /// The message that was one text.
     ///
     /// # Errors
     /// Where it was none.
-    pub fn from_secret(text: &SecretText) -> Result<Self, UnreadableLetter> {
-        let parts: Parts = serde_json::from_str(text.expose()).map_err(|_| UnreadableLetter)?;
+    pub fn from_secret(text: &SecretText) -> Result<Self, UnreadableMessage> {
+        let parts: Parts = serde_json::from_str(text.expose()).map_err(|_| UnreadableMessage)?;
         Ok(Self {
-            to: parts.to.parse().map_err(|_| UnreadableLetter)?,
+            to: parts.to.parse().map_err(|_| UnreadableMessage)?,
             subject: parts.subject,
             text: SecretText::from(parts.text),
             html: SecretText::from(parts.html),
