@@ -13,8 +13,6 @@ use crate::store::{self, Conn};
 
 /// The most buckets that a report has.
 const MOST_BUCKETS: usize = 10_000;
-/// How many rows are read for a bucket at most: the days of a month, and the hours of a day at either end.
-const ROWS_OF_BUCKET: usize = 31 + 2 * 24;
 
 /// What a report asks for: by what usage is told apart, and over which intervals.
 pub type Grouping<'a> = (&'a [Dimension], Option<UsageInterval>);
@@ -80,7 +78,7 @@ pub(super) async fn report_of(
         return Err(wrong(vec!["to"], "must not be before from"));
     }
     let mut conn = cx.services.db.scan().await?;
-    let rows = cx.in_time(rows(&mut conn, &whose, filter, span, grouping, most * ROWS_OF_BUCKET)).await??;
+    let rows = cx.in_time(rows(&mut conn, &whose, filter, span, grouping, most)).await??;
     drop(conn);
     let Some(rows) = rows else { return Ok(None) };
     let mut total = UsageTotals::default();
@@ -145,8 +143,8 @@ fn wrong(path: Vec<&'static str>, message: &'static str) -> Error {
     Error::bad_input(vec![FieldError { path, message: message.into() }])
 }
 
-/// The sums that a report is made of, each with a time of its interval. Several may be of one bucket. None: they are more than `most`,
-/// and were not all read.
+/// The sums that a report is made of, each with a time of its interval. Several may be of one bucket. None: they are of more than `most`
+/// buckets, and were not all read.
 pub(super) async fn rows(
     conn: &mut Conn,
     whose: &WhoseUsage,
@@ -156,10 +154,17 @@ pub(super) async fn rows(
     most: usize,
 ) -> store::Result<Option<Vec<(Group, Timestamp, UsageTotals)>>> {
     let mut rows = Vec::new();
+    // How many of a piece may be of one bucket: hours of a day, days of a month.
+    let of_bucket = match interval {
+        None | Some(UsageInterval::Hour) => 1,
+        Some(UsageInterval::Day) => 24,
+        Some(UsageInterval::Month) => 31,
+    };
     // One more tells that there are more.
-    let limit = i64::try_from(most).unwrap_or(i64::MAX).saturating_add(1);
+    let limit = i64::try_from(most).unwrap_or(i64::MAX).saturating_mul(of_bucket).saturating_add(1);
     for Piece { source, from, to } in pieces(span, interval) {
         let filter = UsageFilter { from: Some(from), to: Some(to), ..filter.clone() };
+        let before = rows.len();
         match source {
             Source::Records => {
                 let sums = records::sums(conn, whose, &filter, by, limit).await?;
@@ -169,7 +174,7 @@ pub(super) async fn rows(
                 rows.extend(rollups::sums(conn, whose, &filter, unit, (by, interval.is_some()), limit).await?);
             }
         }
-        if rows.len() > most {
+        if i64::try_from(rows.len() - before).is_ok_and(|found| found >= limit) {
             return Ok(None);
         }
     }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::budget::{DAY, key, reserve, servers, used};
 use crate::notification::{list, titles};
 use crate::relay::{FIRST, Relayed};
-use crate::support::{Client, Reply, TestApp, both_databases};
+use crate::support::{Client, Reply, both_databases};
 use crate::usage::{Whose, few, id, use_some};
 
 /// Waits until somebody was told so much: the titles, the oldest first.

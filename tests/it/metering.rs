@@ -48,6 +48,13 @@ impl Program {
     }
 }
 
+/// Waits until the upstream was asked once more.
+async fn until_asked(claude: &Claude, before: usize) {
+    while claude.seen().len() <= before {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 async fn account_at(admin: &Client, claude: &Claude) -> Value {
     new_account(admin, json!({ "apiKey": FIRST, "accountName": "A", "baseUrl": claude.url() })).await
 }
@@ -126,9 +133,10 @@ on_both! {
             assert!(program.send(&server.url, &format!("last-{nth}"), nth % 2 == 0).await);
         }
         claude.will(FIRST, [Reply::Held]);
+        let before = claude.seen().len();
         let (held, url) = (program.clone(), server.url.clone());
         let held = tokio::spawn(async move { held.send(&url, "held", false).await });
-        claude.arrived().await;
+        until_asked(&claude, before).await;
         let stopping = tokio::task::spawn_blocking(move || server.stop());
         claude.release(1);
         assert!(held.await.unwrap());
@@ -167,11 +175,12 @@ async fn racing(with_redis: bool) {
     ] {
         let (program, key) = Program::new(&admin, &limits).await;
         claude.will(FIRST, [Reply::Held]);
+        let before = claude.seen().len();
         let first = tokio::spawn({
             let (program, url) = (program.clone(), servers.running[0].url.clone());
             async move { program.send(&url, "first", false).await }
         });
-        claude.arrived().await;
+        until_asked(&claude, before).await;
         let estimate = level(&admin, &key, kind).await;
         claude.release(1);
         assert!(first.await.unwrap());
