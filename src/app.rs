@@ -6,6 +6,7 @@ use std::fs::OpenOptions;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::net::TcpListener;
@@ -18,11 +19,15 @@ use housekeeping::Housekeeping;
 use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, KeyRingError, Random, SecretText};
 use crate::domain::audit_integrity::Verifications;
+use crate::domain::budget::Budgets;
 use crate::domain::bus::Bus;
 use crate::domain::keys::{MissingKey, missing};
 use crate::domain::organization::{FirstAdmin, FirstStart, ensure, is_begun};
 use crate::domain::outbox::Outbox;
 use crate::domain::password_key::PasswordKeys;
+use crate::domain::prices::{Prices, PricesError};
+use crate::domain::relay_account::RelayAccounts;
+use crate::domain::usage::UsageRecorder;
 use crate::domain::{self, Code, Cx, Record, Services};
 use crate::http::{Limits, LiveLimits, Server, router, serve};
 use crate::identity::password::Hasher;
@@ -32,6 +37,7 @@ use crate::limits::RateLimits;
 use crate::mail::{Mailer, MailerError};
 use crate::model::Clock;
 use crate::redis::{InvalidUrl, Redis};
+use crate::relay::{Relay, RelayLimits};
 use crate::settings::{DataDir, DataDirError, DatabaseUrl, Listen, Settings, check_jwt_secret};
 use crate::store::{self, Db, MigrationError, OpenError};
 use crate::upstream::{ClientError, Upstream};
@@ -78,6 +84,9 @@ pub enum StartError {
     /// Keys that records need are not in the ring.
     #[error("{}", lacking(.0))]
     MissingKeys(Vec<MissingKey>),
+    /// The table of prices cannot be used.
+    #[error(transparent)]
+    Prices(#[from] PricesError),
     /// Redis cannot be found by its URL.
     #[error("REDIS_URL cannot be used")]
     Redis(#[from] InvalidUrl),
@@ -92,6 +101,8 @@ fn lacking(missing: &[MissingKey]) -> String {
     format!("{KEYS} lacks {}: put it back, behind the newest", named.join("; "))
 }
 
+/// How long before the end of an orderly stop answers that go on are cut off.
+const FLUSH: Duration = Duration::from_secs(8);
 const KEYS: &str = "CREDENTIAL_ENCRYPTION_KEYS";
 
 impl StartError {
@@ -105,6 +116,7 @@ impl StartError {
             | Self::MissingKeys(_)
             | Self::Database(OpenError::Url(_))
             | Self::Mail(MailerError::From(_))
+            | Self::Prices(_)
             | Self::Redis(_) => true,
             Self::FirstStart(error) => error.code() == Code::BadUserInput,
             Self::WrongKeys(error) => error.code() == Code::Conflict,
@@ -130,6 +142,8 @@ pub struct App {
     pub has_generated_secrets: bool,
     /// What sockets and streams may take of the server.
     pub live_limits: LiveLimits,
+    /// What requests of the relay may take.
+    pub relay_limits: RelayLimits,
 }
 
 impl App {
@@ -190,10 +204,16 @@ impl App {
             authenticator: Authenticator::new(db.clone(), clock.clone(), tokens, keys.clone()),
             commits: Commits::default(),
             upstream: Upstream::new(settings.anthropic_base_url.clone(), settings.upstream_allowed_hosts.clone())?,
+            relay_accounts: RelayAccounts::default(),
+            prices: Prices::load(settings.prices_file.as_deref())?,
+            budgets: Budgets::new(&db, clock.clone(), &instance),
+            usage: UsageRecorder::new(clock.clone(), random.clone()),
+            usage_commits: Commits::default(),
             db,
             limits: RateLimits::new(clock.clone(), redis.clone(), settings.rate_limit_without_redis, keys.clone()),
             rates: settings.into(),
             redis,
+            started_at: clock.now(),
             clock,
             random,
             keys,
@@ -224,6 +244,7 @@ impl App {
             first_admin,
             has_generated_secrets,
             live_limits: LiveLimits::default(),
+            relay_limits: RelayLimits { silence: settings.upstream_timeout, ..RelayLimits::default() },
         })
     }
 
@@ -267,12 +288,16 @@ impl App {
         let address = listener.local_addr().map_err(wrong)?;
         let services = self.services.clone();
         let runs = Runs::default();
-        let server = Server::new(settings, self.services, self.live_limits, &runs);
+        let relay = Relay::new(services.clone(), self.relay_limits);
+        let server = Server::new(settings, self.services, relay, self.live_limits, &runs);
         let stop = server.stop_token();
         tokio::spawn(domain::commits::watch(services.clone(), stop.clone()));
         tokio::spawn(domain::bus::follow(services.clone(), stop.clone()));
         let housekeeping = Housekeeping::start(settings, services, runs, &stop);
-        let task = tokio::spawn(serve(listener, router(server.clone()), Limits::default(), stop.clone()));
+        // What streams leave to be written is written before the process ends.
+        let drain = settings.shutdown_timeout.saturating_sub(FLUSH).max(settings.shutdown_timeout / 2);
+        let limits = Limits { drain, ..Limits::default() };
+        let task = tokio::spawn(serve(listener, router(server.clone()), limits, stop.clone()));
         Ok(Running { address, stop: stop.drop_guard(), task, server, housekeeping })
     }
 }

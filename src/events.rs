@@ -1,4 +1,5 @@
-//! What servers on the same database tell each other: that something was committed, and whether that changed who may do what.
+//! What servers on the same database tell each other: that something was committed, whether that changed who may do what, and that
+//! usage was recorded.
 //!
 //! Hints, no more. Whoever hears one asks the database: a hint that is lost, forged or too old costs a look, and nothing that
 //! it says is believed. No secret stands in one.
@@ -39,6 +40,13 @@ pub enum News {
         /// Whether it changed who may do what.
         changes_access: bool,
     },
+    /// Usage of an organization was recorded.
+    Used {
+        /// Whose.
+        organization: OrganizationId,
+        /// The place of the last record.
+        sequence: i64,
+    },
     /// Something was not told: anything may have happened.
     Missed,
     /// Nothing: who tells it wants to hear it.
@@ -57,6 +65,7 @@ impl fmt::Display for Message {
                 let access = if changes_access { "access" } else { "-" };
                 write!(f, "{} committed {organization} {sequence} {} {access}", self.from, about.as_str())
             }
+            News::Used { organization, sequence } => write!(f, "{} used {organization} {sequence}", self.from),
             News::Missed => write!(f, "{} missed", self.from),
             News::Probe(number) => write!(f, "{} probe {number}", self.from),
         }
@@ -79,6 +88,11 @@ impl FromStr for Message {
                 let sequence = sequence.parse().map_err(|_| UnknownMessage)?;
                 let about = about.parse().map_err(|_| UnknownMessage)?;
                 (from, News::Committed { organization, sequence, about, changes_access })
+            }
+            [from, "used", organization, sequence] => {
+                let organization = organization.parse().map_err(|_| UnknownMessage)?;
+                let sequence = sequence.parse().map_err(|_| UnknownMessage)?;
+                (from, News::Used { organization, sequence })
             }
             [from, "missed"] => (from, News::Missed),
             [from, "probe", number] => (from, News::Probe(number.parse().map_err(|_| UnknownMessage)?)),
@@ -156,6 +170,7 @@ mod tests {
             News::Probe(u64::MAX),
             News::Committed { organization, sequence: i64::MAX, about: ResourceType::User, changes_access: true },
             News::Committed { organization, sequence: 1, about: ResourceType::Client, changes_access: false },
+            News::Used { organization, sequence: 7 },
         ] {
             let message = Message { from: from.clone(), news };
             assert_eq!(message.to_string().parse(), Ok(message));
@@ -176,6 +191,8 @@ mod tests {
             format!("a committed {organization} 1 NOTHING -"),
             format!("a committed {organization} 1 CLIENT perhaps"),
             "a committed org_1 1 CLIENT -".to_owned(),
+            format!("a used {organization}"),
+            format!("a used {organization} x"),
         ] {
             assert_eq!(text.parse::<Message>(), Err(UnknownMessage), "{text}");
         }

@@ -13,6 +13,7 @@ pub mod app;
 pub mod http;
 
 pub mod graphql;
+pub mod relay;
 
 pub mod jobs;
 

@@ -1,5 +1,7 @@
 //! Asking Claude upstreams, and the walls around where an account may send them.
 
+mod sending;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,8 +12,11 @@ use serde::Deserialize;
 use tracing::Instrument as _;
 use url::{Host, Url};
 
+pub use sending::{Base, NotSent};
+
 use crate::crypto::SecretText;
 use crate::logs::TRACES;
+use sending::Sender;
 
 /// How long an upstream may take to answer a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,6 +29,8 @@ const API_VERSION: &str = "2023-06-01";
 /// Talks to upstreams.
 pub struct Upstream {
     client: reqwest::Client,
+    /// Sends what the relay sends.
+    sender: Sender,
     default_base_url: Url,
     /// Hosts, with or without a port, that may be reached over plain HTTP and at private addresses.
     allowed: Arc<[String]>,
@@ -62,7 +69,7 @@ pub enum BaseUrlError {
 /// The HTTP client could not be made: the system has no certificates.
 #[derive(Debug, thiserror::Error)]
 #[error("the HTTP client could not be made")]
-pub struct ClientError(#[from] reqwest::Error);
+pub struct ClientError(#[source] Box<dyn std::error::Error + Send + Sync>);
 
 #[derive(Deserialize)]
 struct ErrorBody {
@@ -91,8 +98,10 @@ impl Upstream {
             .no_proxy()
             .timeout(PROBE_TIMEOUT)
             .user_agent(concat!("claviger/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        Ok(Self { client, default_base_url, allowed })
+            .build()
+            .map_err(|error| ClientError(error.into()))?;
+        let sender = Sender::new(allowed.clone()).map_err(|error| ClientError(error.into()))?;
+        Ok(Self { client, sender, default_base_url, allowed })
     }
 
     /// The normalized base URL, if an account may have it.
@@ -132,7 +141,7 @@ impl Upstream {
         Probe {
             ok: status == Some(200) && message.is_none(),
             status,
-            message: message.map(|text| shorten(&text.replace(api_key.expose(), "[redacted]"))),
+            message: message.map(|text| without_key(&text, api_key)),
             latency_ms: u32::try_from(started.elapsed().as_millis()).unwrap_or(u32::MAX),
         }
     }
@@ -175,10 +184,23 @@ impl Upstream {
                 .is_ok_and(|body| body.get("data").is_some_and(serde_json::Value::is_array));
             return Ok((status, (!is_list).then(|| "The upstream's answer is not a list of models.".to_owned())));
         }
-        let message = serde_json::from_slice::<ErrorBody>(&body)
-            .map_or_else(|_| format!("The upstream answered with status {status}."), |body| body.error.message);
-        Ok((status, Some(message)))
+        Ok((status, Some(error_message(status, &body))))
     }
+}
+
+/// What an upstream's answer that is no success says, without the key.
+#[must_use]
+pub fn told(status: u16, body: &[u8], api_key: &SecretText) -> String {
+    without_key(&error_message(status, body), api_key)
+}
+
+fn error_message(status: u16, body: &[u8]) -> String {
+    serde_json::from_slice::<ErrorBody>(body)
+        .map_or_else(|_| format!("The upstream answered with status {status}."), |body| body.error.message)
+}
+
+fn without_key(text: &str, api_key: &SecretText) -> String {
+    shorten(&text.replace(api_key.expose(), "[redacted]"))
 }
 
 fn shorten(text: &str) -> String {
@@ -198,19 +220,19 @@ struct WalledResolver {
 impl Resolve for WalledResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let allowed = self.allowed.clone();
-        Box::pin(async move {
-            let host = name.as_str();
-            let is_allowed = allowed.iter().any(|entry| entry.split(':').next() == Some(host));
-            let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, 0))
-                .await?
-                .filter(|address| is_allowed || is_public(address.ip()))
-                .collect();
-            if addresses.is_empty() {
-                return Err("the name has no address that may be reached".into());
-            }
-            Ok(Box::new(addresses.into_iter()) as Addrs)
-        })
+        Box::pin(async move { Ok(Box::new(reachable(&allowed, name.as_str()).await?.into_iter()) as Addrs) })
     }
+}
+
+/// The addresses of a name that may be connected to.
+async fn reachable(allowed: &[String], host: &str) -> std::io::Result<Vec<SocketAddr>> {
+    let is_allowed = allowed.iter().any(|entry| entry.split(':').next() == Some(host));
+    let addresses = tokio::net::lookup_host((host, 0)).await?;
+    let addresses: Vec<_> = addresses.filter(|address| is_allowed || is_public(address.ip())).collect();
+    if addresses.is_empty() {
+        return Err(std::io::Error::other("the name has no address that may be reached"));
+    }
+    Ok(addresses)
 }
 
 /// Whether an address is on the public internet: none of the special-purpose blocks that IANA registers.

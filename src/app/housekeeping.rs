@@ -1,4 +1,5 @@
-//! What a server does by itself: it signs where the audit logs end, sends the mails that wait, and does the jobs that come to it.
+//! What a server does by itself: it signs where the audit logs end, sends the mails that wait, writes the usage that it has recorded,
+//! looks after budgets, and does the jobs that come to it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,9 +8,8 @@ use futures_util::FutureExt as _;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::Services;
 use crate::domain::audit_checkpoint::Checkpoints;
-use crate::domain::outbox;
+use crate::domain::{Services, budget, budget_notices, outbox, usage};
 use crate::jobs::{self, Runs, Scheduler, Timing};
 use crate::settings::Settings;
 
@@ -23,6 +23,14 @@ pub(super) struct Housekeeping {
     checkpoints: Option<JoinHandle<Checkpoints>>,
     /// Each server sends what it is told of, so this is no such job either.
     mails: JoinHandle<()>,
+    /// Each server writes the usage that it has recorded.
+    usage: JoinHandle<()>,
+    /// Each server says that it is there, and looks whether the others are.
+    budgets: JoinHandle<()>,
+    /// Each server tells of the limits that it has seen to be used up.
+    notices: JoinHandle<()>,
+    /// Tells those that go on to the end: what runs meanwhile is to be recorded and settled too.
+    last: CancellationToken,
     jobs: Scheduler,
 }
 
@@ -31,14 +39,27 @@ impl Housekeeping {
         let checkpoints =
             settings.audit_checkpoints.map(|every| tokio::spawn(checkpoints(services.clone(), every, stop.clone())));
         let mails = tokio::spawn(mails(services.clone(), stop.clone()));
+        let last = CancellationToken::new();
+        let usage = tokio::spawn(usage::write(services.clone(), last.clone()));
+        let budgets = tokio::spawn(budget::keep(services.clone(), last.clone()));
+        let notices = tokio::spawn(budget_notices::tell(services.clone(), last.clone()));
         let jobs = Scheduler::start(jobs::all(settings), services.clone(), Timing::default(), runs, stop.clone());
-        Self { services, checkpoints, mails, jobs }
+        Self { services, checkpoints, mails, usage, budgets, notices, last, jobs }
     }
 
     /// Ends them, once no deed can follow: the last checkpoint is of all that was done.
     pub(super) async fn finish(self) {
         told(self.mails.await);
         self.jobs.finish().await;
+        self.last.cancel();
+        told(self.usage.await);
+        told(self.budgets.await);
+        told(self.notices.await);
+        usage::finish(&self.services).await;
+        if let Err(error) = self.services.budgets.finish().await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "what was held of budgets was not given back: other servers do so a moment later");
+        }
         if let Some(checkpoints) = self.checkpoints
             && let Some(mut checkpoints) = told(checkpoints.await)
         {

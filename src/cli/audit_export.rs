@@ -151,7 +151,7 @@ impl Line<'_> {
 }
 
 /// Puts a quote before what a spreadsheet would take for a formula: callers choose what a program is called.
-fn tame(cell: String) -> String {
+pub(super) fn tame(cell: String) -> String {
     if cell.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{cell}") } else { cell }
 }
 

@@ -4,6 +4,7 @@ mod admin;
 mod audit;
 mod audit_export;
 mod backup;
+mod billing;
 mod doctor;
 mod healthcheck;
 mod keys;
@@ -81,6 +82,8 @@ enum Command {
     Backup(backup::Backup),
     /// Look at what matters in production, and say what to do.
     Doctor(doctor::Doctor),
+    /// Print what a month of an organization has cost.
+    Billing(billing::Billing),
     /// Ask a running server whether it is ready; for containers.
     Healthcheck,
 }
@@ -157,6 +160,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Audit(audit) => audit::run(&settings, audit).await,
         Command::Backup(backup) => backup::run(&settings, &backup),
         Command::Doctor(doctor) => doctor::run(&settings, doctor).await,
+        Command::Billing(billing) => billing::run(&settings, billing).await,
         Command::Healthcheck => healthcheck::run(&settings).await,
         Command::Schema => Ok(()),
     };

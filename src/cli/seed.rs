@@ -9,7 +9,7 @@ use crate::settings::Settings;
 /// How much of it.
 #[derive(clap::Args)]
 pub(super) struct Seed {
-    /// So many clients besides, each with 5 tasks and 20 audit entries; those that are there already are not made again.
+    /// So many clients besides, each with 5 tasks, 20 audit entries and 10 requests of the relay; those that are there already are not made again.
     #[arg(long, value_name = "N")]
     scale: Option<u32>,
 }

@@ -232,8 +232,8 @@ pub async fn verify(cx: Cx<'_>, raw: SecretText) -> Result<(ApiKeyVerificationCo
     }
     let (code, found) = verified?;
     let Some(found) = found else { return Ok((code, None)) };
-    let quota = quota::of_api_key(cx, found.key.id, (&found.key).into()).await?;
-    if quota.iter().any(|window| window.remaining == 0) {
+    let quota = quota::of_api_key(cx, &found.key).await?;
+    if quota.iter().any(|window| window.used >= window.limit) {
         return Ok((ApiKeyVerificationCode::RateLimited, None));
     }
     Ok((code, Some(Verified { found, quota })))

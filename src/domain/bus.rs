@@ -15,6 +15,7 @@ use super::commits::Told;
 use super::context::Services;
 use super::error::Result;
 use crate::events::{CHANNEL, Measures, Message, News, Transport};
+use crate::model::ResourceType;
 use crate::redis::Subscription;
 use crate::store::Announcements;
 
@@ -222,8 +223,12 @@ fn take(services: &Services, news: News) {
             if changes_access {
                 services.authenticator.forget_of(organization);
             }
+            if about == ResourceType::ClaudeAccount {
+                services.relay_accounts.forget_of(organization);
+            }
             services.bus.told.committed(organization, about);
         }
+        News::Used { organization, .. } => services.bus.told.used(organization),
         News::Missed => anything_may_have_happened(services),
         News::Probe(_) => {}
     }
@@ -231,5 +236,6 @@ fn take(services: &Services, news: News) {
 
 fn anything_may_have_happened(services: &Services) {
     services.authenticator.forget();
+    services.relay_accounts.forget();
     services.bus.told.anything();
 }

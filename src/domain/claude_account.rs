@@ -3,16 +3,19 @@
 use chrono::{Datelike, Months, NaiveTime, TimeDelta};
 use serde_json::{Value, json};
 
-use super::context::Cx;
+use super::account_notices;
+use super::context::{Cx, Record, Services};
 use super::deed::audited;
-use super::error::{Error, Result};
+use super::error::{Code, Error, Result};
 use super::validation::{Checks, Patch, check_search};
-use crate::audit::{Changes, Entry, Field, Recorded};
-use crate::crypto::{Aad, Purpose, Sealed, SecretText};
+use crate::audit::{Changes, Entry, Field, Origin, Recorded};
+use crate::crypto::{Aad, KeyRing, Purpose, Sealed, SecretText};
+use crate::identity::Actor;
 use crate::model::{
     AuditAction, ClaudeAccountHealthState, ClaudeAccountId, ClaudeAccountStatus, ClaudeTier, Direction, Email,
-    ManageClaudeAccounts, OrganizationId, Page, PageSlice, ResourceType, Timestamp,
+    LimitLevel, ManageClaudeAccounts, OrganizationId, Page, PageSlice, Permit, ResourceType, Timestamp,
 };
+use crate::store::Tx;
 use crate::store::audit_log::next_account_change;
 use crate::store::claude_account::{self as accounts, ClaudeAccount, ClaudeAccountFilter, ClaudeAccountOrder};
 use crate::upstream::Probe;
@@ -69,10 +72,12 @@ impl Recorded for ClaudeAccount {
             ("apiKey", Field::Secret(self.api_key_fingerprint.clone())),
             ("usageLimit", Field::plain(self.usage_limit)),
             ("currentUsage", Field::plain(self.current_usage)),
+            ("isNearLimit", Field::plain(self.is_near_limit)),
             ("usageResetsAt", Field::plain(self.usage_resets_at.to_utc().to_rfc3339())),
             ("baseUrl", Field::plain(self.base_url.as_deref())),
             ("priority", Field::plain(self.priority)),
             ("health", Field::plain(self.health_state.as_str())),
+            ("healthUntil", Field::plain(self.health_until.map(Timestamp::to_text))),
             ("features", Field::plain(object(&self.features))),
             ("metadata", Field::plain(object(&self.metadata))),
         ]
@@ -191,6 +196,7 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<ClaudeAccount> {
         health_state: ClaudeAccountHealthState::Unknown,
         health_until: None,
         health_last_error: None,
+        is_near_limit: false,
         last_used_at: None,
         features,
         metadata,
@@ -242,6 +248,8 @@ pub async fn update(cx: Cx<'_>, id: ClaudeAccountId, input: Update) -> Result<Cl
         });
         account.features = input.features.or_keep(account.features.take(), |value| checks.object("features", value));
         account.metadata = input.metadata.or_keep(account.metadata.take(), |value| checks.object("metadata", value));
+        (account.current_usage, account.usage_resets_at) = usage_at(account, cx.services.clock.now());
+        follow_limit(account);
         checks.finish()
     })
     .await
@@ -268,8 +276,8 @@ pub async fn replace_key(cx: Cx<'_>, id: ClaudeAccountId, api_key: &SecretText) 
         account.health_state = ClaudeAccountHealthState::Unknown;
         account.health_until = None;
         account.health_last_error = None;
-        bump(cx, &mut account);
-        accounts::update(tx, &permit, &account).await.map_err(taken)?;
+        follow_limit(&mut account);
+        write(cx, tx, &permit, &before, &mut account).await?;
         let changes = Changes::between(&before, &account);
         Ok((account, Entry::new(AuditAction::Update, ResourceType::ClaudeAccount).on(&id).with(changes)))
     })
@@ -284,6 +292,7 @@ pub async fn reset_usage(cx: Cx<'_>, id: ClaudeAccountId) -> Result<ClaudeAccoun
     change(cx, id, AuditAction::Update, async |account| {
         account.current_usage = 0;
         account.usage_resets_at = month_end(cx.services.clock.now());
+        follow_limit(account);
         Ok(())
     })
     .await
@@ -297,7 +306,7 @@ pub async fn reset_usage(cx: Cx<'_>, id: ClaudeAccountId) -> Result<ClaudeAccoun
 pub async fn test(cx: Cx<'_>, id: ClaudeAccountId) -> Result<(ClaudeAccount, Probe)> {
     let permit = cx.actor.require::<ManageClaudeAccounts>()?;
     let tested = find(cx, id).await?.ok_or_else(no_such_account)?;
-    let api_key = open_key(cx, permit.organization(), &tested)?;
+    let api_key = open_key(&cx.services.keys, permit.organization(), &tested)?;
     let probe = cx.services.upstream.probe(tested.base_url.as_deref(), &api_key).await;
     audited(cx, async |tx| {
         let before = accounts::lock(tx, &permit, id).await?.ok_or_else(no_such_account)?;
@@ -306,12 +315,12 @@ pub async fn test(cx: Cx<'_>, id: ClaudeAccountId) -> Result<(ClaudeAccount, Pro
             account.health_state = health_after(&probe);
             account.health_until = None;
             account.health_last_error = if probe.ok { None } else { probe.message.clone() };
+            follow_limit(&mut account);
         }
         if Changes::between(&before, &account).is_empty() && before.health_last_error == account.health_last_error {
             account = before.clone();
         } else {
-            bump(cx, &mut account);
-            accounts::update(tx, &permit, &account).await?;
+            write(cx, tx, &permit, &before, &mut account).await?;
         }
         let entry = Entry::new(AuditAction::Test, ResourceType::ClaudeAccount)
             .on(&id)
@@ -343,6 +352,71 @@ pub fn usage_at(account: &ClaudeAccount, now: Timestamp) -> (i64, Timestamp) {
     if account.usage_resets_at <= now { (0, month_end(now)) } else { (account.current_usage, account.usage_resets_at) }
 }
 
+/// Notes what follows from an account's usage: that it is near its limit or at it, or no longer, since its month has turned.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn follow_usage(services: &Services, organization: OrganizationId, id: ClaudeAccountId) -> Result<()> {
+    let actor = Actor::system(organization);
+    let request_id = format!("usage-{}", hex::encode(services.random.bytes::<8>()));
+    let (origin, record) = (Origin { request_id, ..Origin::default() }, Record::default());
+    let cx = Cx { services, actor: &actor, origin: &origin, operation: "usage", record: &record, deadline: None };
+    let follow = |account: &mut ClaudeAccount| {
+        (account.current_usage, account.usage_resets_at) = usage_at(account, services.clock.now());
+        follow_limit(account);
+    };
+    // Another server may have done it.
+    let Some(before) = find(cx, id).await? else { return Ok(()) };
+    let mut account = before.clone();
+    follow(&mut account);
+    if Changes::between(&before, &account).is_empty() {
+        return Ok(());
+    }
+    let followed = change(cx, id, AuditAction::Update, async |account| {
+        follow(account);
+        Ok(())
+    });
+    match followed.await {
+        // It was deleted meanwhile.
+        Err(error) if error.code() == Code::NotFound => Ok(()),
+        followed => followed.map(drop),
+    }
+}
+
+/// Turns the month of the accounts whose month is over. Returns how many they were.
+///
+/// # Errors
+/// Where the database fails; those that were turned stay so.
+pub async fn turn_months(services: &Services) -> Result<usize> {
+    /// How many are read at once.
+    const BATCH: i64 = 100;
+    let mut turned = 0;
+    loop {
+        let due = accounts::due_to_turn(&mut services.db.read().await?, services.clock.now(), BATCH).await?;
+        for (organization, id) in &due {
+            follow_usage(services, *organization, *id).await?;
+        }
+        turned += due.len();
+        if i64::try_from(due.len()).is_ok_and(|count| count < BATCH) {
+            return Ok(turned);
+        }
+    }
+}
+
+/// An account at its limit is not used until its month turns; one below it is no longer kept from use by it.
+fn follow_limit(account: &mut ClaudeAccount) {
+    let level = account.limit_level();
+    account.is_near_limit = level >= LimitLevel::Near;
+    let is_exhausted = account.health_state == ClaudeAccountHealthState::Exhausted;
+    if level == LimitLevel::Reached {
+        account.health_state = ClaudeAccountHealthState::Exhausted;
+        account.health_until = Some(account.usage_resets_at);
+    } else if is_exhausted {
+        account.health_state = ClaudeAccountHealthState::Unknown;
+        account.health_until = None;
+    }
+}
+
 /// Changes a locked account and writes it, unless nothing has changed.
 async fn change(
     cx: Cx<'_>,
@@ -357,17 +431,25 @@ async fn change(
         apply(&mut account).await?;
         let changes = Changes::between(&before, &account);
         if !changes.is_empty() {
-            bump(cx, &mut account);
-            accounts::update(tx, &permit, &account).await?;
+            write(cx, tx, &permit, &before, &mut account).await?;
         }
         Ok((account, Entry::new(action, ResourceType::ClaudeAccount).on(&id).with(changes)))
     })
     .await
 }
 
-fn bump(cx: Cx<'_>, account: &mut ClaudeAccount) {
+/// Writes a locked account as its next version, and tells who should know what that changes.
+pub(super) async fn write(
+    cx: Cx<'_>,
+    tx: &mut Tx,
+    permit: &Permit<ManageClaudeAccounts>,
+    before: &ClaudeAccount,
+    account: &mut ClaudeAccount,
+) -> Result<()> {
     account.version += 1;
     account.updated_at = cx.services.clock.now();
+    accounts::update(tx, permit, account).await.map_err(taken)?;
+    account_notices::tell(cx, tx, permit.organization(), (before, account)).await
 }
 
 fn no_such_account() -> Error {
@@ -413,7 +495,7 @@ fn seal_key(cx: Cx<'_>, organization: OrganizationId, account: &mut ClaudeAccoun
 
 /// Seals the account's key with the newest key of the ring.
 pub(super) fn reseal(cx: Cx<'_>, organization: OrganizationId, account: &mut ClaudeAccount) -> Result<()> {
-    let api_key = open_key(cx, organization, account)?;
+    let api_key = open_key(&cx.services.keys, organization, account)?;
     seal_under_newest(cx, organization, account, &api_key)
 }
 
@@ -432,9 +514,10 @@ fn seal_under_newest(
     Ok(())
 }
 
-fn open_key(cx: Cx<'_>, organization: OrganizationId, account: &ClaudeAccount) -> Result<SecretText> {
+/// The account's upstream API key.
+pub(super) fn open_key(keys: &KeyRing, organization: OrganizationId, account: &ClaudeAccount) -> Result<SecretText> {
     let sealed = Sealed { key_version: account.api_key_key_version.clone(), bytes: account.api_key_sealed.clone() };
-    cx.services.keys.open(&aad(organization, account), &sealed).map_err(Error::internal)
+    keys.open(&aad(organization, account), &sealed).map_err(Error::internal)
 }
 
 /// Under every key of the ring: an account that was made before the newest key came has the fingerprint of its time.

@@ -1,6 +1,6 @@
 //! What other processes have committed: other servers on the same database, and the command line.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::context::Services;
 use super::error::{Error, Result};
 use crate::audit::Committed;
 use crate::model::{OrganizationId, ResourceType};
-use crate::store::audit_log;
+use crate::store::{audit_log, usage};
 
 /// How often the logs' ends are looked at, while anybody listens.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Told {
     due: Notify,
     logs: Mutex<Logs>,
+    /// Of which organizations usage was recorded.
+    used: Mutex<BTreeSet<OrganizationId>>,
 }
 
 /// The logs that may have grown.
@@ -50,6 +52,12 @@ impl Told {
         self.due.notify_one();
     }
 
+    /// Usage of an organization was recorded.
+    pub(super) fn used(&self, organization: OrganizationId) {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(organization);
+        self.due.notify_one();
+    }
+
     /// Anything may have been committed.
     pub(super) fn anything(&self) {
         *self.logs() = Logs::All;
@@ -61,6 +69,11 @@ impl Told {
         std::mem::take(&mut *self.logs())
     }
 
+    fn take_used(&self) -> Vec<OrganizationId> {
+        // An insertion cannot panic half-way.
+        std::mem::take(&mut *self.used.lock().unwrap_or_else(PoisonError::into_inner)).into_iter().collect()
+    }
+
     fn logs(&self) -> MutexGuard<'_, Logs> {
         // A panic cannot leave an assignment half done.
         self.logs.lock().unwrap_or_else(PoisonError::into_inner)
@@ -70,7 +83,7 @@ impl Told {
 /// Tells of logs that have grown, whoever made them grow: one look for all who listen, and none where nobody does. At once where
 /// it was told, and every few seconds.
 pub async fn watch(services: Arc<Services>, stop: CancellationToken) {
-    let mut ends = HashMap::new();
+    let mut ends = Ends::default();
     let mut every = interval_at(Instant::now() + INTERVAL, INTERVAL);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -79,10 +92,11 @@ pub async fn watch(services: Arc<Services>, stop: CancellationToken) {
             _ = every.tick() => Logs::All,
             logs = services.bus.told.next() => logs,
         };
-        if !services.commits.has_listeners() {
+        let used = services.bus.told.take_used();
+        if !services.commits.has_listeners() && !services.usage_commits.has_listeners() {
             continue;
         }
-        let looked = timeout(PATIENCE, look(&services, logs, &mut ends)).await;
+        let looked = timeout(PATIENCE, look(&services, (logs, used), &mut ends)).await;
         // The next look is seconds away.
         if let Err(error) = looked.unwrap_or_else(|late| Err(Error::unavailable(late))) {
             tracing::warn!(
@@ -93,23 +107,41 @@ pub async fn watch(services: Arc<Services>, stop: CancellationToken) {
     }
 }
 
+/// How far the logs and the records of usage were when they were last looked at.
+#[derive(Default)]
+struct Ends {
+    logs: HashMap<OrganizationId, i64>,
+    usage: HashMap<OrganizationId, i64>,
+}
+
 /// The place that a message says is not believed: it is asked for.
-async fn look(services: &Services, logs: Logs, ends: &mut HashMap<OrganizationId, i64>) -> Result<()> {
+async fn look(services: &Services, (logs, used): (Logs, Vec<OrganizationId>), ends: &mut Ends) -> Result<()> {
     let mut conn = services.db.read().await?;
     match logs {
         Logs::All => {
             for (organization, sequence) in audit_log::ends(&mut conn).await? {
-                if ends.insert(organization, sequence) != Some(sequence) {
+                if ends.logs.insert(organization, sequence) != Some(sequence) {
                     services.commits.publish(Committed { organization, sequence, resource_type: None });
                 }
             }
+            for (organization, sequence) in usage::ends(&mut conn).await? {
+                if ends.usage.insert(organization, sequence) != Some(sequence) {
+                    services.usage_commits.publish(Committed { organization, sequence, resource_type: None });
+                }
+            }
         }
+        Logs::Of(logs) if logs.is_empty() => {}
         Logs::Of(logs) => {
             let organizations: Vec<_> = logs.keys().copied().collect();
             for (organization, sequence) in audit_log::ends_of(&mut conn, &organizations).await? {
                 let resource_type = logs.get(&organization).copied().flatten();
                 services.commits.publish(Committed { organization, sequence, resource_type });
             }
+        }
+    }
+    if !used.is_empty() {
+        for (organization, sequence) in usage::ends_of(&mut conn, &used).await? {
+            services.usage_commits.publish(Committed { organization, sequence, resource_type: None });
         }
     }
     Ok(())

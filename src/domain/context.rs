@@ -7,11 +7,15 @@ use chrono::TimeDelta;
 use tokio::time::Instant;
 
 use super::audit_integrity::Verifications;
+use super::budget::Budgets;
 use super::bus::Bus;
 use super::error::{Error, Result};
 use super::outbox::Outbox;
 use super::password_key::PasswordKeys;
+use super::prices::Prices;
 use super::quota::Rates;
+use super::relay_account::RelayAccounts;
+use super::usage::UsageRecorder;
 use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, Random};
 use crate::identity::password::Hasher;
@@ -48,6 +52,16 @@ pub struct Services {
     pub commits: Commits,
     /// Asks Claude upstreams.
     pub upstream: Upstream,
+    /// The accounts that the relay may use.
+    pub relay_accounts: RelayAccounts,
+    /// What tokens cost.
+    pub prices: Prices,
+    /// What API keys may still do on the relay.
+    pub budgets: Budgets,
+    /// Records what requests of the relay use.
+    pub usage: UsageRecorder,
+    /// Tells what usage was recorded.
+    pub usage_commits: Commits,
     /// The mails that are to be sent.
     pub outbox: Outbox,
     /// Whether anybody may make an organization.
@@ -60,6 +74,8 @@ pub struct Services {
     pub bus: Bus,
     /// The name of this server among those on the same database: made at its start, and no other's.
     pub instance: String,
+    /// When this server was started.
+    pub started_at: Timestamp,
     /// The operator's organization, which also keeps the audit entries of deeds that belong to none.
     pub home: OrganizationId,
 }

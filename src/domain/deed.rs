@@ -65,6 +65,9 @@ async fn commit(cx: Cx<'_>, tx: Tx, entry: Entry) -> Result<()> {
     if changes_access {
         cx.services.authenticator.forget_of(entry.organization_id);
     }
+    if entry.resource_type == ResourceType::ClaudeAccount {
+        cx.services.relay_accounts.forget_of(entry.organization_id);
+    }
     let sequence = match committed {
         Ok(sequence) => sequence,
         Err(error) => {

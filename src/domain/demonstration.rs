@@ -7,7 +7,7 @@ use super::claude_account::{self, Create};
 use super::context::Cx;
 use super::error::{Code, Result};
 use super::validation::Patch;
-use super::{client, credential, task, user};
+use super::{client, credential, sample_usage, task, usage, user};
 use crate::crypto::SecretText;
 use crate::model::{
     ClaudeAccountStatus, ClaudeTier, ClientId, ClientStatus, Direction, Email, Page, Role, TaskPriority, Window,
@@ -15,6 +15,7 @@ use crate::model::{
 use crate::store::client::{ClientFilter, ClientOrder};
 use crate::store::credential::CredentialFilter;
 use crate::store::task::TaskFilter;
+use crate::store::usage::UsageFilter;
 
 /// A sign-in that was made; none of those that existed are named: their passwords are not known.
 pub struct SignIn {
@@ -70,6 +71,10 @@ const CLIENTS: [DemonstrationClient; 4] = [
     ("Tomasz Wiśniewski", "Vistula Foods", ClientStatus::Paused, &[("Ask again in spring", TaskPriority::Low)], &[]),
 ];
 
+/// How much usage an active client has, and over how long.
+const DAYS_OF_USAGE: i32 = 45;
+const REQUESTS: i32 = 300;
+
 /// Makes what is missing. Returns the sign-ins that were made.
 ///
 /// # Errors
@@ -105,8 +110,13 @@ pub async fn make(cx: Cx<'_>) -> Result<Vec<SignIn>> {
             Err(error) => return Err(error),
         }
     }
-    for (name, company, status, its_tasks, its_credentials) in CLIENTS {
+    let has_usage = usage::count(cx, &UsageFilter::default()).await? > 0;
+    for (number, (name, company, status, its_tasks, its_credentials)) in (0..).zip(CLIENTS) {
         let client = ensure_client(cx, name, company, status).await?;
+        if !has_usage && status == ClientStatus::Active {
+            let whose = sample_usage::Whose { organization: cx.services.home, user: None, client };
+            sample_usage::record(cx.services, whose, number, cx.services.clock.now(), (DAYS_OF_USAGE, REQUESTS));
+        }
         for (title, priority) in its_tasks {
             ensure_task(cx, client, title, *priority).await?;
         }
@@ -114,6 +124,7 @@ pub async fn make(cx: Cx<'_>) -> Result<Vec<SignIn>> {
             ensure_credential(cx, client, label, username).await?;
         }
     }
+    usage::flush(cx.services).await?;
     Ok(made)
 }
 

@@ -1,10 +1,12 @@
 //! The deeds, one file a noun: what may be done, by whom, under which rules. Knows neither GraphQL nor HTTP nor SQL.
 
+mod account_notices;
 mod attempts;
 mod context;
 mod deed;
 mod device;
 mod error;
+mod sample_usage;
 mod validation;
 
 pub mod api_key;
@@ -13,6 +15,9 @@ pub mod audit_export;
 pub mod audit_integrity;
 pub mod audit_log;
 pub mod audit_retention;
+pub mod billing;
+pub mod budget;
+pub mod budget_notices;
 pub mod bus;
 pub mod claude_account;
 pub mod client;
@@ -29,12 +34,17 @@ pub mod organization;
 pub mod outbox;
 pub mod password;
 pub mod password_key;
+pub mod prices;
 pub mod profile;
 pub mod quota;
 pub mod registration;
+pub mod relay_account;
 pub mod scale;
 pub mod session;
+pub mod system_stats;
 pub mod task;
+pub mod usage;
+pub mod usage_report;
 pub mod user;
 
 pub use context::{Cx, Record, Services};

@@ -269,7 +269,7 @@ fn of_lockout(user: UserId, day: &str) -> Notice {
 }
 
 /// Tells what was not told yet, each in a transaction of its own. Returns how much that was.
-async fn tell(services: &Services, mut notices: Vec<(OrganizationId, Notice)>) -> Result<usize> {
+pub(super) async fn tell(services: &Services, mut notices: Vec<(OrganizationId, Notice)>) -> Result<usize> {
     let keys: Vec<_> = notices.iter().map(|(_, notice)| notice.key.clone()).collect();
     let said = notifications::said(&mut services.db.read().await?, &keys).await?;
     notices.retain(|(_, notice)| !said.contains(&notice.key));

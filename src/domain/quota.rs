@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
+use super::api_key;
+use super::budget::Limits;
 use super::context::{Cx, Services};
 use super::error::{Error, Result};
 use crate::identity::{Actor, ApiKeyRates, LookUps, SignedIn, SignedInBy};
 use crate::limits::{Answer, Bucket, Policy, Standing, Subject, WhileAway};
-use crate::model::{ApiKeyId, Timestamp};
+use crate::model::{ApiKeyId, MicroUsd, Timestamp, UsageInterval};
 use crate::settings::Settings;
+use crate::store::api_key::ApiKey;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -48,6 +51,12 @@ pub enum QuotaKind {
     RequestsPerMinute,
     /// Requests an hour.
     RequestsPerHour,
+    /// Requests of the relay at the same time.
+    ConcurrentRequests,
+    /// Tokens of the relay a day.
+    TokensPerDay,
+    /// Costs of the relay a month, in millionths of a dollar.
+    CostMicroUsdPerMonth,
 }
 
 /// What is left of a limit.
@@ -56,9 +65,9 @@ pub struct Window {
     /// What is limited.
     pub kind: QuotaKind,
     /// How much there is.
-    pub limit: u32,
-    /// How much is left.
-    pub remaining: u32,
+    pub limit: i64,
+    /// How much is used up: more than there is, where the limit was lowered since.
+    pub used: i64,
     /// When all of it is there again, if nothing is used.
     pub resets_at: Timestamp,
 }
@@ -125,6 +134,9 @@ fn of_key(services: &Services, id: ApiKeyId, own: ApiKeyRates) -> Vec<Bucket> {
 /// # Errors
 /// Where nobody is signed in, or what is left cannot be told.
 pub async fn of_viewer(cx: Cx<'_>) -> Result<Vec<Window>> {
+    if let Some(key) = api_key::of_viewer(cx).await? {
+        return of_api_key(cx, &key).await;
+    }
     let user = cx.actor.signed_in().ok_or_else(Error::unauthenticated)?;
     windows(cx, of_signed_in(cx.services, user)).await
 }
@@ -133,8 +145,22 @@ pub async fn of_viewer(cx: Cx<'_>) -> Result<Vec<Window>> {
 ///
 /// # Errors
 /// Where it cannot be told.
-pub async fn of_api_key(cx: Cx<'_>, id: ApiKeyId, own: ApiKeyRates) -> Result<Vec<Window>> {
-    windows(cx, of_key(cx.services, id, own)).await
+pub async fn of_api_key(cx: Cx<'_>, key: &ApiKey) -> Result<Vec<Window>> {
+    let mut windows = windows(cx, of_key(cx.services, key.id, key.into())).await?;
+    let limits = Limits::from(key);
+    if limits.are_none() {
+        return Ok(windows);
+    }
+    let level = cx.services.budgets.level(cx.services, key).await?;
+    let now = cx.services.clock.now();
+    let mut window = |kind, limit: Option<i64>, used, resets_at| {
+        windows.extend(limit.map(|limit| Window { kind, limit, used, resets_at }));
+    };
+    window(QuotaKind::ConcurrentRequests, limits.requests, level.requests, now);
+    window(QuotaKind::TokensPerDay, limits.tokens, level.tokens, UsageInterval::Day.end(now));
+    let (cost, month_end) = (level.cost.rounded_up().micros(), UsageInterval::Month.end(now));
+    window(QuotaKind::CostMicroUsdPerMonth, limits.cost.map(MicroUsd::micros), cost, month_end);
+    Ok(windows)
 }
 
 async fn windows(cx: Cx<'_>, buckets: Vec<Bucket>) -> Result<Vec<Window>> {
@@ -147,8 +173,8 @@ fn window(standing: &Standing, now: Timestamp) -> Window {
     let is_minute = standing.policy.window == MINUTE;
     Window {
         kind: if is_minute { QuotaKind::RequestsPerMinute } else { QuotaKind::RequestsPerHour },
-        limit: standing.policy.limit,
-        remaining: standing.remaining(),
+        limit: standing.policy.limit.into(),
+        used: (standing.policy.limit - standing.remaining()).into(),
         resets_at: now + TimeDelta::from_std(standing.empty()).unwrap_or_default(),
     }
 }

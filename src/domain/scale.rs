@@ -1,14 +1,16 @@
-//! A load of a chosen size, to see how the program does with much: clients, for each 5 tasks and 20 audit entries.
+//! A load of a chosen size, to see how the program does with much: clients, for each 5 tasks, 20 audit entries and 10 requests of the relay.
 //!
 //! What is made follows from its number alone, so the same run makes the same anywhere, and a run that was stopped goes on.
 
 use std::collections::HashSet;
 
+use chrono::TimeDelta;
 use serde_json::json;
 
 use super::context::Cx;
 use super::deed::audited;
 use super::error::Result;
+use super::{sample_usage, usage};
 use crate::audit::{Changes, Entry, Recorded};
 use crate::crypto::sha256;
 use crate::model::{
@@ -25,6 +27,9 @@ const TASKS: u64 = 5;
 /// Changes of each client after it was made, and of each task: with the making of all, 20 entries.
 const CLIENT_CHANGES: u64 = 4;
 const TASK_CHANGES: u64 = 2;
+/// Requests of the relay of each client, and over how many days.
+const REQUESTS: i32 = 10;
+const DAYS_OF_USAGE: i32 = 30;
 /// Clients in one transaction.
 const BATCH: u64 = 2_000;
 /// When the first client was made, in microseconds since 1970: the start of 2024.
@@ -171,7 +176,7 @@ async fn make_batch(cx: Cx<'_>, owners: &[UserId], from: u64, to: u64) -> Result
     if load.clients.is_empty() {
         return Ok(0);
     }
-    audited(cx, async |tx| {
+    let made = audited(cx, async |tx| {
         clients::insert_all(tx, &client_permit, &load.clients).await?;
         tasks::insert_all(tx, &task_permit, &load.tasks).await?;
         audit_log::append_all(tx, organization, &load.entries).await?;
@@ -179,7 +184,14 @@ async fn make_batch(cx: Cx<'_>, owners: &[UserId], from: u64, to: u64) -> Result
         let what = json!({ "clients": made, "tasks": load.tasks.len(), "entries": load.entries.len() });
         Ok((made, Entry::new(AuditAction::Create, ResourceType::System).noting(what)))
     })
-    .await
+    .await?;
+    for (number, client) in (from..).zip(&load.clients) {
+        let whose = sample_usage::Whose { organization, user: client.owner_id, client: client.id };
+        let until = client.created_at + TimeDelta::days(DAYS_OF_USAGE.into());
+        sample_usage::record(cx.services, whose, number, until, (DAYS_OF_USAGE, REQUESTS));
+    }
+    usage::flush(cx.services).await?;
+    Ok(made)
 }
 
 /// What one transaction writes.

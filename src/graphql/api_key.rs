@@ -16,6 +16,7 @@ use super::loaders::Loaders;
 use super::quota::Quota;
 use super::rows::One;
 use super::scalars::{BigInt, DateTime, Decimal};
+use super::usage::{self, UsageInterval, UsageReport};
 use super::user::{self, User};
 use crate::crypto::SecretText;
 use crate::domain::api_key::{self as deeds, Create, Update};
@@ -172,9 +173,20 @@ impl ApiKey {
         self.0.version
     }
 
+    /// What it has used in a span of time, though it be ended since.
+    async fn usage(
+        &self,
+        ctx: &Context<'_>,
+        #[graphql(desc = "Not before this.")] from: DateTime,
+        #[graphql(desc = "Before this.")] to: DateTime,
+        #[graphql(desc = "Over which intervals; left out: as a whole.")] interval: Option<UsageInterval>,
+    ) -> Result<UsageReport> {
+        usage::of_key(ctx, self.0.id, (from.0, to.0), interval).await
+    }
+
     /// What is left of its limits.
     async fn quota(&self, ctx: &Context<'_>) -> Result<Quota> {
-        Ok(domain::quota::of_api_key(ctx.cx(), self.0.id, (&*self.0).into()).await?.into())
+        Ok(domain::quota::of_api_key(ctx.cx(), &self.0).await?.into())
     }
 }
 
@@ -512,7 +524,7 @@ impl ApiKeyMutation {
             description: input.description,
             owner_id: input.owner_id.map(|id| id.0),
             client_id: input.client_id.map(|id| id.0),
-            scopes: input.scopes.map(scopes),
+            scopes: input.scopes.map(|scopes| scopes.into_iter().map(Into::into).collect()),
             expires_in_days: input.expires_in_days,
             allowed_ips: input.allowed_ips,
             allowed_models: input.allowed_models,
@@ -540,7 +552,7 @@ impl ApiKeyMutation {
         let input = Update {
             name: patch(input.name, |text| text),
             description: patch(input.description, |text| text),
-            scopes: patch(input.scopes, scopes),
+            scopes: patch(input.scopes, |scopes| scopes.into_iter().map(Into::into).collect()),
             expires_at: patch(input.expires_at, |time| time.0),
             allowed_ips: patch(input.allowed_ips, |texts| texts),
             allowed_models: patch(input.allowed_models, |texts| texts),
@@ -582,8 +594,4 @@ impl ApiKeyMutation {
     ) -> Result<Option<RevokeApiKeyPayload>> {
         Ok(Some(deeds::revoke(ctx.cx(), target(&input.id, "API key")?).await?.into()))
     }
-}
-
-fn scopes(scopes: Vec<ApiKeyScope>) -> Vec<model::ApiKeyScope> {
-    scopes.into_iter().map(model::ApiKeyScope::from).collect()
 }

@@ -1,4 +1,4 @@
-//! How far a subscription has read the organization's log, from one event to the next.
+//! How far a subscription has read the organization's log, or its records of usage, from one event to the next.
 //!
 //! Each event is an execution of its own: with the caller as they are by then, and loaders of its own. What lasts from one to
 //! the next stands here.
@@ -20,6 +20,8 @@ pub struct Feed(Mutex<State>);
 struct State {
     /// What its events are about; none: anything.
     about: Option<ResourceType>,
+    /// Whether what it reads are records of usage, and not the audit log.
+    is_of_usage: bool,
     /// The place in the log up to which everything was read; none: it has not begun.
     read: Option<i64>,
     /// The place up to which there is something to read; none: the log has to be asked.
@@ -64,6 +66,12 @@ impl Feed {
         self.state().about
     }
 
+    /// Whether what it reads are records of usage, and not the audit log.
+    #[must_use]
+    pub fn is_of_usage(&self) -> bool {
+        self.state().is_of_usage
+    }
+
     /// The log has grown: up to this place, or nobody knows to where.
     pub fn grown(&self, to: Option<i64>) {
         let mut state = self.state();
@@ -101,17 +109,30 @@ impl Feed {
     /// # Errors
     /// Where there are none, which ends the execution without an event; or where the log cannot be asked.
     pub(super) async fn span(&self, cx: Cx<'_>, about: Option<ResourceType>) -> Result<(i64, i64), Failure> {
+        self.state().about = about;
+        self.between(domain::audit_log::end(cx)).await
+    }
+
+    /// The same, of records of usage.
+    ///
+    /// # Errors
+    /// As for [`Feed::span`].
+    pub(super) async fn span_of_usage(&self, cx: Cx<'_>) -> Result<(i64, i64), Failure> {
+        self.state().is_of_usage = true;
+        self.between(domain::usage::end(cx)).await
+    }
+
+    async fn between(&self, end: impl Future<Output = domain::Result<i64>>) -> Result<(i64, i64), Failure> {
         let (read, until) = {
             let state = self.state();
             (state.read, state.until)
         };
         let until = match until {
             Some(until) => until,
-            None => domain::audit_log::end(cx).await?,
+            None => end.await?,
         };
         let read = read.unwrap_or(until);
         if read >= until {
-            self.state().about = about;
             return Err(self.nothing_until((read, until)));
         }
         Ok((read, until))

@@ -21,10 +21,11 @@ use futures_util::future::{BoxFuture, Shared};
 
 use super::context::Caller;
 use super::error::{Failure, Result};
+use crate::domain::usage_report::Report;
 use crate::domain::{self, Code, Cx};
 use crate::model::{
     ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Direction, NotificationId, OrganizationId, Page,
-    PageSlice, SessionId, TaskId, Timestamp, UserId,
+    PageSlice, SessionId, TaskId, Timestamp, UsageInterval, UsageRecordId, UserId,
 };
 use crate::store::api_key::{ApiKey, ApiKeyFilter};
 use crate::store::audit_log::AuditLog;
@@ -35,6 +36,7 @@ use crate::store::notification::Notification;
 use crate::store::organization::Organization;
 use crate::store::session::Session;
 use crate::store::task::{Task, TaskFilter, TaskOrder};
+use crate::store::usage::UsageRecord;
 use crate::store::user::User;
 
 type Found<V> = Result<Option<V>>;
@@ -95,6 +97,8 @@ loaders! {
     api_key_owner_pages: ApiKeyOwnerPages,
     api_key_counts: ApiKeyCounts,
     notifications: Notifications,
+    api_key_usage: ApiKeyUsage,
+    usage_records: UsageRecords,
 }
 
 impl Loaders {
@@ -207,6 +211,17 @@ impl Loaders {
     /// One of the caller's notifications.
     pub(super) async fn notification(&self, id: NotificationId) -> Found<Arc<Notification>> {
         self.notifications.load(id).await
+    }
+
+    /// What an API key has used.
+    pub(super) async fn api_key_usage(&self, key: UsageOfKey) -> Result<Report> {
+        let (from, to) = key.span;
+        Ok(self.api_key_usage.load(key).await?.unwrap_or_else(|| Report::empty(from, to)))
+    }
+
+    /// A usage record that the caller may see.
+    pub(super) async fn usage_record(&self, id: UsageRecordId) -> Found<Arc<UsageRecord>> {
+        self.usage_records.load(id).await
     }
 
     /// How many API keys pass the filter.
@@ -379,6 +394,31 @@ by_id! {
     Credentials: CredentialId => Credential by credential,
     ApiKeys: ApiKeyId => ApiKey by api_key,
     Notifications: NotificationId => Notification by notification,
+    UsageRecords: UsageRecordId => UsageRecord by usage,
+}
+
+/// What an API key has used in a span of time.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct UsageOfKey {
+    pub(super) key: ApiKeyId,
+    pub(super) span: (Timestamp, Timestamp),
+    pub(super) interval: Option<UsageInterval>,
+}
+
+enum ApiKeyUsage {}
+
+impl Read for ApiKeyUsage {
+    type Key = UsageOfKey;
+    type Value = Report;
+
+    async fn read(cx: Cx<'_>, asked: &[UsageOfKey]) -> domain::Result<HashMap<UsageOfKey, Report>> {
+        let mut found = HashMap::new();
+        for ((span, interval), keys) in grouped(asked, |asked| (asked.span, asked.interval), |asked| asked.key) {
+            let reports = domain::usage_report::reports_by_key(cx, &keys, span, interval).await?;
+            found.extend(reports.into_iter().map(|(key, report)| (UsageOfKey { key, span, interval }, report)));
+        }
+        Ok(found)
+    }
 }
 
 /// A page of a client's tasks; the filter names no client.
@@ -472,35 +512,19 @@ impl Read for AuditLogPages {
     }
 }
 
-enum CredentialPages {}
-
-impl Read for CredentialPages {
-    type Key = (ClientId, Page);
-    type Value = PageSlice<Arc<Credential>>;
-
-    async fn read(cx: Cx<'_>, keys: &[Self::Key]) -> domain::Result<HashMap<Self::Key, Self::Value>> {
-        let mut found = HashMap::new();
-        for (page, clients) in grouped(keys, |(_, page)| page.clone(), |(client, _)| *client) {
-            let pages = domain::credential::pages(cx, &clients, &page).await?;
-            found.extend(pages.into_iter().map(|(client, slice)| ((client, page.clone()), slice.shared())));
-        }
-        Ok(found)
-    }
-}
-
-/// Loaders of pages of API keys by their parents.
-macro_rules! api_key_pages {
-    ($($loader:ident by $parent:ident: $read:ident),+ $(,)?) => {$(
+/// Loaders of pages by their parents.
+macro_rules! pages_by_parent {
+    ($($loader:ident: $parent:ident => $row:ident by $module:ident::$read:ident),+ $(,)?) => {$(
         enum $loader {}
 
         impl Read for $loader {
             type Key = ($parent, Page);
-            type Value = PageSlice<Arc<ApiKey>>;
+            type Value = PageSlice<Arc<$row>>;
 
             async fn read(cx: Cx<'_>, keys: &[Self::Key]) -> domain::Result<HashMap<Self::Key, Self::Value>> {
                 let mut found = HashMap::new();
                 for (page, parents) in grouped(keys, |(_, page)| page.clone(), |(parent, _)| *parent) {
-                    let pages = domain::api_key::$read(cx, &parents, &page).await?;
+                    let pages = domain::$module::$read(cx, &parents, &page).await?;
                     found.extend(pages.into_iter().map(|(parent, slice)| ((parent, page.clone()), slice.shared())));
                 }
                 Ok(found)
@@ -509,9 +533,10 @@ macro_rules! api_key_pages {
     )+};
 }
 
-api_key_pages! {
-    ApiKeyClientPages by ClientId: pages_by_client,
-    ApiKeyOwnerPages by UserId: pages_by_owner,
+pages_by_parent! {
+    CredentialPages: ClientId => Credential by credential::pages,
+    ApiKeyClientPages: ClientId => ApiKey by api_key::pages_by_client,
+    ApiKeyOwnerPages: UserId => ApiKey by api_key::pages_by_owner,
 }
 
 enum ApiKeyCounts {}

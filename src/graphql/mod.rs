@@ -22,10 +22,12 @@ pub mod walls;
 
 mod api_key;
 mod audit_log;
+mod billing;
 mod claude_account;
 mod client;
 mod credential;
 mod invitation;
+mod models;
 mod notification;
 mod organization;
 mod password;
@@ -34,7 +36,9 @@ mod profile;
 mod quota;
 mod registration;
 mod session;
+mod system_stats;
 mod task;
+mod usage;
 mod user;
 mod viewer;
 

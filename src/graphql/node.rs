@@ -15,11 +15,12 @@ use super::notification::Notification;
 use super::organization::Organization;
 use super::session::Session;
 use super::task::Task;
+use super::usage::UsageRecord;
 use super::user::User;
 use crate::domain;
 use crate::model::{
     ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, NotificationId, OrganizationId, SessionId, TaskId,
-    UserId,
+    UsageRecordId, UserId,
 };
 
 /// The most ids that `nodes` takes.
@@ -49,6 +50,8 @@ pub(super) enum Node {
     AuditLog(AuditLog),
     /// A notification of one's own.
     Notification(Notification),
+    /// A request of the relay, and what it used.
+    UsageRecord(UsageRecord),
 }
 
 impl Node {
@@ -85,6 +88,9 @@ impl Node {
         }
         if let Ok(id) = id.parse::<NotificationId>() {
             return Ok(Loaders::of(ctx).notification(id).await?.map(|row| Self::Notification(Notification(row))));
+        }
+        if let Ok(id) = id.parse::<UsageRecordId>() {
+            return Ok(Loaders::of(ctx).usage_record(id).await?.map(|row| Self::UsageRecord(UsageRecord(row))));
         }
         Ok(None)
     }

@@ -23,7 +23,8 @@ struct QuotaWindow {
     used: BigInt,
     /// How much of it is left; null where there is no limit.
     remaining: Option<BigInt>,
-    /// When all of it is there again, if nothing is used until then. It comes back evenly.
+    /// When all of it is there again, if nothing is used until then. Requests come back evenly; tokens with the next day and costs with
+    /// the next month, in UTC.
     resets_at: DateTime,
 }
 
@@ -54,10 +55,13 @@ impl From<quota::Window> for QuotaWindow {
             kind: match window.kind {
                 quota::QuotaKind::RequestsPerMinute => QuotaKind::RequestsPerMinute,
                 quota::QuotaKind::RequestsPerHour => QuotaKind::RequestsPerHour,
+                quota::QuotaKind::ConcurrentRequests => QuotaKind::ConcurrentRequests,
+                quota::QuotaKind::TokensPerDay => QuotaKind::TokensPerDay,
+                quota::QuotaKind::CostMicroUsdPerMonth => QuotaKind::CostMicroUsdPerMonth,
             },
-            limit: Some(BigInt(window.limit.into())),
-            used: BigInt((window.limit - window.remaining).into()),
-            remaining: Some(BigInt(window.remaining.into())),
+            limit: Some(BigInt(window.limit)),
+            used: BigInt(window.used),
+            remaining: Some(BigInt((window.limit - window.used).max(0))),
             resets_at: window.resets_at.into(),
         }
     }

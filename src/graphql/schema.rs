@@ -14,6 +14,7 @@ use futures_util::stream::BoxStream;
 
 use super::api_key::{ApiKeyMutation, ApiKeyQuery};
 use super::audit_log::{AuditLogQuery, AuditLogSubscription, ErrorCode};
+use super::billing::BillingQuery;
 use super::claude_account::{ClaudeAccountMutation, ClaudeAccountQuery, ClaudeAccountSubscription};
 use super::client::{ClientMutation, ClientQuery};
 use super::collected::Collected;
@@ -24,6 +25,7 @@ use super::feed::{Feed, Outcome};
 use super::invitation::InvitationMutation;
 use super::loaders::Loaders;
 use super::middleware::AuditMutations;
+use super::models::ModelQuery;
 use super::node::{Node, NodeQuery};
 use super::notification::{NotificationMutation, NotificationQuery, NotificationSubscription};
 use super::organization::{OrganizationMutation, OrganizationQuery};
@@ -34,7 +36,9 @@ use super::registration::RegistrationMutation;
 use super::response::complete;
 use super::schema_types::SchemaTypes;
 use super::session::SessionMutation;
+use super::system_stats::SystemStatsQuery;
 use super::task::{TaskMutation, TaskQuery};
+use super::usage::{UsageQuery, UsageSubscription};
 use super::user::{UserMutation, UserQuery};
 use super::viewer::ViewerQuery;
 
@@ -54,6 +58,10 @@ struct Query(
     ApiKeyQuery,
     AuditLogQuery,
     NotificationQuery,
+    UsageQuery,
+    BillingQuery,
+    ModelQuery,
+    SystemStatsQuery,
 );
 
 /// What can be done. Each field leaves exactly one entry in the audit log, whatever its outcome.
@@ -78,7 +86,7 @@ struct Mutation(
 /// What can be heard of. Over graphql-transport-ws, or server-sent events where `Accept` has `text/event-stream`.
 #[derive(MergedObject, Default)]
 #[graphql(name = "Subscription")]
-struct Subscription(AuditLogSubscription, ClaudeAccountSubscription, NotificationSubscription);
+struct Subscription(AuditLogSubscription, ClaudeAccountSubscription, NotificationSubscription, UsageSubscription);
 
 /// The root of subscriptions, for validation and the schema's text. Their events are executed one by one, as queries of
 /// [`Subscription`]: the library's streams would keep the caller and the loaders that they began with.

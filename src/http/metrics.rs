@@ -34,6 +34,8 @@ pub struct Metrics {
     redis_up: Gauge,
     mails: Family<Outcome, Counter>,
     mails_waiting: Gauge,
+    usage_records: Family<Outcome, Counter>,
+    usage_waiting: Gauge,
     pub(super) sockets: Gauge,
     pub(super) event_streams: Gauge,
     pub(super) subscriptions: Gauge,
@@ -108,6 +110,17 @@ impl Metrics {
             mails.clone(),
         );
         registry.register("mails_waiting", "Mails that wait to be sent, by any server", mails_waiting.clone());
+        let (usage_records, usage_waiting) = (Family::default(), Gauge::default());
+        registry.register(
+            "usage_records",
+            "Usage records of this server by outcome: written; failed, each time a batch could not be written yet; lost, for too many waited",
+            usage_records.clone(),
+        );
+        registry.register(
+            "usage_records_waiting",
+            "Usage records of this server that wait to be written",
+            usage_waiting.clone(),
+        );
         let (sockets, event_streams, subscriptions) = (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register("sockets_open", "Open WebSockets", sockets.clone());
         registry.register("event_streams_open", "Open streams of server-sent events", event_streams.clone());
@@ -141,6 +154,8 @@ impl Metrics {
             redis_up,
             mails,
             mails_waiting,
+            usage_records,
+            usage_waiting,
             sockets,
             event_streams,
             subscriptions,
@@ -162,7 +177,7 @@ impl Metrics {
 
     fn text(&self, services: &Services) -> String {
         let is_redis_there = services.redis.as_ref().is_some_and(|redis| redis.is_there());
-        let (pool, mails) = (services.db.pool_state(), services.outbox.tally());
+        let (pool, mails, usage) = (services.db.pool_state(), services.outbox.tally(), services.usage.tally());
         self.redis_up.set(is_redis_there.into());
         let outcomes = [
             ("sent", &mails.sent),
@@ -175,6 +190,11 @@ impl Metrics {
             counter.inner().store(count.load(Ordering::Relaxed), Ordering::Relaxed);
         }
         self.mails_waiting.set(i64::try_from(mails.waiting.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
+        for (outcome, count) in [("written", &usage.written), ("failed", &usage.failures), ("lost", &usage.lost)] {
+            let counter = self.usage_records.get_or_create(&Outcome { outcome });
+            counter.inner().store(count.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.usage_waiting.set(i64::try_from(usage.waiting.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
         self.statements.inner().store(services.db.statements(), Ordering::Relaxed);
         self.password_hashes.inner().store(services.passwords.computed(), Ordering::Relaxed);
         self.pool_open.set(pool.open.into());

@@ -14,6 +14,7 @@ mod operations;
 mod panics;
 mod playground;
 mod rate_limit;
+mod relay;
 mod request;
 mod router;
 mod serve;

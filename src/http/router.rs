@@ -22,11 +22,12 @@ use super::graphql::GraphqlReads;
 use super::live::{Live, LiveLimits};
 use super::metrics::Metrics;
 use super::rate_limit::{RATE_LIMIT, RATE_LIMIT_POLICY};
-use super::{graphql, health, metrics, observe, panics, playground};
+use super::{graphql, health, metrics, observe, panics, playground, relay};
 use crate::domain::Services;
 use crate::graphql::Api;
 use crate::jobs::Runs;
 use crate::model::Timestamp;
+use crate::relay::Relay;
 use crate::settings::Settings;
 
 /// The header that an API key may stand in.
@@ -35,6 +36,7 @@ pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// What the handlers share.
 pub struct Server {
     pub(super) services: Arc<Services>,
+    relay: Arc<Relay>,
     pub(super) api: Api,
     pub(super) documents: Documents,
     pub(super) reads: Arc<GraphqlReads>,
@@ -58,7 +60,13 @@ pub struct Server {
 impl Server {
     /// A server by these settings.
     #[must_use]
-    pub fn new(settings: &Settings, services: Arc<Services>, limits: LiveLimits, runs: &Runs) -> Arc<Self> {
+    pub fn new(
+        settings: &Settings,
+        services: Arc<Services>,
+        relay: Arc<Relay>,
+        limits: LiveLimits,
+        runs: &Runs,
+    ) -> Arc<Self> {
         Arc::new(Self {
             api: Api::new(),
             documents: Documents::new(settings.introspection),
@@ -74,6 +82,7 @@ impl Server {
             playground: settings.playground,
             is_public_https: settings.public_url.scheme() == "https",
             started_at: services.clock.now(),
+            relay,
             services,
         })
     }
@@ -88,11 +97,12 @@ impl Server {
     pub async fn finish(&self) {
         self.tasks.close();
         self.tasks.wait().await;
+        self.relay.finish().await;
         self.services.authenticator.finish().await;
     }
 }
 
-/// The routes. What needs a sign-in checks it by itself: the GraphQL fields by what they declare, and `/health/detailed`.
+/// The routes. What needs a sign-in checks it by itself: the GraphQL fields by what they declare, `/health/detailed`, and the relay.
 pub fn router(server: Arc<Server>) -> Router {
     let mut router = Router::new()
         .route("/graphql", get(graphql::handle).post(graphql::handle))
@@ -103,7 +113,8 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/health/detailed", get(health::detailed))
         .route("/health/metrics", get(metrics::handle))
         .route("/metrics", get(metrics::handle))
-        .layer(compression());
+        .layer(compression())
+        .merge(relay::routes(server.relay.clone()));
     if server.playground {
         router = router.merge(playground::routes());
     }

@@ -28,12 +28,19 @@ pub struct Limits {
     pub connections: usize,
     /// How long callers may take to read what they were answered, once the server is told to stop.
     pub farewell: Duration,
+    /// How long answers that go on may do so then.
+    pub drain: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         // Proxies keep idle connections for a minute, as a rule: a server that closed them sooner would do so under a request.
-        Self { head: Duration::from_secs(75), connections: 10_000, farewell: Duration::from_secs(5) }
+        Self {
+            head: Duration::from_secs(75),
+            connections: 10_000,
+            farewell: Duration::from_secs(5),
+            drain: Duration::from_secs(20),
+        }
     }
 }
 
@@ -95,6 +102,7 @@ async fn connection(
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(Handling(handled.clone()));
         let answer = routes.clone().oneshot(request);
         let one = Handled::one_of(&handled);
         async move {
@@ -107,10 +115,10 @@ async fn connection(
     let mut stopped = pin!(stop.cancelled().fuse());
     let mut left_alone = pin!(async {
         stop.cancelled().await;
-        // The service holds the sender as long as there is a connection.
-        while handling.wait_for(|count| *count == 0).await.is_ok()
-            && tokio::time::timeout(limits.farewell, handling.wait_for(|count| *count > 0)).await.is_ok()
-        {}
+        tokio::select! {
+            () = nothing_left(&mut handling, limits.farewell) => {}
+            () = tokio::time::sleep(limits.drain) => {}
+        }
     });
     // hyper's own limit begins where it knows the version of HTTP, which a caller that says nothing never tells.
     let mut first_head = pin!(tokio::time::sleep(limits.head).fuse());
@@ -129,8 +137,27 @@ async fn connection(
     }
 }
 
+/// Waits until nothing was handled for so long.
+async fn nothing_left(handling: &mut watch::Receiver<usize>, farewell: Duration) {
+    // The service holds the sender as long as there is a connection.
+    while handling.wait_for(|count| *count == 0).await.is_ok()
+        && tokio::time::timeout(farewell, handling.wait_for(|count| *count > 0)).await.is_ok()
+    {}
+}
+
+/// How much a connection handles, among a request's extensions: for answers that go on after they have begun.
+#[derive(Clone)]
+pub(super) struct Handling(Arc<watch::Sender<usize>>);
+
+impl Handling {
+    /// Counts one until it is dropped.
+    pub(super) fn one(&self) -> Handled {
+        Handled::one_of(&self.0)
+    }
+}
+
 /// Counts a request until it is answered, or given up.
-struct Handled(Arc<watch::Sender<usize>>);
+pub(super) struct Handled(Arc<watch::Sender<usize>>);
 
 impl Handled {
     fn one_of(count: &Arc<watch::Sender<usize>>) -> Self {

@@ -14,7 +14,7 @@ use super::metrics::Counted;
 use super::router::Server;
 use crate::domain::{Code, Error};
 use crate::graphql::{Feed, Step, finish_errors};
-use crate::model::Timestamp;
+use crate::model::{Access, Timestamp};
 
 /// Where the answers of an operation go.
 pub(super) trait Sink: Send {
@@ -53,16 +53,22 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
     let expires_at = asker.expires_at(server);
     let feed = Arc::new(Feed::default());
     let mut changes = server.services.authenticator.changes();
-    let mut commits = None;
+    let (mut commits, mut follows_usage) = (None, false);
     let mut backoff = Backoff::default();
     loop {
         let step = match asker.look(server).await {
             Ok(asking) if asking.is_refused => return End::of(expires_at, server.services.clock.now()),
             Ok(asking) => {
                 // Before the log is read first, so that no entry falls between.
-                if commits.is_none() {
-                    commits = asking.actor.access().map(|access| server.services.commits.listen(access.organization()));
-                    changes = concerning(changes, &asking.actor);
+                if let Some(organization) = asking.actor.access().map(Access::organization) {
+                    if commits.is_none() {
+                        commits = Some(server.services.commits.listen(organization));
+                        changes = concerning(changes, &asking.actor);
+                    }
+                    if feed.is_of_usage() && !follows_usage {
+                        (commits, follows_usage) = (Some(server.services.usage_commits.listen(organization)), true);
+                        feed.grown(None);
+                    }
                 }
                 let deadline = Instant::now() + server.request_timeout;
                 let caller = caller(server, asking.actor, origin(&asker.context, &asker.headers), deadline);
@@ -108,6 +114,10 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
         } else if !answer.errors.is_empty() {
             sink.refuse(json(&answer.errors)).await;
             return End::Told;
+        }
+        // What it reads is known now: looked at once more when that is listened to.
+        if feed.is_of_usage() && !follows_usage {
+            continue;
         }
         // From now on nothing is missed.
         counted.get_or_insert_with(|| Counted::on(&server.metrics.subscriptions));

@@ -51,6 +51,26 @@ pub struct SentApiKey {
     address: IpAddr,
 }
 
+impl SentApiKey {
+    /// The key and its owner.
+    #[must_use]
+    pub fn found(&self) -> &Arc<FoundApiKey> {
+        &self.found
+    }
+
+    /// Who acts with it.
+    #[must_use]
+    pub fn actor(&self) -> Actor {
+        let found = &self.found;
+        let role = found.key.issued_with.map_or(found.role, |limit| found.role.at_most(limit));
+        Actor::User(SignedIn {
+            user: found.key.owner_id,
+            by: SignedInBy::ApiKey(found.key.id, (&found.key).into()),
+            access: Access::new(found.key.organization_id, role).within(found.key.scopes),
+        })
+    }
+}
+
 /// Why a token or a key opens nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
@@ -152,18 +172,27 @@ impl Authenticator {
         key: SecretText,
         look_ups: LookUps<'_>,
     ) -> Result<(Actor, SentApiKey), Refused> {
-        let address = look_ups.address;
-        let now = self.clock.now();
-        let key = RawApiKey::parse(key).map_err(|_| Refused::Invalid)?;
-        let (digest, found) = self.find_api_key(&key, now, Some(look_ups)).await?;
-        let found = found.filter(|found| judge(found, address, now) == Code::Valid).ok_or(Refused::Invalid)?;
-        let role = found.key.issued_with.map_or(found.role, |limit| found.role.at_most(limit));
-        let actor = Actor::User(SignedIn {
-            user: found.key.owner_id,
-            by: SignedInBy::ApiKey(found.key.id, (&found.key).into()),
-            access: Access::new(found.key.organization_id, role).within(found.key.scopes),
-        });
-        Ok((actor, SentApiKey { found, digest, address }))
+        let sent = self.judge_api_key(key, look_ups).await?.map_err(|_| Refused::Invalid)?;
+        Ok((sent.actor(), sent))
+    }
+
+    /// The API key that is sent from the address, where it is good for something now. Looking at it is no use of it yet.
+    ///
+    /// # Errors
+    /// The inner one says what is against the key, the outer one why it was not looked up.
+    pub async fn judge_api_key(
+        &self,
+        key: SecretText,
+        look_ups: LookUps<'_>,
+    ) -> Result<Result<SentApiKey, Code>, Refused> {
+        let (address, now) = (look_ups.address, self.clock.now());
+        let Ok(key) = RawApiKey::parse(key) else { return Ok(Err(Code::Malformed)) };
+        let found = self.find_api_key(&key, now, Some(look_ups)).await?;
+        let (digest, Some(found)) = found else { return Ok(Err(Code::NotFound)) };
+        Ok(match judge(&found, address, now) {
+            Code::Valid => Ok(SentApiKey { found, digest, address }),
+            code => Err(code),
+        })
     }
 
     /// Notes that an API key was used now: for a request or an operation, and not for a socket that is merely open.

@@ -13,7 +13,7 @@ use crate::model::OrganizationId;
 const PLACES: usize = 1024;
 
 /// When something last changed: changes are numbered in their order.
-pub(super) struct Epochs {
+pub(crate) struct Epochs {
     /// The number of the last change.
     last: AtomicU64,
     /// That of the last that may be anybody's.
@@ -25,7 +25,7 @@ pub(super) struct Epochs {
 }
 
 impl Epochs {
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         let of = (0..PLACES).map(|_| AtomicU64::new(0)).collect();
         Arc::new(Self { last: AtomicU64::new(0), any: AtomicU64::new(0), of, news: watch::Sender::new(()) })
     }
@@ -41,7 +41,7 @@ impl Epochs {
     }
 
     /// Something has changed, in the organization where one is given.
-    pub(super) fn change(&self, organization: Option<OrganizationId>) {
+    pub(crate) fn change(&self, organization: Option<OrganizationId>) {
         let number = self.last.fetch_add(1, Ordering::AcqRel) + 1;
         organization.map_or(&self.any, |organization| self.place(organization)).fetch_max(number, Ordering::AcqRel);
         self.news.send_replace(());

@@ -16,7 +16,7 @@ const CAPACITY: usize = 10_000;
 const LIFETIME: TimeDelta = TimeDelta::seconds(5);
 
 /// Values by their keys, for seconds.
-pub(super) struct Kept<K, V> {
+pub(crate) struct Kept<K, V> {
     values: Cache<K, Entry<V>>,
     /// What was read before a change is not believed after it.
     epochs: Arc<Epochs>,
@@ -33,13 +33,13 @@ struct Entry<V> {
 
 impl<K: Clone + Eq + Hash, V: Clone> Kept<K, V> {
     /// Believed until something changes in the organization that a value is of.
-    pub(super) fn new(epochs: Arc<Epochs>, organization_of: fn(&V) -> OrganizationId) -> Self {
+    pub(crate) fn new(epochs: Arc<Epochs>, organization_of: fn(&V) -> OrganizationId) -> Self {
         Self { values: Cache::new(CAPACITY), epochs, organization_of }
     }
 
     /// The value, as it is kept or as `read` finds it. Of several who ask for one value at once, one reads it for all. That there
     /// is none is not kept.
-    pub(super) async fn get<E>(
+    pub(crate) async fn get<E>(
         &self,
         key: K,
         now: Timestamp,

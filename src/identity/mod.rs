@@ -13,3 +13,5 @@ pub use access_token::{ACCESS_TOKEN_LIFETIME, AccessTokens, Claims, InvalidToken
 pub use actor::{Actor, ApiKeyRates, NoPermit, SignedIn, SignedInBy};
 pub use authenticator::{Authenticator, LookUps, Refused, SentApiKey};
 pub use changes::Changes;
+pub(crate) use changes::Epochs;
+pub(crate) use kept::Kept;

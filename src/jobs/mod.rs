@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
-use crate::domain::{Result, Services, audit_retention, expired, notification, password_key};
+use crate::domain::{Result, Services, audit_retention, claude_account, expired, notification, password_key, usage};
 use crate::settings::Settings;
 
 pub use outcome::{JobName, JobRun, Outcome, Runs};
@@ -41,6 +41,13 @@ pub fn all(settings: &Settings) -> Vec<Job> {
             Job::new("lockouts", MINUTE, |services| async move {
                 notification::tell_of_lockouts(&services).await.map(drop)
             }),
+            Job::new("account-months", MINUTE, |services| async move {
+                let turned = claude_account::turn_months(&services).await?;
+                if turned > 0 {
+                    tracing::info!(turned, "a new month of Claude accounts has begun");
+                }
+                Ok(())
+            }),
             Job::new("password-keys", HOUR, |services| async move { password_key::rotate(&services).await }),
         ];
     if let Some(days) = settings.audit_retention_days {
@@ -48,6 +55,15 @@ pub fn all(settings: &Settings) -> Vec<Job> {
             let removed = audit_retention::run(&services, days).await?;
             if removed > 0 {
                 tracing::info!(removed, days, "audit entries whose time was over were removed");
+            }
+            Ok(())
+        }));
+    }
+    if let Some(days) = settings.usage_retention_days {
+        jobs.push(Job::new("usage-retention", HOUR, move |services| async move {
+            let removed = usage::remove_old(&services, days).await?;
+            if removed > 0 {
+                tracing::info!(removed, days, "usage records whose time was over were removed");
             }
             Ok(())
         }));

@@ -207,6 +207,12 @@ impl AllowedModels {
         self.0.is_empty() || (!narrower.0.is_empty() && narrower.0.iter().all(has))
     }
 
+    /// Whether the key may use the model.
+    #[must_use]
+    pub fn allow(&self, model: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|pattern| matches(pattern.as_bytes(), model.as_bytes()))
+    }
+
     /// The patterns, as they were given.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)

@@ -57,6 +57,8 @@ pub mod kind {
         Notification = "ntf",
         /// A key pair that passwords are encrypted with.
         PasswordKey = "pwkey",
+        /// A request of the relay, as it is recorded.
+        UsageRecord = "usage",
     }
 }
 
@@ -89,6 +91,8 @@ pub type MailId = Id<kind::Mail>;
 pub type NotificationId = Id<kind::Notification>;
 /// Id of a key pair that passwords are encrypted with.
 pub type PasswordKeyId = Id<kind::PasswordKey>;
+/// Id of a usage record.
+pub type UsageRecordId = Id<kind::UsageRecord>;
 
 /// Not an id of the kind that was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -12,6 +12,7 @@ mod page;
 mod permission;
 mod text;
 mod timestamp;
+mod usage;
 
 pub use api_key::{
     AllowedIps, AllowedModels, ApiKeyScope, ApiKeyScopes, ApiKeyStatus, ApiKeyVerificationCode, InvalidAllowed,
@@ -25,15 +26,17 @@ pub use enums::{
 };
 pub use id::{
     ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Id, InvalidId, Kind, MailId, NotificationId,
-    OrganizationId, PasswordKeyId, RefreshTokenId, SessionId, TaskId, UserId, kind,
+    OrganizationId, PasswordKeyId, RefreshTokenId, SessionId, TaskId, UsageRecordId, UserId, kind,
 };
 pub use json_object::{InvalidJsonObject, JsonObject};
-pub use money::{InvalidAmount, MicroUsd};
+pub use money::{InvalidAmount, MicroUsd, NanoUsd};
 pub use page::{Cursor, Direction, MAX_PAGE_SIZE, Page, PageSlice, Position, SortKey, Window};
 pub use permission::{
     Access, ArchiveClients, DeleteCredentials, DeleteTasks, Denied, Grant, ManageApiKeys, ManageClaudeAccounts,
     ManageOneself, ManageOrganization, ManageOwnApiKeys, ManageUsers, Permission, Permit, PruneAuditLogs, Read,
-    RevealCredentials, Role, RotateKeys, ViewAuditLogs, ViewUsers, WriteClients, WriteCredentials, WriteTasks,
+    RevealCredentials, Role, RotateKeys, UseRelay, ViewAuditLogs, ViewSystem, ViewUsage, ViewUsers, WriteClients,
+    WriteCredentials, WriteTasks,
 };
 pub use text::breaks_a_line;
 pub use timestamp::Timestamp;
+pub use usage::{LimitLevel, Tokens, UsageInterval};

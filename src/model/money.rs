@@ -1,4 +1,4 @@
-//! Amounts of money, exact: millionths of a US dollar.
+//! Amounts of money, exact: limits in millionths of a US dollar, costs in billionths, since one token may cost less than a millionth.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ const PER_USD: i64 = 1_000_000;
 const PLACES: usize = 6;
 
 /// Millionths of a US dollar, none or more of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MicroUsd(i64);
 
 /// Not an amount.
@@ -60,6 +60,47 @@ impl fmt::Display for MicroUsd {
     }
 }
 
+/// Billionths of a US dollar, none or more of them. Nothing that is added up of it is ever rounded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NanoUsd(i64);
+
+/// How many there are in a millionth.
+const PER_MICRO: i64 = 1_000;
+
+impl NanoUsd {
+    /// An amount of so many billionths.
+    #[must_use]
+    pub const fn from_nanos(nanos: i64) -> Self {
+        Self(nanos)
+    }
+
+    /// How many billionths it is.
+    #[must_use]
+    pub const fn nanos(self) -> i64 {
+        self.0
+    }
+
+    /// In millionths, a part of one as a whole one.
+    #[must_use]
+    pub const fn rounded_up(self) -> MicroUsd {
+        MicroUsd(self.0 / PER_MICRO + (self.0 % PER_MICRO > 0) as i64)
+    }
+}
+
+impl From<MicroUsd> for NanoUsd {
+    fn from(amount: MicroUsd) -> Self {
+        Self(amount.0.saturating_mul(PER_MICRO))
+    }
+}
+
+impl fmt::Display for NanoUsd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const PER: i64 = PER_USD * PER_MICRO;
+        let text = format!("{}.{:09}", self.0 / PER, self.0 % PER);
+        f.write_str(text.trim_end_matches('0').trim_end_matches('.'))
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test's failure is its answer")]
 mod tests {
@@ -80,6 +121,21 @@ mod tests {
         }
         for wrong in ["", ".", "1.", ".5", "-1", "+1", "1e3", "0.0000001", "1,5", " 1", "9223372036855"] {
             assert!(wrong.parse::<MicroUsd>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn costs_are_exact_and_limits_are_not_fallen_short_of() {
+        for (nanos, shown, micros) in [
+            (0, "0", 0),
+            (1, "0.000000001", 1),
+            (1_000, "0.000001", 1),
+            (1_001, "0.000001001", 2),
+            (12_500_000_000, "12.5", 12_500_000),
+            (i64::MAX, "9223372036.854775807", 9_223_372_036_854_776),
+        ] {
+            let cost = NanoUsd::from_nanos(nanos);
+            assert_eq!((cost.to_string().as_str(), cost.rounded_up().micros()), (shown, micros));
         }
     }
 

@@ -106,6 +106,8 @@ macro_rules! grants {
 grants! {
     /// To read what every member of the organization may read.
     Read => None,
+    /// To send messages through the organization's accounts: only [`Access::relay`] gives it.
+    UseRelay => None,
     /// To create and change clients.
     WriteClients => Some(Permission::WriteClients),
     /// To archive and restore clients.
@@ -128,6 +130,10 @@ grants! {
     ViewAuditLogs => Some(Permission::ViewAuditLogs),
     /// To remove what the audit log need not keep any longer.
     PruneAuditLogs => Some(Permission::ManageOrganization),
+    /// To see what the organization has used, and what that costs.
+    ViewUsage => Some(Permission::ViewUsage),
+    /// To see how the system as a whole does.
+    ViewSystem => Some(Permission::ViewSystem),
     /// To list the users.
     ViewUsers => Some(Permission::ViewUsers),
     /// To invite, change and delete users.
@@ -246,6 +252,19 @@ impl Access {
     /// The only way to a permit, but for what a caller may know of itself.
     pub fn require<G: Grant>(self) -> Result<Permit<G>, Denied> {
         self.check(G::NEEDS).map(|()| Permit { organization: self.organization, grant: PhantomData })
+    }
+
+    /// To send messages through the organization's accounts, which an API key with the scope may, and nobody who signs in.
+    ///
+    /// # Errors
+    /// The scope that it lacks.
+    pub fn relay(self) -> Result<Permit<UseRelay>, Denied> {
+        match self.scopes {
+            Some(scopes) if scopes.has(ApiKeyScope::Relay) => {
+                Ok(Permit { organization: self.organization, grant: PhantomData })
+            }
+            _ => Err(Denied::Scope(ApiKeyScope::Relay)),
+        }
     }
 
     /// To read who one is oneself: an API key may that learn, whatever its scopes.

@@ -63,10 +63,16 @@ pub struct Settings {
     pub anthropic_base_url: Url,
     /// Hosts that accounts may name over plain HTTP or at private addresses.
     pub upstream_allowed_hosts: Vec<String>,
+    /// How long an upstream may say nothing.
+    pub upstream_timeout: Duration,
     /// How often the ends of the audit logs are signed into the log stream; none: never.
     pub audit_checkpoints: Option<Duration>,
     /// How many days audit entries are kept; none: for ever.
     pub audit_retention_days: Option<u32>,
+    /// How many days usage records are kept; none: for ever.
+    pub usage_retention_days: Option<u32>,
+    /// The file with the table of prices; none: the one that comes with the program.
+    pub prices_file: Option<PathBuf>,
     /// How many requests an hour an API key may make that has no limits of its own; none: any number.
     pub default_rate_limit_per_hour: Option<u32>,
     /// How many requests a minute may come from an address without a sign-in; none: any number.
@@ -185,10 +191,13 @@ impl Settings {
             trusted_proxies: reader.or("TRUSTED_PROXIES", Vec::new(), |text| list(text, network)),
             anthropic_base_url: reader.or("ANTHROPIC_BASE_URL", public_api(), web_url),
             upstream_allowed_hosts: reader.or("UPSTREAM_ALLOWED_HOSTS", Vec::new(), |text| list(text, host_name)),
+            upstream_timeout: reader.or("UPSTREAM_TIMEOUT", Duration::from_secs(600), |text| seconds(text, 1, 3_600)),
             audit_checkpoints: reader.or("AUDIT_CHECKPOINT_MINUTES", Some(HOUR), |text| {
                 Ok(Some(minutes(text, 0, 10_080)?).filter(|every| !every.is_zero()))
             }),
             audit_retention_days: reader.or("AUDIT_RETENTION_DAYS", None, |text| number(text, 1, 36_500).map(Some)),
+            usage_retention_days: reader.or("USAGE_RETENTION_DAYS", None, |text| number(text, 1, 36_500).map(Some)),
+            prices_file: reader.or("PRICES_FILE", None, |text| Ok(Some(PathBuf::from(text)))),
             default_rate_limit_per_hour: reader.or("DEFAULT_RATE_LIMIT_PER_HOUR", Some(1_000), limit),
             anonymous_rate_limit_per_minute: reader.or("RATE_LIMIT_ANONYMOUS_PER_MINUTE", Some(120), limit),
             user_rate_limit_per_minute: reader.or("RATE_LIMIT_USER_PER_MINUTE", Some(600), limit),

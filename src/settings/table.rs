@@ -61,8 +61,11 @@ settings! {
     Plain "TRUSTED_PROXIES", "none", "addresses and networks whose X-Forwarded-For, X-Request-Id and traceparent are believed, comma-separated";
     Url "ANTHROPIC_BASE_URL", "`https://api.anthropic.com`", "the default upstream";
     Plain "UPSTREAM_ALLOWED_HOSTS", "none", "hosts, with or without a port, that accounts may name over plain HTTP or at private addresses";
+    Plain "UPSTREAM_TIMEOUT", "`600`", "seconds that an upstream may say nothing, before its answer and within it, 1 to 3600";
     Plain "AUDIT_CHECKPOINT_MINUTES", "`60`", "how often the ends of the audit logs are signed into the log, and when the server stops; 0 to 10080, 0: never";
     Plain "AUDIT_RETENTION_DAYS", "none: kept", "days that audit entries are kept, 1 to 36500; a signed seal keeps the rest verifiable";
+    Plain "USAGE_RETENTION_DAYS", "none: kept", "days that usage records are kept, 1 to 36500; what they add up to stays, for reports and bills";
+    Plain "PRICES_FILE", "the table in the program", "a JSON file with the prices of models (docs/usage.md)";
     Plain "DEFAULT_RATE_LIMIT_PER_HOUR", "`1000`", "requests an hour of an API key that has no limits of its own, up to 1000000; 0: any number";
     Plain "RATE_LIMIT_ANONYMOUS_PER_MINUTE", "`120`", "requests a minute from an address without a sign-in, up to 1000000; 0: any number";
     Plain "RATE_LIMIT_USER_PER_MINUTE", "`600`", "requests a minute of a signed-in user, up to 1000000; 0: any number";

@@ -128,13 +128,18 @@ impl Db {
 
 /// Tells other servers of an entry, exactly if it is committed.
 pub(super) async fn tell(tx: &mut Tx, entry: &NewAuditLog, sequence: i64) -> Result<()> {
-    let Some(from) = tx.tells_as() else { return Ok(()) };
     let news = News::Committed {
         organization: entry.organization_id,
         sequence,
         about: entry.resource_type,
         changes_access: entry.changes_access,
     };
+    tell_news(tx, news).await
+}
+
+/// Tells other servers what holds exactly if the transaction is committed.
+pub(super) async fn tell_news(tx: &mut Tx, news: News) -> Result<()> {
+    let Some(from) = tx.tells_as() else { return Ok(()) };
     let text = Message { from: from.to_string(), news }.to_string();
     if let Conn::Postgres(conn) = tx.conn().await? {
         diesel::select(pg_notify(CHANNEL, text)).execute(conn).await?;

@@ -13,7 +13,7 @@ use super::tables::claude_accounts;
 use super::tx::Tx;
 use crate::model::{
     ClaudeAccountHealthState, ClaudeAccountId, ClaudeAccountStatus, ClaudeTier, Direction, Email, JsonObject,
-    ManageClaudeAccounts, Page, PageSlice, Permit, Position, SortKey, Timestamp,
+    LimitLevel, ManageClaudeAccounts, OrganizationId, Page, PageSlice, Permit, Position, SortKey, Timestamp, UseRelay,
 };
 
 /// An upstream account.
@@ -59,6 +59,8 @@ pub struct ClaudeAccount {
     pub health_until: Option<Timestamp>,
     /// What went wrong last.
     pub health_last_error: Option<String>,
+    /// Whether it is known that most of its limit is used.
+    pub is_near_limit: bool,
     /// When it was last used.
     pub last_used_at: Option<Timestamp>,
     /// A JSON object for whoever manages it.
@@ -74,6 +76,12 @@ pub struct ClaudeAccount {
 }
 
 impl ClaudeAccount {
+    /// How far its limit is used up.
+    #[must_use]
+    pub fn limit_level(&self) -> LimitLevel {
+        LimitLevel::of(self.current_usage, self.usage_limit)
+    }
+
     /// Columns that follow from others.
     fn derived(&self) -> (String, String) {
         let parts =
@@ -215,6 +223,37 @@ pub async fn find_many(
     Ok(on_conn!(conn, |c| claude_accounts::table
         .filter(claude_accounts::organization_id.eq(permit.organization()).and(claude_accounts::id.eq_any(ids)))
         .select(ClaudeAccount::as_select())
+        .load(c)
+        .await?))
+}
+
+/// The accounts that the relay may use, in no order.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn find_active(conn: &mut Conn, permit: &Permit<UseRelay>) -> Result<Vec<ClaudeAccount>> {
+    Ok(on_conn!(conn, |c| claude_accounts::table
+        .filter(
+            claude_accounts::organization_id
+                .eq(permit.organization())
+                .and(claude_accounts::status.eq(ClaudeAccountStatus::Active))
+        )
+        .select(ClaudeAccount::as_select())
+        .load(c)
+        .await?))
+}
+
+/// Accounts whose month is over, whosever they are.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn due_to_turn(conn: &mut Conn, now: Timestamp, most: i64) -> Result<Vec<(OrganizationId, ClaudeAccountId)>> {
+    use claude_accounts as t;
+    Ok(on_conn!(conn, |c| t::table
+        .filter(t::usage_resets_at.le(now))
+        .order((t::usage_resets_at, t::id))
+        .limit(most)
+        .select((t::organization_id, t::id))
         .load(c)
         .await?))
 }

@@ -17,7 +17,7 @@ use unicode_normalization::UnicodeNormalization;
 use crate::model::{
     AllowedIps, AllowedModels, ApiKeyScopes, AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus,
     ClaudeTier, ClientStatus, Email, Id, JsonObject, Kind, MailTokenPurpose, NotificationKind, Permission, Plan,
-    ResourceType, Role, TaskPriority, TaskStatus, Timestamp, UserStatus,
+    ResourceType, Role, TaskPriority, TaskStatus, Timestamp, UsageInterval, UserStatus,
 };
 
 /// `timestamptz` on PostgreSQL; on SQLite RFC 3339 text of fixed width, which sorts by time. To the microsecond, as the
@@ -184,6 +184,7 @@ text_fields! {
     [] AuditAction: |name| name.as_str();
     [] AuditOutcome: |name| name.as_str();
     [] ResourceType: |name| name.as_str();
+    [] UsageInterval: |name| name.as_str();
 }
 
 /// A list to filter by, each value once: a database takes only so many, and the caller may repeat them.

@@ -28,6 +28,7 @@ pub mod api_key;
 pub mod audit_chain;
 pub mod audit_log;
 pub mod backup;
+pub mod budget;
 pub mod claude_account;
 pub mod client;
 pub mod credential;
@@ -44,7 +45,10 @@ pub mod organization;
 pub mod outbox;
 pub mod password_key;
 pub mod session;
+pub mod system_stats;
 pub mod task;
+pub mod usage;
+pub mod usage_rollup;
 pub mod user;
 
 pub use announcements::Announcements;

@@ -83,7 +83,7 @@ diesel::table! {
 }
 
 diesel::table! {
-    use diesel::sql_types::{BigInt, Binary, Integer, Nullable, Text};
+    use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
     use crate::store::fields::UtcTimestamp;
 
     claude_accounts (id) {
@@ -109,6 +109,7 @@ diesel::table! {
         health_state -> Text,
         health_until -> Nullable<UtcTimestamp>,
         health_last_error -> Nullable<Text>,
+        is_near_limit -> Bool,
         last_used_at -> Nullable<UtcTimestamp>,
         features -> Nullable<Text>,
         metadata -> Nullable<Text>,
@@ -412,6 +413,105 @@ diesel::table! {
         revision -> BigInt,
         changed_at -> UtcTimestamp,
         finished_at -> Nullable<UtcTimestamp>,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    usage_records (id) {
+        id -> Text,
+        organization_id -> Text,
+        sequence -> BigInt,
+        occurred_at -> UtcTimestamp,
+        api_key_id -> Nullable<Text>,
+        user_id -> Nullable<Text>,
+        client_id -> Nullable<Text>,
+        claude_account_id -> Nullable<Text>,
+        model -> Text,
+        endpoint -> Text,
+        status_code -> Integer,
+        error_type -> Nullable<Text>,
+        streamed -> Bool,
+        interrupted -> Bool,
+        attempts -> Integer,
+        input_tokens -> BigInt,
+        output_tokens -> BigInt,
+        cache_write_5m_tokens -> BigInt,
+        cache_write_1h_tokens -> BigInt,
+        cache_read_tokens -> BigInt,
+        web_searches -> BigInt,
+        cost_nano_usd -> BigInt,
+        is_estimated -> Bool,
+        is_known_model -> Bool,
+        latency_ms -> Integer,
+        time_to_first_token_ms -> Nullable<Integer>,
+        request_id -> Text,
+        upstream_request_id -> Nullable<Text>,
+        session_id -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::{BigInt, Text};
+
+    usage_heads (organization_id) {
+        organization_id -> Text,
+        sequence -> BigInt,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::{BigInt, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    usage_rollups (organization_id, span, start_at, api_key_id, user_id, client_id, claude_account_id, model) {
+        organization_id -> Text,
+        span -> Text,
+        start_at -> UtcTimestamp,
+        api_key_id -> Text,
+        user_id -> Text,
+        client_id -> Text,
+        claude_account_id -> Text,
+        model -> Text,
+        requests -> BigInt,
+        failed_requests -> BigInt,
+        input_tokens -> BigInt,
+        output_tokens -> BigInt,
+        cache_creation_tokens -> BigInt,
+        cache_read_tokens -> BigInt,
+        cost_nano_usd -> BigInt,
+        latency_ms -> BigInt,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::{BigInt, Integer, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    budgets (api_key_id) {
+        api_key_id -> Text,
+        organization_id -> Text,
+        key_version -> Integer,
+        day -> UtcTimestamp,
+        tokens -> BigInt,
+        month -> UtcTimestamp,
+        cost_nano_usd -> BigInt,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::{BigInt, Text};
+
+    budget_holds (api_key_id, server) {
+        api_key_id -> Text,
+        server -> Text,
+        organization_id -> Text,
+        beat -> BigInt,
+        requests -> BigInt,
+        tokens -> BigInt,
+        cost_nano_usd -> BigInt,
     }
 }
 

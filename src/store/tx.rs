@@ -96,8 +96,8 @@ impl Tx {
     }
 
     /// Commits what no caller has done: when an API key was last used, and what finds it; that what has ended long ago is gone;
-    /// which server does a job; what became of a mail; what passwords are encrypted with; that something can be written at all.
-    /// Visible in the store alone, where `tests/it/architecture.rs` holds that
+    /// which server does a job; what became of a mail; what passwords are encrypted with; that something can be written at all; what
+    /// requests of the relay may use and have used. Visible in the store alone, where `tests/it/architecture.rs` holds that
     /// nothing else calls it; whatever somebody does needs [`Tx::commit`].
     ///
     /// # Errors
@@ -113,14 +113,14 @@ impl Tx {
         ended
     }
 
-    /// Does what no caller does, in a transaction of its own. Returns how many rows it were.
+    /// Does what no caller does, in a transaction of its own.
     ///
     /// # Errors
     /// Then nothing lasts.
-    pub(super) async fn bookkeeping(db: &Db, work: impl AsyncFnOnce(&mut Self) -> Result<usize>) -> Result<usize> {
+    pub(super) async fn bookkeeping<T>(db: &Db, work: impl AsyncFnOnce(&mut Self) -> Result<T>) -> Result<T> {
         let mut tx = Self::new(db.clone());
         match work(&mut tx).await {
-            Ok(rows) => tx.commit_bookkeeping().await.map(|()| rows),
+            Ok(value) => tx.commit_bookkeeping().await.map(|()| value),
             Err(error) => {
                 // What went wrong first is told; the pool closes a connection on which the transaction is still open.
                 let _ = tx.rollback().await;

@@ -266,6 +266,9 @@ pub(crate) async fn filled_in(app: &TestApp, admin: &Client, mutation: &str, key
         }
         text = text.replace("\"CLIENT\"", &client);
     }
+    if text.contains("\"USAGE\"") {
+        text = text.replace("\"USAGE\"", &crate::usage::specimen(app, admin).await.to_string());
+    }
     if text.contains("API_KEY") {
         let (made, _) = crate::api_key::create(admin, json!({ "name": "K" })).await;
         text = text.replace("\"API_KEY\"", &made["id"].to_string());

@@ -34,6 +34,17 @@ const READS: &[(&str, &str)] = &[
     ("auditLogs", "auditLogs { totalCount nodes { id } }"),
     ("auditLogIntegrity", "auditLogIntegrity { intact }"),
     ("notifications", "notifications { totalCount nodes { id } }"),
+    (
+        "usage",
+        r#"usage(filter: { from: "2020-01-01T00:00:00Z", to: "2040-01-01T00:00:00Z" }, groupBy: [MODEL]) { total { requests } buckets { model } }"#,
+    ),
+    (
+        "usageRecords",
+        r#"usageRecords(filter: { from: "2020-01-01T00:00:00Z", to: "2040-01-01T00:00:00Z" }) { totalCount nodes { id } }"#,
+    ),
+    ("billing", "billing(year: 2026, month: 11) { total { costUsd } byModel { model } }"),
+    ("models", "models { id }"),
+    ("systemStats", "systemStats { version requestsToday }"),
 ];
 
 /// The records that have lists in pages, and the word for the id of one.

@@ -42,6 +42,7 @@ const NOT_SECRET: &[&str] = &[
     "EncryptedPasswordInput.keyId",
     "RevealCredentialInput.secretVersion",
     "UpdateApiKeyInput.tokenLimitPerDay",
+    "UsageFilter.apiKeyId",
 ];
 
 /// What the name of a secret has in it.

@@ -243,10 +243,10 @@ on_both! {
         }
         let admin = Client::new(&server.url).signed_in("admin@localhost", crate::support::PASSWORD).await;
         assert_eq!(admin.run("{ claudeAccounts { totalCount } }").await.data()["claudeAccounts"]["totalCount"], 6);
-        let query = "{ clients { totalCount } tasks { totalCount } credentials { totalCount } }";
+        let query = "{ clients { totalCount } tasks { totalCount } credentials { totalCount } usageRecords { totalCount } }";
         let counts = admin.run(query).await.data().clone();
         let one = |name: &str| counts[name]["totalCount"].as_i64().unwrap();
-        assert_eq!((one("clients"), one("tasks"), one("credentials")), (4, 6, 3));
+        assert_eq!((one("clients"), one("tasks"), one("credentials"), one("usageRecords")), (4, 6, 3, 600));
     }
 
     async fn a_load_is_made_once_and_its_log_holds(place: Place) {
@@ -260,6 +260,9 @@ on_both! {
             tasks(first: 9) { totalCount nodes { version } } } } }";
         let clients = admin.run(query).await.data()["clients"].clone();
         assert_eq!(clients["totalCount"], 5);
+        let years = "from: \"2023-01-01T00:00:00Z\", to: \"2025-01-01T00:00:00Z\"";
+        let used = admin.run(&format!("{{ usage(filter: {{ {years} }}) {{ total {{ requests }} }} }}")).await;
+        assert_eq!(used.data()["usage"]["total"]["requests"], 50);
         for client in clients["nodes"].as_array().unwrap() {
             assert_eq!(client["version"], 5);
             assert_eq!((&client["tasks"]["totalCount"], &client["tasks"]["nodes"][0]["version"]), (&5.into(), &3.into()));

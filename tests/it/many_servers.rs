@@ -24,11 +24,11 @@ const NEVER: Duration = Duration::from_secs(60);
 const READ: &str = "{ clients { totalCount } }";
 const ADDED: &str = "subscription { auditLogAdded { id } }";
 
-struct Servers {
+pub(crate) struct Servers {
     place: Place,
     redis: Option<TestRedis>,
     more: Vec<(&'static str, String)>,
-    running: Vec<Served>,
+    pub(crate) running: Vec<Served>,
 }
 
 impl Servers {
@@ -37,7 +37,7 @@ impl Servers {
     }
 
     /// With more settings.
-    async fn start_with(with_redis: bool, more: Vec<(&'static str, String)>) -> Self {
+    pub(crate) async fn start_with(with_redis: bool, more: Vec<(&'static str, String)>) -> Self {
         let redis = if with_redis { Some(TestRedis::start().await) } else { None };
         let mut servers = Self { place: Place::new(TestDatabase::postgres().await), redis, more, running: Vec::new() };
         for _ in 0..3 {
@@ -83,7 +83,7 @@ impl Servers {
     }
 
     /// A client of a server, signed in there as the first administrator.
-    async fn admin(&self, at: usize) -> Client {
+    pub(crate) async fn admin(&self, at: usize) -> Client {
         self.client(at).signed_in("admin@localhost", PASSWORD).await
     }
 

@@ -39,12 +39,12 @@ async fn again(app: &TestApp, email: &str) -> Client {
 }
 
 /// What a client is told, newest first.
-async fn list(client: &Client) -> Vec<Value> {
+pub(crate) async fn list(client: &Client) -> Vec<Value> {
     let query = "{ notifications(first: 100) { nodes { id kind title body readAt resource { id __typename } } } }";
     client.run(query).await.data()["notifications"]["nodes"].as_array().unwrap().clone()
 }
 
-async fn titles(client: &Client) -> Vec<String> {
+pub(crate) async fn titles(client: &Client) -> Vec<String> {
     list(client).await.iter().map(|one| one["title"].as_str().unwrap().to_owned()).collect()
 }
 

@@ -118,6 +118,12 @@ const LISTS: &[List] = &[
         ties: API_KEY_TIES,
     },
     List {
+        name: "Query.usageRecords",
+        make: |_| USAGE.to_owned(),
+        table: Some("usage_records"),
+        ties: &["occurred_at"],
+    },
+    List {
         name: "Query.notifications",
         make: |n| {
             format!(
@@ -136,6 +142,9 @@ const LISTS: &[List] = &[
         ties: &[],
     },
 ];
+
+/// What makes a row that no mutation makes.
+const USAGE: &str = "usage";
 
 /// How many rows there are before a walk begins, how often some come and go, and how large the pages are.
 const ROWS: usize = 12;
@@ -254,7 +263,9 @@ impl<'a> Place<'a> {
 
     async fn make(&self, n: usize) {
         let deed = self.filled_in(&(self.list.make)(n));
-        if deed.starts_with("INSERT") {
+        if deed == USAGE {
+            crate::usage::specimen(self.app, self.admin).await;
+        } else if deed.starts_with("INSERT") {
             self.app.database.execute(&deed).await.unwrap();
         } else {
             self.admin.run(&format!("mutation {{ {deed} }}")).await.data();

@@ -62,6 +62,12 @@ const NEEDS: &[(&str, &str)] = &[
     ("Query.auditLogs", "VIEW_AUDIT_LOGS"),
     ("Query.auditLogIntegrity", "VIEW_AUDIT_LOGS"),
     ("Query.notifications", MEMBERS),
+    // One's own for everybody, the organization's with VIEW_USAGE.
+    ("Query.usage", MEMBERS),
+    ("Query.usageRecords", MEMBERS),
+    ("Query.billing", "VIEW_USAGE"),
+    ("Query.models", MEMBERS),
+    ("Query.systemStats", "VIEW_SYSTEM"),
     ("Mutation.signIn", PUBLIC),
     ("Mutation.refreshSession", PUBLIC),
     ("Mutation.signOut", PUBLIC),
@@ -104,6 +110,8 @@ const NEEDS: &[(&str, &str)] = &[
     ("Subscription.auditLogAdded", "VIEW_AUDIT_LOGS"),
     ("Subscription.claudeAccountChanged", "MANAGE_CLAUDE_ACCOUNTS"),
     ("Subscription.notificationAdded", MEMBERS),
+    // As Query.usage.
+    ("Subscription.usageRecorded", MEMBERS),
 ];
 
 /// What each type of record needs that `node` finds.
@@ -121,6 +129,8 @@ const NODES: &[(&str, &str)] = &[
     ("Notification", MEMBERS),
     // Keys are one's own, or anybody's with MANAGE_API_KEYS: that of another is as none.
     ("ApiKey", MEMBERS),
+    // So are usage records, with VIEW_USAGE.
+    ("UsageRecord", MEMBERS),
 ];
 
 /// Fields of records that need more than their record does, as `Type.field`: those that declare it with `@requires`.
@@ -259,9 +269,9 @@ both_databases! {
         for role in ROLES {
             let client = app.user(role).await;
             for (of, needs) in NODES {
-                // Sessions and notifications are each caller's own; an API key is read without more by its owner alone.
+                // Sessions and notifications are each caller's own; API keys and usage are read without more by their owners alone.
                 let whose = if matches!(*of, "Session" | "Notification") { &client } else { &admin };
-                if *of == "ApiKey" && matches!(role, "MEMBER" | "READ_ONLY") {
+                if matches!(*of, "ApiKey" | "UsageRecord") && matches!(role, "MEMBER" | "READ_ONLY") {
                     continue;
                 }
                 let id = specimen(&app, whose, of, &format!("sk-ant-{role}-{of}")).await;

@@ -88,6 +88,7 @@ fn each_setting_has_its_effect() {
         ("TRUSTED_PROXIES", "10.0.0.0/8,192.0.2.1,2001:db8::/32"),
         ("ANTHROPIC_BASE_URL", "http://localhost:9999"),
         ("UPSTREAM_ALLOWED_HOSTS", "models.internal:8443,Localhost,[::1]:80"),
+        ("UPSTREAM_TIMEOUT", "3600"),
         ("AUDIT_CHECKPOINT_MINUTES", "5"),
         ("AUDIT_RETENTION_DAYS", "400"),
         ("DEFAULT_RATE_LIMIT_PER_HOUR", "5000"),
@@ -197,6 +198,8 @@ const WRONG: &[(&str, &str)] = &[
     ("UPSTREAM_ALLOWED_HOSTS", "models.internal?x"),
     ("UPSTREAM_ALLOWED_HOSTS", ":password@models.internal"),
     ("UPSTREAM_ALLOWED_HOSTS", "*.internal"),
+    ("UPSTREAM_TIMEOUT", "0"),
+    ("UPSTREAM_TIMEOUT", "3601"),
     ("AUDIT_CHECKPOINT_MINUTES", "-1"),
     ("AUDIT_CHECKPOINT_MINUTES", "10081"),
     ("AUDIT_RETENTION_DAYS", "0"),
@@ -435,7 +438,7 @@ fn the_environment_of_other_programs_is_left_alone() {
 fn the_table_has_each_setting_once_and_each_is_read() {
     let mut names: Vec<_> = TABLE.iter().map(|setting| setting.name).collect();
     // What any text is good for is not refused.
-    let accept_all = ["DATA_DIR", "CREDENTIAL_ENCRYPTION_KEYS", "ADMIN_PASSWORD"];
+    let accept_all = ["DATA_DIR", "CREDENTIAL_ENCRYPTION_KEYS", "ADMIN_PASSWORD", "PRICES_FILE"];
     for name in names.iter().filter(|name| !accept_all.contains(*name)) {
         assert_eq!(wrong_names(&[(name, "\u{1}")]), [*name]);
     }

@@ -17,6 +17,7 @@ pub(crate) const SPECIMENS: &[(&str, &str, &str)] = &[
     ("Credential", "\"CREDENTIAL\"", ""),
     ("ApiKey", "\"API_KEY\"", ""),
     ("Notification", "\"NOTIFICATION\"", ""),
+    ("UsageRecord", "\"USAGE\"", ""),
     ("User", "{ viewer { user { id } } }", "/viewer/user/id"),
     ("Organization", "{ organization { id } }", "/organization/id"),
     ("Session", "{ viewer { sessions { id } } }", "/viewer/sessions/0/id"),
@@ -51,6 +52,14 @@ const IDS: &[(&str, &str)] = &[
     ("Query.auditLogs(filter.credentialId)", "Credential"),
     ("Query.auditLogs(filter.resourceId)", ANY),
     ("Query.auditLogs(filter.requestId)", REQUEST),
+    ("Query.usage(filter.apiKeyId)", "ApiKey"),
+    ("Query.usage(filter.userId)", "User"),
+    ("Query.usage(filter.clientId)", "Client"),
+    ("Query.usage(filter.claudeAccountId)", "ClaudeAccount"),
+    ("Query.usageRecords(filter.apiKeyId)", "ApiKey"),
+    ("Query.usageRecords(filter.userId)", "User"),
+    ("Query.usageRecords(filter.clientId)", "Client"),
+    ("Query.usageRecords(filter.claudeAccountId)", "ClaudeAccount"),
     ("Client.tasks(filter.clientId)", "Client"),
     ("Client.tasks(filter.assigneeId)", "User"),
     ("Mutation.signIn(input.password.encrypted.keyId)", SHARED),
@@ -158,6 +167,7 @@ impl Other {
         // By the key, so that an entry names it.
         crate::api_key::with_key(app, &raw).with(assign, json!({ "input": input })).await.data();
         let request = admin.run("{ auditLogs(first: 1) { nodes { requestId } } }").await;
+        crate::usage::record_of(app, &specimens).await;
         specimens.insert(REQUEST, request.data()["auditLogs"]["nodes"][0]["requestId"].clone());
         Self { admin, specimens }
     }
@@ -261,6 +271,7 @@ fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Array(values) => values.iter().all(Value::is_null),
+        report if report.get("total").is_some() => report["total"]["requests"] == 0,
         list => list["totalCount"] == 0 && list["nodes"] == json!([]),
     }
 }

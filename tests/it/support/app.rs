@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use chrono::TimeDelta;
 use claviger::app::{App, Running};
+use claviger::domain::Services;
 use claviger::http::LiveLimits;
 use claviger::model::Clock;
+use claviger::relay::RelayLimits;
 use claviger::settings::{Settings, Sources};
 
 use super::graphql::Client;
@@ -24,7 +26,9 @@ pub(crate) struct TestApp {
     ahead: Arc<AtomicI64>,
     settings: Vec<(&'static str, String)>,
     live_limits: LiveLimits,
+    relay_limits: Option<RelayLimits>,
     running: Option<Running>,
+    services: Option<Arc<Services>>,
     others: Vec<Running>,
 }
 
@@ -67,7 +71,9 @@ impl TestApp {
             ahead: Arc::default(),
             settings,
             live_limits: LiveLimits::default(),
+            relay_limits: None,
             running: None,
+            services: None,
             others: Vec::new(),
         };
         app.run().await;
@@ -75,9 +81,9 @@ impl TestApp {
     }
 
     async fn run(&mut self) {
-        let running = self.begin(self.clock()).await;
+        let (running, services) = self.begin(self.clock()).await;
         self.url = format!("http://{}", running.address);
-        self.running = Some(running);
+        (self.running, self.services) = (Some(running), Some(services));
     }
 
     /// Starts one more server on the same data, and returns where it is.
@@ -87,17 +93,29 @@ impl TestApp {
 
     /// The same by another clock.
     pub(crate) async fn another_by(&mut self, clock: Clock) -> String {
-        let running = self.begin(clock).await;
+        let (running, _) = self.begin(clock).await;
         let url = format!("http://{}", running.address);
         self.others.push(running);
         url
     }
 
-    async fn begin(&self, clock: Clock) -> Running {
+    async fn begin(&self, clock: Clock) -> (Running, Arc<Services>) {
         let settings = settings(self.settings.iter().map(|(name, value)| (*name, value.clone())));
         let mut app = App::build(&settings, clock).await.unwrap();
         app.live_limits = self.live_limits;
-        app.serve(&settings).await.unwrap()
+        app.relay_limits = self.relay_limits.unwrap_or(app.relay_limits);
+        let services = app.services.clone();
+        (app.serve(&settings).await.unwrap(), services)
+    }
+
+    /// Where the server keeps its files.
+    pub(crate) fn data_dir(&self) -> &std::path::Path {
+        self.data_dir.path()
+    }
+
+    /// What the server does its deeds with.
+    pub(crate) fn services(&self) -> Arc<Services> {
+        self.services.clone().unwrap()
     }
 
     /// Sets a setting, from the next start on.
@@ -143,6 +161,13 @@ impl TestApp {
     /// Starts the server again with other limits of sockets and streams.
     pub(crate) async fn limited(mut self, limits: LiveLimits) -> Self {
         self.live_limits = limits;
+        self.restart().await;
+        self
+    }
+
+    /// Starts the server again with other limits of the relay.
+    pub(crate) async fn relaying(mut self, limits: RelayLimits) -> Self {
+        self.relay_limits = Some(limits);
         self.restart().await;
         self
     }

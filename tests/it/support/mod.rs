@@ -1,6 +1,7 @@
 //! Starts the whole server on a database of its own, and talks to it as a client does.
 
 mod app;
+mod claude;
 mod graphql;
 mod live;
 mod mail;
@@ -11,6 +12,7 @@ pub(crate) mod schema;
 mod upstream;
 
 pub(crate) use app::{OTHER_ORGANIZATION, PASSWORD, TestApp};
+pub(crate) use claude::{Claude, Reply, Step, TEXT, delta, event, events, message};
 pub(crate) use graphql::{Answer, Client};
 pub(crate) use live::{EventStream, Socket, gauge, until_gauge};
 pub(crate) use mail::{Behaviour, Mail, SmtpSink, Tls, tls_of_localhost};

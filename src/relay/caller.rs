@@ -1,0 +1,150 @@
+//! Who asks: the API key of a request, what it may do, and how often.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use chrono::TimeDelta;
+
+use super::Relay;
+use super::error::{Refusal, Result};
+use crate::crypto::{RawApiKey, SecretText};
+use crate::domain::{Code, quota};
+use crate::identity::Actor;
+use crate::limits::{Answer, Standing};
+use crate::model::{ApiKeyVerificationCode, OrganizationId, Permit, UseRelay};
+use crate::store::api_key::FoundApiKey;
+
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// What is known of a request from the start. Whoever routes it here puts it among its extensions.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Names the request in the log, and to the caller.
+    pub request_id: String,
+    /// The caller's address.
+    pub address: IpAddr,
+}
+
+/// A caller who may use the relay now.
+pub(super) struct Admitted {
+    pub(super) key: Arc<FoundApiKey>,
+    pub(super) permit: Permit<UseRelay>,
+    /// The raw key: it must not travel on.
+    pub(super) raw: SecretText,
+    /// What is left of the limits, for the answer.
+    pub(super) limits: HeaderMap,
+}
+
+impl Admitted {
+    pub(super) fn organization(&self) -> OrganizationId {
+        self.permit.organization()
+    }
+}
+
+/// Lets a caller in whose key is good, has the scope, and has not asked too often. Counts the request.
+///
+/// # Errors
+/// Says what is against it.
+pub(super) async fn admit(relay: &Relay, caller: &Caller, headers: &HeaderMap) -> Result<Admitted> {
+    let services = &*relay.services;
+    let sent = match sent_key(headers) {
+        Some(key) => {
+            let look_ups = quota::look_ups(services, caller.address);
+            let judged = services.authenticator.judge_api_key(key.clone(), look_ups).await;
+            judged.map_err(|error| Refusal::from(crate::domain::Error::from(error)))?.map(|sent| (key, sent))
+        }
+        None => Err(ApiKeyVerificationCode::NotFound),
+    };
+    let (raw, sent) = match sent {
+        Ok(sent) => sent,
+        Err(code) => return Err(turned_away(relay, caller, code).await),
+    };
+    let actor = sent.actor();
+    let access = actor.access().ok_or_else(|| Refusal::unauthenticated(NO_KEY))?;
+    let permit = access.relay().map_err(|denied| Refusal::from(crate::domain::Error::from(denied)))?;
+    services.authenticator.note_use(&sent);
+    let answer = quota::take(services, &actor, caller.address, 1, 0).await?;
+    let limits = headers_of(&answer, relay);
+    if let Some(wait) = answer.retry_after {
+        let message = "This API key has sent too many requests. Try again later.";
+        return Err(Refusal::rate_limited(message, wait).with_headers(limits));
+    }
+    Ok(Admitted { key: sent.found().clone(), permit, raw, limits })
+}
+
+const NO_KEY: &str = "Send an API key of Claviger's as x-api-key, or as Authorization: Bearer.";
+
+/// The key that a caller sends. A header that holds something else is left alone: the Claude CLI may send two.
+fn sent_key(headers: &HeaderMap) -> Option<SecretText> {
+    let plain = headers.get_all(API_KEY).iter().filter_map(|value| value.to_str().ok());
+    let bearer = headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| {
+        let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(token)
+    });
+    let mut keys = plain.chain(bearer).map(str::trim).filter(|text| RawApiKey::is_meant_by(text));
+    let key = keys.next()?;
+    // Two different ones name two callers: neither is believed.
+    keys.all(|other| other == key).then(|| SecretText::from(key.to_owned()))
+}
+
+/// Counts against the address what came without a key that is good: who guesses gets no further.
+async fn turned_away(relay: &Relay, caller: &Caller, code: ApiKeyVerificationCode) -> Refusal {
+    match quota::take(&relay.services, &Actor::Anonymous, caller.address, 1, 0).await {
+        Ok(Answer { retry_after: Some(wait), .. }) => {
+            return Refusal::rate_limited("Too many requests from this address without an API key.", wait);
+        }
+        Err(error) if error.code() != Code::ServiceUnavailable => return error.into(),
+        Ok(_) | Err(_) => {}
+    }
+    match code {
+        ApiKeyVerificationCode::Expired => Refusal::unauthenticated("This API key has expired."),
+        ApiKeyVerificationCode::Revoked => Refusal::unauthenticated("This API key was revoked."),
+        ApiKeyVerificationCode::OwnerSuspended => {
+            Refusal::unauthenticated("The owner of this API key may not sign in at the moment.")
+        }
+        ApiKeyVerificationCode::IpNotAllowed => Refusal::forbidden("This API key may not be used from your address."),
+        ApiKeyVerificationCode::Valid
+        | ApiKeyVerificationCode::Malformed
+        | ApiKeyVerificationCode::NotFound
+        | ApiKeyVerificationCode::RateLimited => Refusal::unauthenticated(NO_KEY),
+    }
+}
+
+/// The caller's own limits in the headers in which an upstream tells an account's: of several the one of which least is left.
+fn headers_of(answer: &Answer, relay: &Relay) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let Some(tightest) = answer.standings.iter().min_by_key(|standing| standing.remaining()) else { return headers };
+    let resets_at = relay.services.clock.now() + TimeDelta::from_std(Standing::empty(tightest)).unwrap_or_default();
+    headers.insert("anthropic-ratelimit-requests-limit", tightest.policy.limit.into());
+    headers.insert("anthropic-ratelimit-requests-remaining", tightest.remaining().into());
+    let resets_at = resets_at.to_utc().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+    if let Ok(value) = HeaderValue::try_from(resets_at) {
+        headers.insert("anthropic-ratelimit-requests-reset", value);
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_may_stand_in_either_header() {
+        let sent = |pairs: &[(&'static str, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.append(*name, HeaderValue::from_str(value).unwrap());
+            }
+            sent_key(&headers).map(|key| key.expose().to_owned())
+        };
+        let a = Some("clv_a".to_owned());
+        assert_eq!(sent(&[("x-api-key", " clv_a ")]), a);
+        assert_eq!(sent(&[("authorization", "bearer clv_a")]), a);
+        assert_eq!(sent(&[("authorization", "Bearer clv_a"), ("x-api-key", "clv_a")]), a);
+        assert_eq!(sent(&[("authorization", "Bearer other"), ("x-api-key", "clv_a")]), a);
+        assert_eq!(sent(&[("authorization", "Bearer clv_b"), ("x-api-key", "clv_a")]), None);
+        assert_eq!(sent(&[("authorization", "Basic clv_a")]), None);
+        assert_eq!(sent(&[]), None);
+    }
+}

@@ -1,0 +1,172 @@
+//! One request, from top to bottom: who asks, what for, under which limits, on which account, and how the answer comes back.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Extension, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::Response;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Incoming;
+
+use super::Relay;
+use super::attempts::{Answered, Route, run};
+use super::caller::{Admitted, Caller, admit};
+use super::error::{REQUEST_ID, Refusal, Result, Shape, kind};
+use super::request::{Head, forwarded, path_and_query};
+use super::stream::{Relayed, Unchanged};
+use super::tally::{Endpoint, Tally};
+use super::upstream::{Errand, MAX_ANSWER, Whole, collect, kept};
+
+/// `POST /v1/messages`.
+pub(super) async fn create(
+    State(relay): State<Arc<Relay>>,
+    Extension(caller): Extension<Caller>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let answered = answer(&relay, &caller, Endpoint::Messages, &uri, &headers, body).await;
+    answered.unwrap_or_else(|refusal| refusal.into_response(Shape::Anthropic, &caller.request_id))
+}
+
+/// `POST /v1/messages/count_tokens`.
+pub(super) async fn count_tokens(
+    State(relay): State<Arc<Relay>>,
+    Extension(caller): Extension<Caller>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let answered = answer(&relay, &caller, Endpoint::CountTokens, &uri, &headers, body).await;
+    answered.unwrap_or_else(|refusal| refusal.into_response(Shape::Anthropic, &caller.request_id))
+}
+
+async fn answer(
+    relay: &Arc<Relay>,
+    caller: &Caller,
+    endpoint: Endpoint,
+    uri: &Uri,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response> {
+    let admitted = admit(relay, caller, headers).await?;
+    let path_and_query = path_and_query(endpoint.path(), uri.query(), &admitted.raw);
+    let body = read(relay, body).await?;
+    let errand = Errand {
+        method: Method::POST,
+        path_and_query: &path_and_query,
+        headers: forwarded(headers, &admitted.raw),
+        body,
+    };
+    let (answered, tally) = exchange(relay, caller, &admitted, endpoint, headers, &errand).await?;
+    let mut response = match answered {
+        Received::Whole(whole) => whole.into_response(),
+        Received::Stream(head, stream) => {
+            let mut response = Response::new(Body::new(Relayed::new(stream, Unchanged, tally)));
+            stream_headers(&mut response, head);
+            response
+        }
+    };
+    response.headers_mut().extend(admitted.limits);
+    Ok(response)
+}
+
+/// What came from the upstream.
+pub(super) enum Received {
+    /// All of it: a success, or an error.
+    Whole(Whole),
+    /// The beginning of a stream, with the headers that the caller gets.
+    Stream(HeaderMap, Incoming),
+}
+
+/// Reserves, sends, and receives. The tally is of a stream that goes on; of anything else it is complete.
+pub(super) async fn exchange(
+    relay: &Arc<Relay>,
+    caller: &Caller,
+    admitted: &Admitted,
+    endpoint: Endpoint,
+    headers: &HeaderMap,
+    errand: &Errand<'_>,
+) -> Result<(Received, Tally)> {
+    let with_limits = |refusal: Refusal| refusal.with_headers(admitted.limits.clone());
+    let head = Head::read(&errand.body)?;
+    head.check_model(admitted)?;
+    let mut tally =
+        Tally::begin(relay, caller, admitted, endpoint, (&head, headers, &errand.body)).await.map_err(with_limits)?;
+    let session = head.session(headers, admitted, &relay.pool.hasher);
+    let route = Route { model: &head.model, session };
+    let received = match run(relay, admitted, route, errand, &mut tally).await {
+        Ok(Answered::Success(response)) => receive(relay, response, &mut tally).await,
+        Ok(Answered::Error(whole)) => {
+            tally.answers(whole.status, request_id(&whole.headers));
+            tally.fails(whole.status, kind(whole.status));
+            Ok(Received::Whole(whole))
+        }
+        Err(refusal) => Err(refusal),
+    };
+    match received {
+        Ok(received) => Ok((received, tally)),
+        Err(refusal) => {
+            tally.refuses(&refusal);
+            Err(with_limits(refusal))
+        }
+    }
+}
+
+async fn receive(relay: &Relay, response: axum::http::Response<Incoming>, tally: &mut Tally) -> Result<Received> {
+    let (head, body) = response.into_parts();
+    let headers = kept(&head.headers);
+    tally.answers(head.status, request_id(&headers));
+    if is_stream(&headers) {
+        return Ok(Received::Stream(headers, body));
+    }
+    let body = collect(body, MAX_ANSWER, relay.limits.silence).await.map_err(|error| {
+        tracing::warn!(error = &error as &dyn std::error::Error, "an upstream's answer did not come whole");
+        Refusal::new(StatusCode::BAD_GATEWAY, "The upstream's answer broke off.")
+    })?;
+    tally.reads_whole(&body);
+    tally.ends();
+    Ok(Received::Whole(Whole { status: head.status, headers, body }))
+}
+
+fn is_stream(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    content_type.is_some_and(|text| text.to_ascii_lowercase().starts_with(b"text/event-stream"))
+}
+
+fn request_id(headers: &HeaderMap) -> Option<&str> {
+    headers.get(REQUEST_ID)?.to_str().ok()
+}
+
+/// Reads the body of a request.
+pub(super) async fn read(relay: &Relay, body: Body) -> Result<Bytes> {
+    let collecting = Limited::new(body, relay.limits.body).collect();
+    match tokio::time::timeout(relay.limits.upload, collecting).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let message = format!("The body is larger than {} MiB.", relay.limits.body / (1024 * 1024));
+            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message))
+        }
+        Ok(Err(_)) => Err(Refusal::bad_request("The body broke off.")),
+        Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "The body did not come in time.")),
+    }
+}
+
+/// The headers of an answer that is a stream: proxies are not to keep it back.
+pub(super) fn stream_headers(response: &mut Response, headers: HeaderMap) {
+    let own = response.headers_mut();
+    own.extend(headers);
+    own.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    own.insert("x-accel-buffering", HeaderValue::from_static("no"));
+}
+
+impl Whole {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from(self.body));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+    }
+}

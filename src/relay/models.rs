@@ -1,0 +1,198 @@
+//! `GET /v1/models`: what an upstream lists, as far as the key may use it. Where none answers soon, what the table of prices has:
+//! programs ask as they start, and do not wait.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::extract::{Extension, Path, Query, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use chrono::TimeDelta;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::Relay;
+use super::caller::{Admitted, Caller, admit};
+use super::error::{Refusal, Result, Shape};
+use super::pool::{Choice, Wanted};
+use super::request::forwarded;
+use super::upstream::{Answer, Errand, ask, collect};
+use crate::domain::relay_account::RelayAccounts;
+use crate::model::{OrganizationId, Timestamp};
+
+/// How long an upstream is waited for: the Claude CLI waits for 3 seconds.
+const SOON: Duration = Duration::from_secs(2);
+/// How long a list is good for.
+const LIFETIME: TimeDelta = TimeDelta::minutes(5);
+/// Of how many organizations lists are kept.
+const ORGANIZATIONS: usize = 1_000;
+const MAX_LIST: usize = 1024 * 1024;
+const MAX_PAGE: usize = 1_000;
+const PAGE: usize = 20;
+
+type Models = Arc<[Value]>;
+
+/// The lists of organizations, as upstreams gave them.
+#[derive(Default)]
+pub(super) struct KnownModels(Mutex<HashMap<OrganizationId, (Timestamp, Models)>>);
+
+/// Which page.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct PageQuery {
+    limit: Option<usize>,
+    before_id: Option<String>,
+    after_id: Option<String>,
+}
+
+/// `GET /v1/models`.
+pub(super) async fn list(
+    State(relay): State<Arc<Relay>>,
+    Extension(caller): Extension<Caller>,
+    Query(query): Query<PageQuery>,
+    headers: HeaderMap,
+) -> Response {
+    let listed = async {
+        let admitted = admit(&relay, &caller, &headers).await?;
+        let page = page(&allowed(&relay, &admitted, &headers).await?, &query)?;
+        Ok::<_, Refusal>(answer(&page, admitted.limits))
+    };
+    listed.await.unwrap_or_else(|refusal| refusal.into_response(Shape::Anthropic, &caller.request_id))
+}
+
+/// `GET /v1/models/{id}`.
+pub(super) async fn show(
+    State(relay): State<Arc<Relay>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let found = async {
+        let admitted = admit(&relay, &caller, &headers).await?;
+        let models = allowed(&relay, &admitted, &headers).await?;
+        let model = models.iter().find(|model| model["id"] == id.as_str());
+        let model = model.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "There is no such model.").for_good())?;
+        Ok::<_, Refusal>(answer(model, admitted.limits))
+    };
+    found.await.unwrap_or_else(|refusal| refusal.into_response(Shape::Anthropic, &caller.request_id))
+}
+
+fn answer(body: &Value, limits: HeaderMap) -> Response {
+    let content_type = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    (content_type, limits, body.to_string()).into_response()
+}
+
+/// The models that the key may use.
+async fn allowed(relay: &Relay, admitted: &Admitted, headers: &HeaderMap) -> Result<Vec<Value>> {
+    let models = known(relay, admitted, headers).await;
+    let allowed = &admitted.key.key.allowed_models;
+    let is_allowed = |model: &&Value| model["id"].as_str().is_some_and(|id| allowed.allow(id));
+    Ok(models.iter().filter(is_allowed).cloned().collect())
+}
+
+async fn known(relay: &Relay, admitted: &Admitted, headers: &HeaderMap) -> Models {
+    let (organization, now) = (admitted.organization(), relay.services.clock.now());
+    let kept = || relay.models.0.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((at, models)) = kept().get(&organization)
+        && (now - *at).abs() < LIFETIME
+    {
+        return models.clone();
+    }
+    match timeout(SOON, fetch(relay, admitted, headers)).await {
+        Ok(Some(models)) => {
+            let mut kept = kept();
+            if kept.len() >= ORGANIZATIONS {
+                kept.clear();
+            }
+            kept.insert(organization, (now, models.clone()));
+            models
+        }
+        Ok(None) | Err(_) => priced(relay),
+    }
+}
+
+/// What an upstream lists; none: none does.
+async fn fetch(relay: &Relay, admitted: &Admitted, headers: &HeaderMap) -> Option<Models> {
+    let accounts = RelayAccounts::of(&relay.services, &admitted.permit).await.ok()?;
+    let wanted = Wanted { accounts: &accounts, model: "", session: None, tried: &[] };
+    let Choice::Take(lease) = relay.pool.choose(&wanted, TimeDelta::zero()) else { return None };
+    let mut sent = forwarded(headers, &admitted.raw);
+    sent.entry("anthropic-version").or_insert(HeaderValue::from_static("2023-06-01"));
+    let errand = Errand {
+        method: Method::GET,
+        path_and_query: "/v1/models?limit=1000",
+        headers: sent,
+        body: axum::body::Bytes::new(),
+    };
+    let Answer::Success(response) = ask(relay, &lease, &errand).await else { return None };
+    let body = collect(response.into_body(), MAX_LIST, SOON).await.ok()?;
+    let Value::Array(models) = serde_json::from_slice::<Value>(&body).ok()?["data"].take() else { return None };
+    Some(models.into())
+}
+
+fn priced(relay: &Relay) -> Models {
+    let models = relay.services.prices.models().iter();
+    let made = models.map(|model| {
+        json!({
+            "type": "model", "id": model.id, "display_name": model.display_name, "created_at": "1970-01-01T00:00:00Z",
+        })
+    });
+    made.collect()
+}
+
+/// A page of the list, by the API's rules.
+fn page(models: &[Value], query: &PageQuery) -> Result<Value> {
+    let limit = query.limit.unwrap_or(PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        return Err(Refusal::parameter("limit", "limit: must be from 1 to 1000."));
+    }
+    let place = |id: &str, name: &'static str| {
+        let found = models.iter().position(|model| model["id"] == id);
+        found.ok_or_else(|| Refusal::parameter(name, format!("{name}: there is no such model.")))
+    };
+    let (start, end) = match (&query.after_id, &query.before_id) {
+        (Some(_), Some(_)) => {
+            return Err(Refusal::parameter("before_id", "before_id: cannot be sent together with after_id."));
+        }
+        (Some(after), None) => (place(after, "after_id")? + 1, models.len()),
+        (None, Some(before)) => {
+            let end = place(before, "before_id")?;
+            (end.saturating_sub(limit), end)
+        }
+        (None, None) => (0, models.len()),
+    };
+    let shown = &models[start..end.min(start + limit)];
+    let has_more = if query.before_id.is_some() { start > 0 } else { start + shown.len() < models.len() };
+    let id = |model: Option<&Value>| model.map_or(Value::Null, |model| model["id"].clone());
+    Ok(json!({ "data": shown, "has_more": has_more, "first_id": id(shown.first()), "last_id": id(shown.last()) }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_follow_each_other_in_both_directions() {
+        let models: Vec<_> = ["a", "b", "c", "d", "e"].map(|id| json!({ "id": id })).into();
+        let ids = |limit, before: Option<&str>, after: Option<&str>| {
+            let query = PageQuery {
+                limit: Some(limit),
+                before_id: before.map(str::to_owned),
+                after_id: after.map(str::to_owned),
+            };
+            let page = page(&models, &query).unwrap();
+            let ids: String =
+                page["data"].as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
+            (ids, page["has_more"] == true)
+        };
+        assert_eq!(ids(2, None, None), ("ab".to_owned(), true));
+        assert_eq!(ids(2, None, Some("b")), ("cd".to_owned(), true));
+        assert_eq!(ids(2, None, Some("d")), ("e".to_owned(), false));
+        assert_eq!(ids(2, Some("c"), None), ("ab".to_owned(), false));
+        assert_eq!(ids(2, Some("e"), None), ("cd".to_owned(), true));
+        assert_eq!(ids(2, None, Some("e")), (String::new(), false));
+        assert!(page(&models, &PageQuery { limit: Some(0), ..PageQuery::default() }).is_err());
+        assert!(page(&models, &PageQuery { after_id: Some("x".to_owned()), ..PageQuery::default() }).is_err());
+    }
+}

@@ -1,0 +1,289 @@
+//! What becomes of a request: one usage record, and what was reserved for it settled, however it ends; also where its caller leaves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::http::{HeaderMap, StatusCode};
+use futures_util::FutureExt as _;
+use tokio::time::Instant;
+
+use super::Relay;
+use super::caller::{Admitted, Caller};
+use super::error::{Refusal, Result};
+use super::meter::{Meter, guess_input};
+use super::pool::Lease;
+use super::request::{Head, session_id};
+use crate::domain::budget::{Estimate, NotReserved, OverBudget, Reservation, Used};
+use crate::domain::quota::QuotaKind;
+use crate::domain::usage::NewUsageRecord;
+use crate::model::{Timestamp, Tokens};
+use crate::store::api_key::FoundApiKey;
+
+/// What stands in the record of a caller who left before there was an answer.
+const LEFT: u16 = 499;
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    Messages,
+    CountTokens,
+    ChatCompletions,
+}
+
+impl Endpoint {
+    /// The path by which callers ask.
+    pub(super) fn path(self) -> &'static str {
+        match self {
+            Self::Messages => "/v1/messages",
+            Self::CountTokens => "/v1/messages/count_tokens",
+            Self::ChatCompletions => "/v1/chat/completions",
+        }
+    }
+
+    /// Whether it uses tokens.
+    fn is_charged(self) -> bool {
+        self != Self::CountTokens
+    }
+}
+
+/// A request, from when something was reserved for it until it is settled, which is when this is dropped.
+pub(super) struct Tally {
+    relay: Arc<Relay>,
+    pub(super) meter: Meter,
+    endpoint: Endpoint,
+    key: Arc<FoundApiKey>,
+    model: String,
+    is_streamed: bool,
+    request_id: String,
+    session: Option<String>,
+    occurred_at: Timestamp,
+    started: Instant,
+    /// The body, until the upstream has told how much it is.
+    body: Option<Bytes>,
+    reservation: Option<Reservation>,
+    /// The account that it is at.
+    lease: Option<Arc<Lease>>,
+    attempts: u32,
+    status: Option<StatusCode>,
+    error_type: Option<String>,
+    upstream_request_id: Option<String>,
+    first_token: Option<Duration>,
+    /// Whether the caller has the answer, as far as there is one.
+    is_answered: bool,
+}
+
+impl Tally {
+    /// Reserves what the request may take.
+    ///
+    /// # Errors
+    /// Where that is more than the key has left.
+    pub(super) async fn begin(
+        relay: &Arc<Relay>,
+        caller: &Caller,
+        admitted: &Admitted,
+        endpoint: Endpoint,
+        (head, headers, body): (&Head<'_>, &HeaderMap, &Bytes),
+    ) -> Result<Self> {
+        let (services, started) = (&relay.services, Instant::now());
+        let occurred_at = services.clock.now();
+        let key = &admitted.key;
+        let has_budget = key.key.token_limit_per_day.is_some() || key.key.cost_limit_micro_usd_per_month.is_some();
+        let estimate = if has_budget && endpoint.is_charged() {
+            let (input, output) = (guess_input(body), head.max_tokens.unwrap_or(0));
+            let cost = services.prices.estimate(&head.model, input, output, occurred_at);
+            Estimate { tokens: input.saturating_add(output), cost }
+        } else {
+            Estimate::default()
+        };
+        let reserved = services.budgets.reserve(services, key, estimate).await;
+        let reservation = reserved.map_err(|error| match error {
+            NotReserved::Over(over) => over_budget(&over, occurred_at),
+            NotReserved::Unavailable(error) => crate::domain::Error::from(error).into(),
+        })?;
+        Ok(Self {
+            relay: relay.clone(),
+            meter: Meter::default(),
+            endpoint,
+            key: key.clone(),
+            model: head.model.clone().into_owned(),
+            is_streamed: head.stream.unwrap_or(false),
+            request_id: caller.request_id.clone(),
+            session: session_id(headers),
+            occurred_at,
+            started,
+            body: endpoint.is_charged().then(|| body.clone()),
+            reservation: Some(reservation),
+            lease: None,
+            attempts: 0,
+            status: None,
+            error_type: None,
+            upstream_request_id: None,
+            first_token: None,
+            is_answered: false,
+        })
+    }
+
+    pub(super) fn relay(&self) -> &Arc<Relay> {
+        &self.relay
+    }
+
+    /// The request goes to an account.
+    pub(super) fn at(&mut self, lease: Arc<Lease>) {
+        self.lease = Some(lease);
+    }
+
+    /// The account that it is at.
+    pub(super) fn lease(&self) -> Option<&Arc<Lease>> {
+        self.lease.as_ref()
+    }
+
+    /// An upstream is asked.
+    pub(super) fn attempt(&mut self) {
+        self.attempts += 1;
+    }
+
+    /// How the upstream answers, or the relay in its place.
+    pub(super) fn answers(&mut self, status: StatusCode, upstream_request_id: Option<&str>) {
+        self.status = Some(status);
+        self.upstream_request_id = upstream_request_id.map(str::to_owned);
+    }
+
+    /// The caller has an answer that is no success.
+    pub(super) fn fails(&mut self, status: StatusCode, error_type: &str) {
+        self.status = Some(status);
+        self.error_type = Some(error_type.to_owned());
+        self.is_answered = true;
+    }
+
+    /// The relay answers by itself.
+    pub(super) fn refuses(&mut self, refusal: &Refusal) {
+        self.fails(refusal.status(), refusal.kind());
+    }
+
+    /// Something went wrong in the middle of an answer.
+    pub(super) fn breaks(&mut self, error_type: &str) {
+        self.error_type = Some(error_type.to_owned());
+        self.is_answered = true;
+    }
+
+    /// Something of a stream came by.
+    pub(super) fn reads(&mut self, events: &[u8]) {
+        self.meter.read_events(events);
+        if self.first_token.is_none() && self.meter.has_content {
+            self.first_token = Some(self.started.elapsed());
+        }
+        if self.body.is_some() && self.meter.is_told() {
+            self.body = None;
+        }
+    }
+
+    /// The whole answer is there.
+    pub(super) fn reads_whole(&mut self, body: &[u8]) {
+        if self.endpoint.is_charged() {
+            self.meter.read_whole(body);
+        }
+    }
+
+    /// The caller has all of it.
+    pub(super) fn ends(&mut self) {
+        self.is_answered = true;
+    }
+
+    /// What was used, and whether some of that is a guess.
+    fn used(&self) -> (Tokens, bool) {
+        let (mut tokens, mut is_guess) = self.meter.tokens();
+        // The upstream was at work, and has not told on what.
+        let was_at_work = self.attempts > 0 && self.status.is_none_or(|status| status.is_success());
+        if let Some(body) = &self.body
+            && was_at_work
+            && !self.meter.is_told()
+        {
+            (tokens.input, is_guess) = (guess_input(body), true);
+        }
+        (tokens, is_guess)
+    }
+
+    fn settle(&mut self) {
+        let (tokens, is_estimated) = self.used();
+        let services = &self.relay.services;
+        let mut priced = services.prices.cost(&self.model, &tokens, self.occurred_at);
+        // It may have been asked for by a name that is only the upstream's.
+        if let Some(model) = self.meter.model.as_deref().filter(|_| !priced.is_known) {
+            let by_answer = services.prices.cost(model, &tokens, self.occurred_at);
+            if by_answer.is_known {
+                priced = by_answer;
+            }
+        }
+        let used = Used { tokens: tokens.total(), cost: priced.cost };
+        let account = self.lease.as_ref().map(|lease| &lease.account);
+        if let Some(account) = account {
+            account.count(used.tokens);
+        }
+        let key = &self.key.key;
+        // A caller that has read the last event need not wait for the end.
+        let is_interrupted = !self.is_answered && !self.meter.is_complete;
+        let error = self.error_type.take().or(self.meter.error.as_ref().map(|error| error.kind.clone()));
+        services.usage.record(NewUsageRecord {
+            organization_id: key.organization_id,
+            api_key_id: Some(key.id),
+            user_id: Some(key.owner_id),
+            client_id: key.client_id,
+            claude_account_id: account.map(|account| account.id()),
+            occurred_at: self.occurred_at,
+            model: std::mem::take(&mut self.model),
+            endpoint: self.endpoint.path().to_owned(),
+            streamed: self.is_streamed,
+            status_code: self.status.map_or(LEFT, |status| status.as_u16()),
+            error_type: error,
+            interrupted: is_interrupted,
+            attempts: self.attempts,
+            tokens,
+            priced,
+            is_estimated,
+            latency: self.started.elapsed(),
+            time_to_first_token: self.first_token,
+            request_id: std::mem::take(&mut self.request_id),
+            upstream_request_id: self.upstream_request_id.take(),
+            session_id: self.session.take(),
+        });
+        let Some(reservation) = self.reservation.take() else { return };
+        let mut settling = Box::pin(reservation.settle(used));
+        // Where nothing is to be waited for, it is done by now.
+        if (&mut settling).now_or_never().is_none() {
+            self.relay.tasks.spawn(settling);
+        }
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
+
+/// What a caller is told whose key has nothing left.
+fn over_budget(over: &OverBudget, now: Timestamp) -> Refusal {
+    let wait = (over.resets_at - now).to_std().unwrap_or_default();
+    let limit = over.limit;
+    match over.kind {
+        QuotaKind::ConcurrentRequests => {
+            let message = format!("This API key may have {limit} requests at once, and has. Wait until one ends.");
+            Refusal::rate_limited(message, Duration::from_secs(1))
+        }
+        QuotaKind::TokensPerDay => {
+            let message =
+                format!("This API key may use {limit} tokens a day, and this request may need more than are left.");
+            Refusal::rate_limited(message, wait).for_good()
+        }
+        QuotaKind::CostMicroUsdPerMonth => {
+            let limit = crate::model::MicroUsd::from_micros(limit);
+            let message =
+                format!("This API key may cost {limit} USD a month, and this request may cost more than is left.");
+            Refusal::rate_limited(message, wait).for_good()
+        }
+        QuotaKind::RequestsPerMinute | QuotaKind::RequestsPerHour => {
+            Refusal::rate_limited("This API key has sent too many requests. Try again later.", wait)
+        }
+    }
+}

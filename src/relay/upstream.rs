@@ -1,0 +1,294 @@
+//! One request to one account, and what its answer means: for the caller, and for the account.
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use chrono::{DateTime, TimeDelta};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use tracing::Instrument as _;
+
+use super::Relay;
+use super::error::{REQUEST_ID, Refusal, Result};
+use super::pool::{Lease, Trouble};
+use crate::crypto::SecretText;
+use crate::domain;
+use crate::logs::TRACES;
+use crate::model::Timestamp;
+use crate::upstream::{NotSent, told};
+
+/// An error's body is read no further.
+const MAX_ERROR: usize = 1024 * 1024;
+/// The largest answer that comes whole.
+pub(super) const MAX_ANSWER: usize = 64 * 1024 * 1024;
+/// What is said in answers to which the upstream names no other reason: the account has no credit.
+const UNPAID: &[u8] = b"credit balance is too low";
+
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// The headers of an upstream's answer that a caller gets. The rest speaks of the account.
+static KEPT: [HeaderName; 6] =
+    [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::RETRY_AFTER, REQUEST_ID, RETRY_AFTER_MS, SHOULD_RETRY];
+
+/// What is sent, whichever account takes it.
+pub(super) struct Errand<'a> {
+    pub(super) method: Method,
+    pub(super) path_and_query: &'a str,
+    /// Without any key.
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+/// An answer that is no success, whole.
+#[derive(Debug)]
+pub(super) struct Whole {
+    pub(super) status: StatusCode,
+    /// Those that the caller gets.
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+/// How an account has answered.
+pub(super) enum Answer {
+    Success(Response<Incoming>),
+    /// It is the caller's fault, or nobody can help it.
+    Final(Whole),
+    /// It is the account's doing, and another might do better.
+    Elsewhere(Failure),
+    /// It may be over in a moment.
+    Again(Failure, Option<Duration>),
+    /// Too long to try again.
+    GivenUp(Failure),
+}
+
+pub(super) struct Failure {
+    /// What it says of the account, and in which words.
+    pub(super) trouble: Option<(Trouble, String)>,
+    /// What the caller gets, unless another account does better.
+    pub(super) answer: Result<Whole>,
+}
+
+/// Asks the account.
+pub(super) async fn ask(relay: &Relay, lease: &Lease, errand: &Errand<'_>) -> Answer {
+    let services = &*relay.services;
+    let opened = lease.account.open_key(&services.keys).and_then(|key| Ok((header_of(&key)?, key)));
+    let (header, api_key) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return not_opened(lease, &error),
+    };
+    let mut headers = errand.headers.clone();
+    headers.insert("x-api-key", header);
+    let trace = tracing::info_span!(target: TRACES, "upstream", otel.kind = "client");
+    let sending = services
+        .upstream
+        .send(lease.account.base(), errand.method.clone(), errand.path_and_query, headers, errand.body.clone())
+        .instrument(trace);
+    let response = match tokio::time::timeout(relay.limits.silence, sending).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => return not_sent(lease, &error),
+        Err(_) => return Answer::GivenUp(silent()),
+    };
+    if response.status().is_success() {
+        return Answer::Success(response);
+    }
+    let (head, body) = response.into_parts();
+    let body = match collect(body, MAX_ERROR, relay.limits.silence).await {
+        Ok(body) => without_key(body, &api_key),
+        // The status says enough.
+        Err(_) => Bytes::new(),
+    };
+    let message = told(head.status.as_u16(), &body, &api_key);
+    let wait = wait_of(&head.headers, services.clock.now());
+    let should_retry = head.headers.get(SHOULD_RETRY).is_none_or(|value| value != "false");
+    let resets_at = reset_of(&head.headers, services.clock.now());
+    let whole = Whole { status: head.status, headers: kept(&head.headers), body };
+    judge(whole, message, wait, resets_at, should_retry)
+}
+
+/// What an answer means that is no success.
+fn judge(
+    whole: Whole,
+    message: String,
+    wait: Option<Duration>,
+    resets_at: Option<Timestamp>,
+    should_retry: bool,
+) -> Answer {
+    let status = whole.status.as_u16();
+    let failure = |trouble: Trouble, answer| Failure { trouble: Some((trouble, message)), answer };
+    let again = |failure| if should_retry { Answer::Again(failure, wait) } else { Answer::Elsewhere(failure) };
+    match status {
+        // The account's key is meant, of which the caller knows nothing: told as it is, it would be taken for the caller's own.
+        401 => Answer::Elsewhere(failure(Trouble::Unauthorized, Err(nobody()))),
+        402 => Answer::Elsewhere(failure(Trouble::Unpaid, Ok(whole))),
+        400 if memchr::memmem::find(&whole.body, UNPAID).is_some() => {
+            Answer::Elsewhere(failure(Trouble::Unpaid, Ok(whole)))
+        }
+        // Another account may have what this one lacks; it says nothing of other requests.
+        403 => Answer::Elsewhere(Failure { trouble: None, answer: Ok(whole) }),
+        429 => again(failure(Trouble::RateLimited(resets_at), Ok(whole))),
+        529 => again(failure(Trouble::Overloaded(resets_at), Ok(whole))),
+        408 | 500..=599 => again(failure(Trouble::Failing, Ok(whole))),
+        // A redirect would carry the key to wherever it says.
+        300..=399 => {
+            let refusal = Refusal::new(StatusCode::BAD_GATEWAY, "The upstream answered with a redirect.");
+            Answer::Elsewhere(failure(Trouble::Failing, Err(refusal)))
+        }
+        _ => Answer::Final(whole),
+    }
+}
+
+fn not_sent(lease: &Lease, error: &NotSent) -> Answer {
+    let account = lease.account.id();
+    tracing::warn!(%account, error = error as &dyn std::error::Error, "an upstream could not be asked");
+    let refusal = Refusal::new(StatusCode::BAD_GATEWAY, "The upstream could not be reached.");
+    let failure = Failure { trouble: Some((Trouble::Failing, format!("{error}."))), answer: Err(refusal) };
+    Answer::Again(failure, None)
+}
+
+fn silent() -> Failure {
+    let message = "The upstream did not answer in time.";
+    let refusal = Refusal::new(StatusCode::GATEWAY_TIMEOUT, message);
+    Failure { trouble: Some((Trouble::Failing, message.to_owned())), answer: Err(refusal) }
+}
+
+/// The key ring is another, or the row was tampered with: other accounts may be well.
+fn not_opened(lease: &Lease, error: &domain::Error) -> Answer {
+    tracing::error!(account = %lease.account.id(), error = std::error::Error::source(error), "an account's key does not open");
+    let message = "The account's key does not open.".to_owned();
+    Answer::Elsewhere(Failure { trouble: Some((Trouble::Unauthorized, message)), answer: Err(nobody()) })
+}
+
+fn nobody() -> Refusal {
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "No Claude account can take this request at the moment.")
+}
+
+fn header_of(api_key: &SecretText) -> domain::Result<HeaderValue> {
+    let mut value = HeaderValue::from_str(api_key.expose())
+        .map_err(|_| domain::Error::internal("an account's key is no header"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Why an answer is not there to its end.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Incomplete {
+    #[error("the upstream's answer broke off")]
+    BrokenOff,
+    #[error("the upstream's answer is too long")]
+    TooLong,
+    #[error("the upstream's answer stopped")]
+    Silent,
+}
+
+/// Reads an answer to its end.
+pub(super) async fn collect(body: Incoming, limit: usize, silence: Duration) -> Result<Bytes, Incomplete> {
+    let mut body = Limited::new(body, limit);
+    let (mut first, mut all) = (None::<Bytes>, Vec::new());
+    loop {
+        let Ok(frame) = tokio::time::timeout(silence, body.frame()).await else { return Err(Incomplete::Silent) };
+        let data = match frame {
+            None => break,
+            Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+            Some(Err(error)) if error.is::<LengthLimitError>() => return Err(Incomplete::TooLong),
+            Some(Err(_)) => return Err(Incomplete::BrokenOff),
+        };
+        match (&mut first, data) {
+            (_, data) if data.is_empty() => {}
+            (None, data) => first = Some(data),
+            (Some(begun), data) => {
+                if all.is_empty() {
+                    all.extend_from_slice(begun);
+                }
+                all.extend_from_slice(&data);
+            }
+        }
+    }
+    // As a rule it comes in one piece, and is passed on as that.
+    Ok(if all.is_empty() { first.unwrap_or_default() } else { all.into() })
+}
+
+/// The headers that the caller gets.
+pub(super) fn kept(headers: &HeaderMap) -> HeaderMap {
+    let values = KEPT.iter().filter_map(|name| headers.get(name).map(|value| (name.clone(), value.clone())));
+    values.collect()
+}
+
+/// An upstream may repeat the key that it refuses.
+fn without_key(body: Bytes, api_key: &SecretText) -> Bytes {
+    if memchr::memmem::find(&body, api_key.expose().as_bytes()).is_none() {
+        return body;
+    }
+    String::from_utf8_lossy(&body).replace(api_key.expose(), "[redacted]").into()
+}
+
+/// After how long the upstream says that it may be tried again.
+fn wait_of(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    if let Some(milliseconds) = text(&RETRY_AFTER_MS).and_then(|text| text.parse::<u32>().ok()) {
+        return Some(Duration::from_millis(milliseconds.into()));
+    }
+    let after = text(&header::RETRY_AFTER)?.trim();
+    if let Ok(seconds) = after.parse::<u32>() {
+        return Some(Duration::from_secs(seconds.into()));
+    }
+    let at = DateTime::parse_from_rfc2822(after).ok()?.to_utc();
+    Some((Timestamp::from(at) - now).to_std().unwrap_or_default())
+}
+
+/// When the upstream says that the account may be used again: after a wait, or when the limit that is used up begins anew.
+fn reset_of(headers: &HeaderMap, now: Timestamp) -> Option<Timestamp> {
+    const LIMITS: [&str; 5] = ["requests", "tokens", "input-tokens", "output-tokens", "unified"];
+    if let Some(wait) = wait_of(headers, now) {
+        return Some(now + TimeDelta::from_std(wait).unwrap_or(TimeDelta::MAX));
+    }
+    let text = |name: String| headers.get(name).and_then(|value| value.to_str().ok());
+    let used_up = LIMITS.iter().filter(|limit| {
+        text(format!("anthropic-ratelimit-{limit}-remaining")).is_none_or(|remaining| remaining.trim() == "0")
+    });
+    let resets = used_up.filter_map(|limit| {
+        let text = text(format!("anthropic-ratelimit-{limit}-reset"))?.trim();
+        let by_date = || DateTime::parse_from_rfc3339(text).ok().map(|at| at.to_utc());
+        text.parse().ok().and_then(DateTime::from_timestamp_secs).or_else(by_date)
+    });
+    resets.max().map(Timestamp::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn when_to_try_again_is_read_in_every_form() {
+        let now = Timestamp::from(DateTime::from_timestamp_secs(1_800_000_000).unwrap());
+        let seconds = |pairs: &[(&'static str, &'static str)]| {
+            reset_of(&headers(pairs), now).map(|at| (at - now).num_milliseconds())
+        };
+        assert_eq!(seconds(&[("retry-after", "7")]), Some(7_000));
+        assert_eq!(seconds(&[("retry-after", "7"), ("retry-after-ms", "250")]), Some(250));
+        assert_eq!(seconds(&[("retry-after", "Fri, 15 Jan 2027 08:00:05 GMT")]), Some(5_000));
+        assert_eq!(seconds(&[("anthropic-ratelimit-requests-reset", "2027-01-15T08:00:09Z")]), Some(9_000));
+        let both = [
+            ("anthropic-ratelimit-requests-reset", "2027-01-15T08:00:09Z"),
+            ("anthropic-ratelimit-requests-remaining", "4"),
+            ("anthropic-ratelimit-tokens-reset", "2027-01-15T08:00:03Z"),
+            ("anthropic-ratelimit-tokens-remaining", "0"),
+        ];
+        assert_eq!(seconds(&both), Some(3_000));
+        assert_eq!(seconds(&[("retry-after", "soon")]), None);
+        assert_eq!(seconds(&[]), None);
+    }
+
+    #[test]
+    fn a_key_that_an_upstream_repeats_is_taken_out() {
+        let key = SecretText::from("sk-ant-1".to_owned());
+        let body = |text: &'static str| without_key(Bytes::from_static(text.as_bytes()), &key);
+        assert_eq!(body("{\"m\":\"bad sk-ant-1!\"}"), "{\"m\":\"bad [redacted]!\"}");
+        assert_eq!(body("{}"), "{}");
+    }
+}

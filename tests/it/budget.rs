@@ -1,0 +1,259 @@
+//! Budgets of API keys on the relay: no limit is overrun, however many race, and nothing stays reserved for what is gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use claviger::crypto::SecretText;
+use claviger::domain::Services;
+use claviger::domain::budget::{Estimate, NotReserved, OverBudget, Reservation, Used, Watch};
+use claviger::domain::quota::QuotaKind;
+use claviger::model::{MicroUsd, NanoUsd};
+use claviger::store::api_key::FoundApiKey;
+use claviger::store::budget;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::support::{Client, TestApp, both_databases};
+use crate::usage::{Whose, few, id, use_some};
+
+pub(crate) const DAY: i64 = 24 * 60 * 60;
+
+/// A key with limits: as the relay finds it, and its id.
+pub(crate) async fn key(app: &TestApp, admin: &Client, limits: Value) -> (Arc<FoundApiKey>, Value, String) {
+    let mut input = limits;
+    input["name"] = json!("K");
+    let (key, raw) = crate::api_key::create(admin, input).await;
+    (find(&app.beside().await.services, &raw).await, key["id"].clone(), raw)
+}
+
+async fn find(services: &Services, raw: &str) -> Arc<FoundApiKey> {
+    let address = "127.0.0.1".parse().unwrap();
+    let found = services.authenticator.verify_api_key(SecretText::from(raw.to_owned()), Some(address)).await;
+    found.unwrap().1.unwrap()
+}
+
+/// Servers that share the budgets: SQLite has one.
+pub(crate) async fn servers(app: &TestApp) -> Vec<Arc<Services>> {
+    let count = if app.database.url.starts_with("postgres") { 3 } else { 1 };
+    let mut servers = Vec::new();
+    for _ in 0..count {
+        servers.push(app.beside().await.services);
+    }
+    servers
+}
+
+fn estimate(tokens: u64, micros: i64) -> Estimate {
+    Estimate { tokens, cost: MicroUsd::from_micros(micros) }
+}
+
+pub(crate) fn used(tokens: u64, nanos: i64) -> Used {
+    Used { tokens, cost: NanoUsd::from_nanos(nanos) }
+}
+
+pub(crate) async fn reserve(
+    services: &Services,
+    key: &FoundApiKey,
+    tokens: u64,
+    micros: i64,
+) -> Result<Reservation, OverBudget> {
+    services.budgets.reserve(services, key, estimate(tokens, micros)).await.map_err(|refused| match refused {
+        NotReserved::Over(over) => over,
+        NotReserved::Unavailable(error) => panic!("{error}"),
+    })
+}
+
+/// A hundred requests at once, spread over the servers: those that were let in.
+async fn race(servers: &[Arc<Services>], key: &Arc<FoundApiKey>, tokens: u64, micros: i64) -> Vec<Reservation> {
+    let racing = (0..100_usize).map(|n| {
+        let (services, key) = (servers[n % servers.len()].clone(), key.clone());
+        tokio::spawn(async move { reserve(&services, &key, tokens, micros).await })
+    });
+    join_all(racing).await.into_iter().filter_map(|reserved| reserved.unwrap().ok()).collect()
+}
+
+async fn windows(client: &Client, id: &Value) -> Vec<(String, i64, i64, i64)> {
+    let query = "query($id: ID!) { apiKey(id: $id) { quota { windows { kind limit used remaining resetsAt } } } }";
+    let answer = client.with(query, json!({ "id": id })).await;
+    let number = |window: &Value, name: &str| window[name].as_i64().unwrap();
+    let windows = answer.data()["apiKey"]["quota"]["windows"].as_array().unwrap().clone();
+    let window = |w: &Value| {
+        (w["kind"].as_str().unwrap().to_owned(), number(w, "limit"), number(w, "used"), number(w, "remaining"))
+    };
+    windows.iter().map(window).filter(|(kind, ..)| !kind.starts_with("REQUESTS_")).collect()
+}
+
+both_databases! {
+    async fn racing_requests_overrun_no_limit(app: TestApp) {
+        let (admin, servers) = (app.admin().await, servers(&app).await);
+        for (limits, kind, fit) in [
+            (json!({ "concurrencyLimit": 7 }), QuotaKind::ConcurrentRequests, 7),
+            (json!({ "tokenLimitPerDay": 1_099 }), QuotaKind::TokensPerDay, 10),
+            (json!({ "costLimitUsdPerMonth": "0.000505" }), QuotaKind::CostMicroUsdPerMonth, 12),
+        ] {
+            let (key, ..) = key(&app, &admin, limits).await;
+            let reserved = race(&servers, &key, 100, 42).await;
+            assert_eq!(reserved.len(), fit, "{kind:?}");
+            let over = reserve(&servers[0], &key, 100, 42).await.err().unwrap();
+            assert_eq!((over.kind, over.is_held_by_others), (kind, true));
+            // Each took exactly what it was estimated at, but for the last, which took less.
+            for (n, reservation) in reserved.into_iter().enumerate() {
+                let last = n + 1 == fit;
+                reservation.settle(if last { used(1, 1) } else { used(100, 42_000) }).await;
+            }
+            let again = race(&servers, &key, 100, 42).await;
+            assert_eq!(again.len(), if kind == QuotaKind::ConcurrentRequests { fit } else { 1 }, "{kind:?}");
+            for reservation in again {
+                reservation.settle(used(100, 42_000)).await;
+            }
+            if kind != QuotaKind::ConcurrentRequests {
+                let over = reserve(&servers[0], &key, 100, 42).await.err().unwrap();
+                assert_eq!((over.kind, over.is_held_by_others), (kind, false));
+                assert!(over.resets_at > servers[0].clock.now());
+            }
+        }
+    }
+
+    async fn a_key_without_such_limits_is_not_counted(app: TestApp) {
+        let (admin, servers) = (app.admin().await, servers(&app).await);
+        let (key, ..) = key(&app, &admin, json!({ "rateLimitPerMinute": 5 })).await;
+        assert_eq!(race(&servers, &key, u64::MAX, i64::MAX).await.len(), 100);
+        assert!(budget::find(&mut servers[0].db.read().await.unwrap(), key.key.id).await.unwrap().is_none());
+    }
+
+    async fn what_a_request_does_not_take_is_given_back(app: TestApp) {
+        let (admin, servers) = (app.admin().await, servers(&app).await);
+        let (key, ..) = key(&app, &admin, json!({ "concurrencyLimit": 1, "tokenLimitPerDay": 100, "costLimitUsdPerMonth": "1" })).await;
+        for _ in 0..3 {
+            let reservation = reserve(&servers[0], &key, 100, 1_000_000).await.unwrap();
+            assert!(reserve(&servers[0], &key, 1, 0).await.is_err());
+            // It ended before anything was sent, or whoever had it is gone.
+            drop(reservation);
+            servers[0].budgets.settle_owed().await.unwrap();
+        }
+        reserve(&servers[0], &key, 100, 1_000_000).await.unwrap().settle(used(60, 400_000_000)).await;
+        for server in &servers {
+            let over = reserve(server, &key, 41, 0).await.err().unwrap();
+            assert_eq!((over.kind, over.limit), (QuotaKind::TokensPerDay, 100));
+            let over = reserve(server, &key, 1, 600_001).await.err().unwrap();
+            assert_eq!((over.kind, over.limit), (QuotaKind::CostMicroUsdPerMonth, 1_000_000));
+            reserve(server, &key, 40, 600_000).await.unwrap().settle(used(0, 0)).await;
+        }
+    }
+
+    async fn a_new_day_and_a_new_month_begin_at_nothing(app: TestApp) {
+        let (admin, servers) = (app.admin().await, servers(&app).await);
+        let (key, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 100, "costLimitUsdPerMonth": "1" })).await;
+        reserve(&servers[0], &key, 100, 10).await.unwrap().settle(used(100, 900_000_000)).await;
+        assert_eq!(reserve(&servers[0], &key, 1, 10).await.err().unwrap().kind, QuotaKind::TokensPerDay);
+        app.advance(33 * DAY);
+        reserve(&servers[0], &key, 100, 1_000_000).await.unwrap().settle(used(0, 900_000_000)).await;
+        assert_eq!(reserve(&servers[0], &key, 1, 200_000).await.err().unwrap().kind, QuotaKind::CostMicroUsdPerMonth);
+    }
+
+    async fn what_was_used_without_limits_counts_when_there_are_some(app: TestApp) {
+        let (admin, services) = (app.admin().await, app.services());
+        let (_, id_of_key, raw) = key(&app, &admin, json!({})).await;
+        let whose = Whose { api_key: id(&id_of_key), ..Whose::of(&admin).await };
+        use_some(&services, &whose, few(70, 0)).await;
+        crate::api_key::update(&admin, json!({ "id": id_of_key, "tokenLimitPerDay": 100 })).await.data();
+        for _ in 0..2 {
+            // Also on a server that has just been started.
+            let services = app.beside().await.services;
+            let found = find(&services, &raw).await;
+            assert_eq!(reserve(&services, &found, 31, 0).await.err().unwrap().kind, QuotaKind::TokensPerDay);
+            reserve(&services, &found, 30, 0).await.unwrap().settle(used(0, 0)).await;
+        }
+        // Taken away for a while, and back.
+        crate::api_key::update(&admin, json!({ "id": id_of_key, "tokenLimitPerDay": null })).await.data();
+        use_some(&services, &whose, few(20, 0)).await;
+        crate::api_key::update(&admin, json!({ "id": id_of_key, "tokenLimitPerDay": 100 })).await.data();
+        let fresh = app.beside().await.services;
+        let found = find(&fresh, &raw).await;
+        assert!(reserve(&fresh, &found, 11, 0).await.is_err());
+        reserve(&fresh, &found, 10, 0).await.unwrap().settle(used(10, 0)).await;
+    }
+
+    async fn what_is_left_is_shown(app: TestApp) {
+        let (admin, services) = (app.admin().await, app.services());
+        let limits = json!({ "concurrencyLimit": 3, "tokenLimitPerDay": 1_000, "costLimitUsdPerMonth": "2.5" });
+        let (_, id, raw) = key(&app, &admin, limits).await;
+        let found = find(&services, &raw).await;
+        let shown = |at_once: i64, tokens: i64, cost: i64| vec![
+            ("CONCURRENT_REQUESTS".to_owned(), 3, at_once, 3 - at_once),
+            ("TOKENS_PER_DAY".to_owned(), 1_000, tokens, 1_000 - tokens),
+            ("COST_MICRO_USD_PER_MONTH".to_owned(), 2_500_000, cost, 2_500_000 - cost),
+        ];
+        assert_eq!(windows(&admin, &id).await, shown(0, 0, 0));
+        let reservation = reserve(&services, &found, 900, 2_000_000).await.unwrap();
+        assert_eq!(windows(&admin, &id).await, shown(1, 900, 2_000_000));
+        reservation.settle(used(10, 1_001)).await;
+        assert_eq!(windows(&admin, &id).await, shown(0, 10, 2));
+        let of_key = crate::api_key::with_key(&app, &raw).run("{ viewer { quota { windows { kind } } } }").await;
+        let kinds: Vec<_> = of_key.data()["viewer"]["quota"]["windows"].as_array().unwrap().iter().map(|w| w["kind"].clone()).collect();
+        assert!(kinds.contains(&json!("TOKENS_PER_DAY")), "{kinds:?}");
+        let verify = async || {
+            let answer = app.anonymous().with("query($k: String!) { verifyApiKey(key: $k) { code } }", json!({ "k": raw })).await;
+            answer.data()["verifyApiKey"]["code"].clone()
+        };
+        assert_eq!(verify().await, "VALID");
+        reserve(&services, &found, 990, 0).await.unwrap().settle(used(990, 0)).await;
+        assert_eq!(verify().await, "RATE_LIMITED");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_server_held_that_is_gone_is_given_back() {
+    let app = TestApp::postgres().await;
+    let (admin, servers) = (app.admin().await, servers(&app).await);
+    let [gone, there, looking] = &servers[..] else { unreachable!("PostgreSQL has three") };
+    let (key, ..) = key(&app, &admin, json!({ "concurrencyLimit": 2 })).await;
+    // It will never say anything again.
+    std::mem::forget(reserve(gone, &key, 1, 1).await.unwrap());
+    let kept = reserve(there, &key, 1, 1).await.unwrap();
+    assert!(reserve(looking, &key, 1, 1).await.is_err());
+    let mut watch = Watch::default();
+    let silence = Duration::from_millis(100);
+    loop {
+        budget::beat(&there.db, &there.instance).await.unwrap();
+        watch.look(looking, silence).await.unwrap();
+        if let Ok(reservation) = reserve(looking, &key, 1, 1).await {
+            reservation.settle(used(0, 0)).await;
+            break;
+        }
+        tokio::time::sleep(silence / 4).await;
+    }
+    // Who was heard of has kept what it held.
+    let held = budget::find(&mut looking.db.read().await.unwrap(), key.key.id).await.unwrap().unwrap().1;
+    assert_eq!(held.requests, 1);
+    kept.settle(used(0, 0)).await;
+    there.budgets.finish().await.unwrap();
+    let held = budget::find(&mut looking.db.read().await.unwrap(), key.key.id).await.unwrap().unwrap().1;
+    assert_eq!(held.requests, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_is_given_up_while_it_reserves_holds_nothing() {
+    let app = TestApp::postgres().await;
+    let (admin, services) = (app.admin().await, app.services());
+    let (_, _, raw) = key(&app, &admin, json!({ "concurrencyLimit": 1 })).await;
+    let found = find(&services, &raw).await;
+    reserve(&services, &found, 1, 1).await.unwrap().settle(used(0, 0)).await;
+    let locker = app.database.connection().await;
+    locker.batch_execute("BEGIN; LOCK TABLE budgets IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let reserving = tokio::spawn({
+        let (services, found) = (services.clone(), found.clone());
+        async move { reserve(&services, &found, 1, 1).await.is_ok() }
+    });
+    app.database.until_locked_out().await;
+    reserving.abort();
+    let _ = reserving.await;
+    locker.batch_execute("COMMIT").await.unwrap();
+    // Given back by the server itself, without being asked.
+    loop {
+        if let Ok(reservation) = reserve(&services, &found, 1, 1).await {
+            reservation.settle(used(0, 0)).await;
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

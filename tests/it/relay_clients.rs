@@ -1,0 +1,106 @@
+//! The relay with the official programs, unchanged: the SDKs of Anthropic and OpenAI, and the Claude CLI.
+
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::http::node;
+use crate::relay::{FIRST, MODEL, OUTCOME, Relayed, records};
+use crate::support::{Reply, Step, TestApp, both_databases, delta, events};
+
+fn environment(app: &TestApp, relayed: &Relayed) -> Vec<(&'static str, String)> {
+    vec![("URL", app.url.clone()), ("KEY", relayed.key.clone()), ("MODEL", MODEL.to_owned())]
+}
+
+/// Runs the Claude CLI once, in a folder of its own.
+async fn cli(app: &TestApp, relayed: &Relayed, folder: &Path, model: &str, prompt: &str) -> Output {
+    let program = std::env::current_dir().unwrap().join("tests/relay-clients/node_modules/.bin/claude");
+    assert!(program.exists(), "{} is missing: ./test installs it", program.display());
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars() {
+        if name.starts_with("CLAUDE") || name.starts_with("ANTHROPIC") {
+            command.env_remove(name);
+        }
+    }
+    command
+        .args(["-p", prompt, "--output-format", "json", "--tools", "", "--strict-mcp-config", "--model", model])
+        .current_dir(folder)
+        .env("ANTHROPIC_BASE_URL", &app.url)
+        .env("ANTHROPIC_API_KEY", &relayed.key)
+        .env("CLAUDE_CONFIG_DIR", folder.join("config"))
+        .env("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1")
+        .env("DISABLE_AUTOUPDATER", "1")
+        .env("DISABLE_TELEMETRY", "1")
+        .env("DISABLE_ERROR_REPORTING", "1")
+        .env("NO_PROXY", "127.0.0.1")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    command.output().await.unwrap()
+}
+
+fn result(output: &Output) -> Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+both_databases! {
+    async fn anthropics_sdk_for_typescript(app: TestApp) {
+        let relayed = Relayed::new(&app).await;
+        node("relay-clients", "sdk.mjs", environment(&app, &relayed)).await;
+        let found = records(&app, OUTCOME, 6).await;
+        assert!(found.iter().all(|record| record.contains(" 200 ")), "{found:?}");
+    }
+
+    async fn openais_sdk_for_typescript(app: TestApp) {
+        let relayed = Relayed::new(&app).await;
+        node("relay-clients", "chat.mjs", environment(&app, &relayed)).await;
+        let expected = ["/v1/chat/completions 200 - 1", "/v1/chat/completions 200 - 1 streamed"];
+        assert_eq!(records(&app, OUTCOME, 2).await, expected);
+    }
+
+    async fn the_sdks_for_python(app: TestApp) {
+        let relayed = Relayed::new(&app).await;
+        let python = std::env::current_dir().unwrap().join("target/tools/relay-python/bin/python");
+        assert!(python.exists(), "{} is missing: ./test installs it", python.display());
+        let mut command = Command::new(python);
+        command.arg("tests/relay-clients/sdk.py").envs(environment(&app, &relayed)).env("NO_PROXY", "127.0.0.1");
+        let output = command.output().await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    async fn the_claude_cli_and_its_own_figures(app: TestApp) {
+        let relayed = Relayed::new(&app).await;
+        let mut sum = 0;
+        let mut count = 0;
+        for model in [MODEL, "claude-opus-5-5", "claude-haiku-4-5"] {
+            let folder = tempfile::tempdir().unwrap();
+            let output = cli(&app, &relayed, folder.path(), model, "Hello?").await;
+            let result = result(&output);
+            assert_eq!((&result["is_error"], &result["result"]), (&json!(false), &json!("Hello from Claude.")), "{result}");
+            // What it has reckoned by itself is what stands in the records, to the last digit.
+            let own = format!("{:.0}", result["total_cost_usd"].as_f64().unwrap() * 1e9);
+            count = relayed.claude.seen().iter().filter(|seen| seen.uri.path() == "/v1/messages").count();
+            let costs = records(&app, "CAST(cost_nano_usd AS TEXT)", count).await;
+            let all: i64 = costs.iter().map(|cost| cost.parse::<i64>().unwrap()).sum();
+            assert_eq!((all - sum).to_string(), own, "{model}: {result}");
+            sum = all;
+        }
+        let sent = relayed.claude.seen();
+        assert!(sent.iter().all(|seen| seen.key() == FIRST && !format!("{:?}", seen.headers).contains(&relayed.key)));
+        let sessions = records(&app, "coalesce(session_id, '-')", count).await;
+        assert!(sessions.iter().all(|session| session.len() == 36), "{sessions:?}");
+    }
+
+    async fn the_claude_cli_comes_through_a_bad_moment(app: TestApp) {
+        let relayed = Relayed::new(&app).await;
+        let folder = tempfile::tempdir().unwrap();
+        let cut = Reply::Stream(vec![Step::Say(events(MODEL)[..4].concat() + &delta("half")[..20]), Step::Cut]);
+        relayed.claude.will(FIRST, [Reply::overloaded(), cut]);
+        let result = result(&cli(&app, &relayed, folder.path(), MODEL, "Hello?").await);
+        assert_eq!((&result["is_error"], &result["result"]), (&json!(false), &json!("Hello from Claude.")), "{result}");
+        let found = records(&app, OUTCOME, 2).await;
+        assert!(found[0].starts_with("/v1/messages 200 api_error 2 streamed"), "{found:?}");
+    }
+}
