@@ -128,12 +128,12 @@ struct Seen {
 
 impl Load {
     fn run(&self) -> io::Result<()> {
-        let (begun, sent) = (Barrier::new(self.connections as usize), AtomicU64::new(0));
+        let (begun, sent) = (&Barrier::new(self.connections as usize), &AtomicU64::new(0));
         let started = Instant::now();
         let all: io::Result<Vec<Seen>> = thread::scope(|scope| {
             let threads: Vec<_> = (0..self.connections)
                 .map(|n| {
-                    let of_one = || self.one(n, started, &begun, &sent);
+                    let of_one = move || self.one(n, started, begun, sent);
                     thread::Builder::new().stack_size(128 * 1024).spawn_scoped(scope, of_one)
                 })
                 .collect::<io::Result<_>>()?;
