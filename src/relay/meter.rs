@@ -8,7 +8,9 @@ use crate::model::Tokens;
 /// What stands around the text in an event that adds some.
 const AROUND_TEXT: usize = 80;
 /// Characters of a token, as a rule.
-const CHARACTERS: u64 = 4;
+pub(super) const CHARACTERS: u64 = 4;
+/// Bytes of a token at least, as a rule, also in code and in other scripts: what is reserved by it is enough.
+pub(super) const FEWEST_BYTES: u64 = 2;
 
 /// Gathers what an answer says of its usage.
 #[derive(Debug, Default)]
@@ -203,8 +205,8 @@ impl Meter {
     }
 }
 
-/// About how many tokens a request's body is, for reserving them before the upstream counts.
-pub(super) fn guess_input(body: &[u8]) -> u64 {
+/// How many tokens a request's body is, where each is of so many bytes: before the upstream counts, or where it did not.
+pub(super) fn guess_input(body: &[u8], bytes: u64) -> u64 {
     /// What an image costs at most, as a rule.
     const IMAGE: u64 = 1_600;
     /// A text without a blank of that length is none: it is an image's or a document's data.
@@ -216,7 +218,7 @@ pub(super) fn guess_input(body: &[u8]) -> u64 {
         let part = &rest[..end];
         rest = rest.get(end + 1..).unwrap_or_default();
         let is_data = part.len() > DATA && memchr::memchr2(b' ', b'\\', part).is_none();
-        tokens += if is_data { IMAGE } else { (part.len() as u64).div_ceil(CHARACTERS) };
+        tokens += if is_data { IMAGE } else { (part.len() as u64).div_ceil(bytes) };
     }
     tokens
 }
@@ -280,6 +282,6 @@ mod tests {
     fn a_body_is_guessed_by_its_text_and_not_by_its_pictures() {
         let picture = "A".repeat(1_000_000);
         let body = format!("{{\"text\":\"{}\",\"data\":\"{picture}\"}}", "word ".repeat(400));
-        assert!((2_000..3_000).contains(&guess_input(body.as_bytes())));
+        assert!((2_000..3_000).contains(&guess_input(body.as_bytes(), CHARACTERS)));
     }
 }

@@ -69,11 +69,11 @@ impl<'a> Head<'a> {
     }
 }
 
-/// The session that a caller names, for the usage record.
-pub(super) fn session_id(headers: &HeaderMap) -> Option<String> {
+/// The session that a caller names, for the usage record, unless that holds the caller's key.
+pub(super) fn session_id(headers: &HeaderMap, raw: &SecretText) -> Option<String> {
     const MAX: usize = 100;
     let id = headers.get(SESSION)?.to_str().ok()?;
-    (!id.is_empty() && id.len() <= MAX).then(|| id.to_owned())
+    (!id.is_empty() && id.len() <= MAX && !holds(id.as_bytes(), raw)).then(|| id.to_owned())
 }
 
 /// The caller's headers that travel on. Whatever holds the caller's key does not.

@@ -11,13 +11,13 @@ use tokio::time::Instant;
 use super::Relay;
 use super::caller::{Admitted, Caller};
 use super::error::{Refusal, Result};
-use super::meter::{Meter, guess_input};
+use super::meter::{CHARACTERS, FEWEST_BYTES, Meter, guess_input};
 use super::pool::Lease;
 use super::request::{Head, session_id};
 use crate::domain::budget::{Estimate, NotReserved, OverBudget, Reservation, Used};
 use crate::domain::quota::QuotaKind;
 use crate::domain::usage::NewUsageRecord;
-use crate::model::{Timestamp, Tokens};
+use crate::model::{MicroUsd, Timestamp, Tokens};
 use crate::store::api_key::FoundApiKey;
 
 /// What stands in the record of a caller who left before there was an answer.
@@ -90,7 +90,7 @@ impl Tally {
         let key = &admitted.key;
         let has_budget = key.key.token_limit_per_day.is_some() || key.key.cost_limit_micro_usd_per_month.is_some();
         let estimate = if has_budget && endpoint.is_charged() {
-            let (input, output) = (guess_input(body), head.max_tokens.unwrap_or(0));
+            let (input, output) = (guess_input(body, FEWEST_BYTES), head.max_tokens.unwrap_or(0));
             let cost = services.prices.estimate(&head.model, input, output, occurred_at);
             Estimate { tokens: input.saturating_add(output), cost }
         } else {
@@ -109,7 +109,7 @@ impl Tally {
             model: head.model.clone().into_owned(),
             is_streamed: head.stream.unwrap_or(false),
             request_id: caller.request_id.clone(),
-            session: session_id(headers),
+            session: session_id(headers, &admitted.raw),
             occurred_at,
             started,
             body: endpoint.is_charged().then(|| body.clone()),
@@ -199,7 +199,7 @@ impl Tally {
             && was_at_work
             && !self.meter.is_told()
         {
-            (tokens.input, is_guess) = (guess_input(body), true);
+            (tokens.input, is_guess) = (guess_input(body, CHARACTERS), true);
         }
         (tokens, is_guess)
     }
@@ -264,26 +264,29 @@ impl Drop for Tally {
 
 /// What a caller is told whose key has nothing left.
 fn over_budget(over: &OverBudget, now: Timestamp) -> Refusal {
-    let wait = (over.resets_at - now).to_std().unwrap_or_default();
     let limit = over.limit;
+    // What requests hold that run now may be free in a moment; what is spent stays so until its time is over.
+    let refuse = |message: String| {
+        if over.is_held_by_others {
+            Refusal::rate_limited(message, Duration::from_secs(1))
+        } else {
+            let wait = (over.resets_at - now).to_std().unwrap_or_default();
+            Refusal::rate_limited(message, wait).for_good()
+        }
+    };
     match over.kind {
         QuotaKind::ConcurrentRequests => {
-            let message = format!("This API key may have {limit} requests at once, and has. Wait until one ends.");
-            Refusal::rate_limited(message, Duration::from_secs(1))
+            refuse(format!("This API key may have {limit} requests at once, and has. Wait until one ends."))
         }
         QuotaKind::TokensPerDay => {
-            let message =
-                format!("This API key may use {limit} tokens a day, and this request may need more than are left.");
-            Refusal::rate_limited(message, wait).for_good()
+            refuse(format!("This API key may use {limit} tokens a day, and this request may need more than are left."))
         }
         QuotaKind::CostMicroUsdPerMonth => {
-            let limit = crate::model::MicroUsd::from_micros(limit);
-            let message =
-                format!("This API key may cost {limit} USD a month, and this request may cost more than is left.");
-            Refusal::rate_limited(message, wait).for_good()
+            let limit = MicroUsd::from_micros(limit);
+            refuse(format!("This API key may cost {limit} USD a month, and this request may cost more than is left."))
         }
         QuotaKind::RequestsPerMinute | QuotaKind::RequestsPerHour => {
-            Refusal::rate_limited("This API key has sent too many requests. Try again later.", wait)
+            refuse("This API key has sent too many requests. Try again later.".to_owned())
         }
     }
 }

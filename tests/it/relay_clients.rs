@@ -74,7 +74,22 @@ both_databases! {
         let relayed = Relayed::new(&app).await;
         let mut sum = 0;
         let mut count = 0;
-        for model in [MODEL, "claude-opus-5-5", "claude-haiku-4-5"] {
+        let usual = ("input_tokens\":25", "input_tokens\":25");
+        let long = ("input_tokens\":25", "input_tokens\":150000");
+        let with_searches = ("\"output_tokens\":12", "\"output_tokens\":12,\"server_tool_use\":{\"web_search_requests\":3}");
+        for (model, (before, after)) in [
+            (MODEL, usual),
+            (MODEL, with_searches),
+            ("claude-fable-5-2", usual),
+            ("claude-fable-5-1", usual),
+            ("claude-opus-5-5", usual),
+            ("claude-opus-5", usual),
+            ("claude-sonnet-5", usual),
+            ("claude-haiku-5-5", usual),
+            ("claude-haiku-5-5", long),
+            ("claude-haiku-4-5", usual),
+        ] {
+            relayed.claude.will(FIRST, [Reply::Stream(vec![Step::Say(events(model).concat().replace(before, after))])]);
             let folder = tempfile::tempdir().unwrap();
             let output = cli(&app, &relayed, folder.path(), model, "Hello?").await;
             let result = result(&output);

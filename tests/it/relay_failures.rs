@@ -301,6 +301,20 @@ both_databases! {
         assert_eq!(relayed.claude.seen().len(), 1);
     }
 
+    async fn a_name_that_leads_to_a_place_inside_is_not_followed(app: TestApp) {
+        let app = app.relaying(QUICK).await;
+        let relayed = Relayed::new(&app).await;
+        let inside = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        inside.set_nonblocking(true).unwrap();
+        let base_url = format!("https://localhost:{}", inside.local_addr().unwrap().port());
+        crate::claude_account::create(&relayed.admin, json!({
+            "apiKey": "sk-ant-inside", "accountName": "inside", "baseUrl": base_url, "priority": -5,
+        })).await;
+        assert_eq!(relayed.send().await.status(), 200);
+        assert_eq!(records(&app, OUTCOME, 1).await, ["/v1/messages 200 - 4"]);
+        assert_eq!(inside.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    }
+
     async fn stopping_lets_streams_go_on_and_records_what_it_cuts_off(app: TestApp) {
         let mut app = app;
         app.set("SHUTDOWN_TIMEOUT", "3");
@@ -347,7 +361,7 @@ both_databases! {
 impl Step {
     fn text(&self) -> &str {
         match self {
-            Self::Say(text) => text,
+            Self::Say(text) | Self::Flood(text) => text,
             Self::Pause(_) | Self::Hold | Self::Cut => "",
         }
     }

@@ -125,7 +125,7 @@ both_databases! {
     async fn an_account_at_its_monthly_limit_is_not_used(app: TestApp) {
         let relayed = Relayed::new(&app).await;
         update(&relayed, &relayed.account["id"], json!({ "usageLimit": 150 })).await;
-        // A usual answer has 177 tokens.
+        // A usual answer has 167 tokens.
         assert_eq!(relayed.send().await.status(), 200);
         let response = relayed.send().await;
         assert_eq!(response.headers()["x-should-retry"], "false");

@@ -31,6 +31,8 @@ struct Shared {
     replies: Mutex<HashMap<String, VecDeque<Reply>>>,
     open: AtomicUsize,
     most: AtomicUsize,
+    /// How many bytes floods have been so far.
+    flooded: AtomicUsize,
     arrived: Notify,
     left: Semaphore,
     released: Semaphore,
@@ -61,6 +63,8 @@ pub(crate) enum Reply {
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
     Say(String),
+    /// Says it again and again, for as long as it is listened to.
+    Flood(String),
     Pause(Duration),
     /// Waits until it is released.
     Hold,
@@ -75,6 +79,7 @@ impl Claude {
             replies: Mutex::default(),
             open: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
+            flooded: AtomicUsize::new(0),
             arrived: Notify::new(),
             left: Semaphore::new(0),
             released: Semaphore::new(0),
@@ -95,6 +100,11 @@ impl Claude {
         self.state.replies.lock().unwrap().entry(key.to_owned()).or_default().extend(replies);
     }
 
+    /// What requests with this key are answered with from now on is as usual.
+    pub(crate) fn will_as_usual(&self, key: &str) {
+        self.state.replies.lock().unwrap().remove(key);
+    }
+
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.state.seen.lock().unwrap().clone()
     }
@@ -107,6 +117,11 @@ impl Claude {
     /// How many requests there were at once at most.
     pub(crate) fn most_at_once(&self) -> usize {
         self.state.most.load(Ordering::SeqCst)
+    }
+
+    /// How many bytes floods have been so far.
+    pub(crate) fn flooded(&self) -> usize {
+        self.state.flooded.load(Ordering::SeqCst)
     }
 
     /// Waits for the next request.
@@ -274,14 +289,19 @@ pub(crate) fn event(name: &str, data: &str) -> String {
 }
 
 fn stream(steps: Vec<Step>, open: Open) -> Response {
-    let steps = futures_util::stream::unfold((steps.into_iter(), open), |(mut steps, mut open)| async move {
+    let steps = steps.into_iter().peekable();
+    let steps = futures_util::stream::unfold((steps, open), |(mut steps, mut open)| async move {
         loop {
+            if let Some(Step::Flood(text)) = steps.peek() {
+                open.state.flooded.fetch_add(text.len(), Ordering::SeqCst);
+                return Some((Ok(Bytes::from(text.clone())), (steps, open)));
+            }
             match steps.next() {
                 None => {
                     open.done();
                     return None;
                 }
-                Some(Step::Say(text)) => return Some((Ok(Bytes::from(text)), (steps, open))),
+                Some(Step::Say(text) | Step::Flood(text)) => return Some((Ok(Bytes::from(text)), (steps, open))),
                 Some(Step::Pause(pause)) => tokio::time::sleep(pause).await,
                 Some(Step::Hold) => open.state.released.acquire().await.unwrap().forget(),
                 Some(Step::Cut) => {
