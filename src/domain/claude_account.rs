@@ -365,19 +365,26 @@ pub async fn follow_usage(services: &Services, organization: OrganizationId, id:
         (account.current_usage, account.usage_resets_at) = usage_at(account, services.clock.now());
         follow_limit(account);
     };
-    // Another server may have done it.
-    let Some(before) = find(cx, id).await? else { return Ok(()) };
-    let mut account = before.clone();
-    follow(&mut account);
-    if Changes::between(&before, &account).is_empty() {
+    let is_followed = |account: &mut ClaudeAccount| {
+        let before = account.clone();
+        follow(account);
+        Changes::between(&before, account).is_empty()
+    };
+    // Looked at without a lock first: another server may have done it.
+    if find(cx, id).await?.is_none_or(|mut account| is_followed(&mut account)) {
         return Ok(());
     }
-    let followed = change(cx, id, AuditAction::Update, async |account| {
-        follow(account);
-        Ok(())
-    });
+    let followed =
+        change(
+            cx,
+            id,
+            AuditAction::Update,
+            async |account| {
+                if is_followed(account) { Err(no_such_account()) } else { Ok(()) }
+            },
+        );
     match followed.await {
-        // It was deleted meanwhile.
+        // It was deleted meanwhile, or there is nothing left to do: no entry says so.
         Err(error) if error.code() == Code::NotFound => Ok(()),
         followed => followed.map(drop),
     }

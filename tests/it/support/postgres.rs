@@ -237,7 +237,8 @@ impl TestDatabase {
             let rows = client
                 .query(
                     "SELECT table_name || '.' || column_name, is_nullable = 'YES' FROM information_schema.columns
-                     WHERE table_schema = 'public' AND table_name NOT LIKE '\\_\\_%'",
+                     WHERE table_schema = 'public' AND table_name NOT LIKE '\\_\\_%'
+                       AND NOT EXISTS (SELECT FROM pg_class WHERE relname = table_name AND relispartition)",
                     &[],
                 )
                 .await
