@@ -8,7 +8,7 @@ use super::error::{Error, FieldError, Result};
 use super::validation::{Checks, Patch, check_search};
 use crate::audit::{Changes, Entry, Field, Recorded};
 use crate::crypto::SecretText;
-use crate::identity::password;
+use crate::identity::{Actor, password};
 use crate::model::{
     Access, AuditAction, Direction, Email, Grant, ManageUsers, OrganizationId, Page, PageSlice, Permit, Read,
     ResourceType, Role, UserId, UserStatus, ViewUsers,
@@ -258,14 +258,15 @@ pub async fn create(cx: Cx<'_>, email: &Email, full_name: &str, role: Role, pass
     .await
 }
 
-/// Sets a user's password and ends all of the user's sessions and links: from the command line.
+/// Sets a user's password and ends all of the user's sessions and links, whichever organization the user is of: from the command line.
 ///
 /// # Errors
 /// Where there is no such user, the user has not accepted the invitation yet, or the password is not accepted.
 pub async fn reset_password(cx: Cx<'_>, email: &Email, password: &SecretText) -> Result<User> {
-    let organization = system_organization(cx)?;
-    let found = users::find_by_email(&mut cx.services.db.read().await?, email).await?;
-    let (user, _) = found.filter(|(user, _)| user.organization_id == organization).ok_or_else(no_such_user)?;
+    let (user, _) = users::find_by_email(&mut cx.services.db.read().await?, email).await?.ok_or_else(no_such_user)?;
+    // In whose log it stands.
+    let actor = Actor::system(user.organization_id);
+    let cx = Cx { actor: &actor, ..cx };
     let hash = accepted_hash(cx, password, email).await?;
     let now = cx.services.clock.now();
     audited(cx, async |tx| {

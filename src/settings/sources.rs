@@ -98,13 +98,31 @@ impl Sources {
     /// `.env` may be shared with other programs, so what is not known is left alone, as in the environment.
     fn read_dotenv(&mut self) {
         // dotenvy's own message repeats the line, which may hold a secret.
-        let mut fail = || self.fail(".env", "cannot be read as lines of NAME=value", "settings file");
-        let Ok(pairs) = dotenvy::dotenv_iter() else { return fail() };
-        let Ok(pairs) = pairs.collect::<Result<Vec<_>, _>>() else { return fail() };
+        let mut fail = |message: String| self.fail(".env", message, "settings file");
+        let text = match std::fs::read_to_string(".env") {
+            Ok(text) => text,
+            Err(error) => return fail(format!("cannot be read: {error}")),
+        };
+        let mut pairs = Vec::new();
+        for pair in dotenvy::from_read_iter(text.as_bytes()) {
+            match pair {
+                Ok(pair) => pairs.push(pair),
+                Err(_) => {
+                    // Its error has the line's text, but not its number.
+                    let after = pairs.last().map_or(String::new(), |(name, _): &(String, _)| format!(" after {name}"));
+                    let message = "is no NAME=value: what has blanks stands in quotes";
+                    return fail(format!("a line{after} {message}"));
+                }
+            }
+        }
         for (name, value) in pairs {
             if setting_of(&name).is_some() {
                 self.set(name, value, "in .env");
             }
+        }
+        // Half of a password would be replaced by nothing, and the other half be the password.
+        for name in text.lines().filter_map(replaced).filter(|name| setting_of(name).is_some()) {
+            self.fail(name, "has a $, which names a variable to put there: single quotes keep it", "in .env");
         }
     }
 
@@ -138,6 +156,15 @@ impl Sources {
             }
         }
     }
+}
+
+/// The name in a line of `.env` whose value has a `$` that does not stand for itself.
+fn replaced(line: &str) -> Option<&str> {
+    let line = line.trim_start();
+    let (name, value) = line.strip_prefix("export ").unwrap_or(line).split_once('=')?;
+    let value = value.trim_start();
+    let is_literal = name.starts_with('#') || value.starts_with('\'');
+    (!is_literal && value.replace("\\$", "").contains('$')).then(|| name.trim())
 }
 
 /// Reads typed values out of the sources and gathers what is wrong.

@@ -139,7 +139,11 @@ fn count(conn: &mut SqliteConnection, sql: &str) -> QueryResult<i64> {
 #[must_use]
 pub fn pg_dump(url: &SecretString, to: &Path) -> String {
     let url = for_libpq(url.expose_secret());
-    format!("pg_dump --format=custom --no-owner --file={} {}", quoted(&to.display().to_string()), quoted(&url))
+    format!(
+        "umask 077 && pg_dump --format=custom --no-owner --file={} {}",
+        quoted(&to.display().to_string()),
+        quoted(&url)
+    )
 }
 
 /// A text as one word of a shell.
@@ -170,7 +174,7 @@ mod tests {
             ("postgres://u@db/d?sslmode=verify-ca", "postgres://u@db/d?sslmode=verify-full&sslrootcert=system"),
         ] {
             let command = pg_dump(&url.into(), Path::new("a b.dump"));
-            assert_eq!(command, format!("pg_dump --format=custom --no-owner --file='a b.dump' '{named}'"));
+            assert_eq!(command, format!("umask 077 && pg_dump --format=custom --no-owner --file='a b.dump' '{named}'"));
         }
     }
 }

@@ -130,13 +130,13 @@ async fn of_postgresql_it_says_the_command_that_does_it() {
     assert_eq!(output.status.code(), Some(2));
     let text = said(&output);
     assert!(!text.contains("canary") && text.contains("data/encryption-keys"), "{text}");
-    let command = text.lines().find_map(|line| line.strip_prefix("  pg_dump ")).unwrap();
+    let command = text.lines().find_map(|line| line.strip_prefix("  umask 077 && pg_dump ")).unwrap();
     let shell = |command: &str| {
         let output = Command::new("sh").args(["-c", command]).output().unwrap();
         assert!(output.status.success(), "{command}: {}", said(&output));
     };
     let path = |name: &str| format!("'{}'", program(name).display());
-    shell(&format!("{} {command}", path("pg_dump")));
+    shell(&format!("umask 077 && {} {command}", path("pg_dump")));
     assert!(Path::new(&copy).exists());
     for is_made_by_an_administrator in [false, true] {
         let restored = Place::new(TestDatabase::postgres().await);

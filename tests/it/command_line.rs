@@ -33,9 +33,13 @@ impl Place {
         command
     }
 
-    /// Starts a server that cannot write a file beyond so many KiB, as on a disk that is full. The limit is a soft one: it can be
-    /// taken away while the server runs.
-    pub(crate) fn serve_on_a_small_disk(&self, kib: usize) -> Served {
+    /// Starts a server that cannot make a file of the SQLite database larger by more than 500 KiB, as on a disk that is nearly full. The
+    /// limit is a soft one: it can be taken away while the server runs.
+    pub(crate) fn serve_on_a_small_disk(&self) -> Served {
+        let path = self.database.url.trim_start_matches("sqlite://");
+        let sizes =
+            ["", "-wal"].map(|suffix| std::fs::metadata(format!("{path}{suffix}")).map_or(0, |file| file.len()));
+        let kib = sizes.into_iter().max().unwrap_or_default() / 1024 + 500;
         let serve = self.command(&["serve"]);
         let mut limited = Command::new("sh");
         // The signal ignored, the write fails instead; the shell counts in blocks of 512 bytes.
@@ -313,6 +317,24 @@ on_both! {
         let delete = "mutation($id: ID!) { deleteUser(input: { id: $id }) { deletedId } }";
         admin.with(delete, serde_json::json!({ "id": id })).await.data();
         assert_eq!(place.run(&["admin", "reset-password", "--email", "ina@example.com"]).status.code(), Some(1));
+    }
+
+    async fn a_password_is_set_for_who_is_of_another_organization(place: Place) {
+        let mut serve = place.command(&["serve"]);
+        serve.env("REGISTRATION", "open");
+        let server = Place::started(serve);
+        let register = "mutation($p: String!) { register(input: { organizationName: \"Other\", email: \"rita@example.com\",
+            fullName: \"Rita\", password: { plain: $p } }) { accessToken } }";
+        let variables = serde_json::json!({ "p": crate::support::PASSWORD });
+        Client::new(&server.url).with(register, variables).await.data();
+        let verified = "UPDATE users SET email_key = email, email_verified_at = created_at WHERE email = 'rita@example.com'";
+        place.database.execute(verified).await.unwrap();
+        let text = place.run_well(&["admin", "reset-password", "--email", "rita@example.com"]);
+        let password = text.lines().find_map(|line| line.strip_prefix("password")).unwrap().trim();
+        let rita = Client::new(&server.url).signed_in("rita@example.com", password).await;
+        let entries = rita.run("{ auditLogs(filter: { action: [UPDATE] }) { nodes { operation resourceType } } }").await;
+        let expected = serde_json::json!([{ "operation": "admin reset-password", "resourceType": "USER" }]);
+        assert_eq!(entries.data()["auditLogs"]["nodes"], expected);
     }
 
     async fn several_servers_that_start_at_once_make_one_organization(place: Place) {

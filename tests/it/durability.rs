@@ -108,7 +108,7 @@ async fn connections_that_postgres_has_closed_are_not_used_again() {
 async fn a_full_disk_is_a_clear_error_and_loses_nothing() {
     let place = Place::new(TestDatabase::sqlite());
     drop(place.serve());
-    let server = place.serve_on_a_small_disk(1_000);
+    let server = place.serve_on_a_small_disk();
     let client = Client::new(&server.url).signed_in("admin@localhost", PASSWORD).await;
     let mut made = 0;
     let refused = loop {

@@ -390,7 +390,7 @@ async fn a_redis_that_hangs_is_slow_or_is_cut_off_holds_up_nothing() {
 async fn a_disk_that_was_full_is_told_of_and_written_to_again() {
     let place = Place::new(TestDatabase::sqlite());
     drop(place.serve());
-    let server = place.serve_on_a_small_disk(1_000);
+    let server = place.serve_on_a_small_disk();
     let client = Client::new(&server.url).signed_in("admin@localhost", PASSWORD).await;
     let create = async |n: usize| {
         let metadata = json!({ "text": "x".repeat(20_000) });

@@ -426,6 +426,25 @@ fn a_dotenv_that_is_none_is_refused_without_showing_it() {
 }
 
 #[test]
+fn a_value_of_a_dotenv_is_taken_as_it_stands_or_refused() {
+    for (text, name, says) in [
+        ("PORT=3001\nMAIL_FROM=Claviger <CANARY@example.com>\n", ".env", "after PORT"),
+        ("ADMIN_PASSWORD=CANARY$word12\n", "ADMIN_PASSWORD", "single quotes"),
+        ("export JWT_SECRET = \"CANARY${HOME}\"\n", "JWT_SECRET", "single quotes"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(".env"), text).unwrap();
+        let (code, said) = complaint(folder.path(), &[], &[]);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(name) && said.contains(says) && !said.contains("CANARY"), "{said}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let literal = "ADMIN_PASSWORD='longsecret$word12'\nMAIL_FROM='Claviger <a@example.com>'\nOTHERS=$HOME\n# PORT=$5\n";
+    std::fs::write(folder.path().join(".env"), literal).unwrap();
+    assert_eq!(complaint(folder.path(), &[], &[]).0, Some(1), "nobody listens, and no setting is wrong");
+}
+
+#[test]
 fn the_environment_of_other_programs_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     // Of the settings only the one that is wrong is named.
