@@ -96,7 +96,8 @@ async fn stream(server: &Arc<Server>, asker: Asker, prepared: Prepared, events: 
         () = server.stop.cancelled() => End::Told,
         () = sender.closed() => End::Told,
     };
-    // A stream whose token has expired ends without a word, as one that broke off: graphql-sse opens it again with a fresh token.
+    // A stream whose token has expired, or that the server cannot go on with, ends without a word, as one that broke off: graphql-sse
+    // opens it again, with a fresh token.
     if end == End::Revoked {
         let refused = Unexecuted::new(StatusCode::UNAUTHORIZED, "UNAUTHENTICATED", "You need to sign in to do this.");
         events.refuse(errors(refused, &request_id)).await;

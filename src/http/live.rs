@@ -46,8 +46,10 @@ pub struct LiveLimits {
     pub per_holder: usize,
     /// How many an address may have that are nobody's, or not yet anybody's.
     pub per_address: usize,
-    /// For how long a subscription tries again where the database cannot be asked.
+    /// For how long a subscription tries again where the server cannot do what it should: then its caller is sent away, to come again.
     pub retry: Duration,
+    /// For how long it tries again where the caller has no more requests, or an event takes too long for what is asked of it.
+    pub patience: Duration,
 }
 
 impl Default for LiveLimits {
@@ -63,7 +65,9 @@ impl Default for LiveLimits {
             sockets: 5_000,
             per_holder: 100,
             per_address: 50,
-            retry: Duration::from_secs(30),
+            // As long as an access token lives. A database that is upgraded or fails over is away for a minute or two.
+            retry: Duration::from_mins(15),
+            patience: Duration::from_secs(30),
         }
     }
 }

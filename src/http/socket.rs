@@ -43,6 +43,10 @@ enum Closed {
     Gone,
     GoingAway,
     TooLarge,
+    /// A frame that the protocol of sockets does not allow: with which code that is answered.
+    BrokenFrame(u16),
+    /// The database is away, and was for long.
+    Unavailable,
     NotThere,
     Malformed(String),
     NotInitialised,
@@ -62,6 +66,8 @@ impl Closed {
             Self::Gone => return None,
             Self::GoingAway => (1001, "The server is stopping".to_owned()),
             Self::TooLarge => (1009, "The message is larger than 256 KiB".to_owned()),
+            Self::BrokenFrame(code) => (code, "The frame is against RFC 6455".to_owned()),
+            Self::Unavailable => (1013, "Try again later".to_owned()),
             Self::Malformed(why) => (4400, why),
             Self::NotInitialised => (4401, "Unauthorized".to_owned()),
             Self::Forbidden => (4403, "Forbidden".to_owned()),
@@ -226,8 +232,8 @@ impl Session {
             biased;
             () = self.operations.settle() => {}
             () = queue.closed() => {}
-            // After a message that was too large nothing can be read any more, but the caller is there as before.
-            () = gone(incoming), if !matches!(closed, Closed::TooLarge) => {}
+            // Where a frame could not be taken nothing can be read any more, but the caller is there as before.
+            () = gone(incoming), if !matches!(closed, Closed::TooLarge | Closed::BrokenFrame(_)) => {}
         }
         closed
     }
@@ -270,6 +276,7 @@ impl Session {
                 biased;
                 Some(end) = self.operations.tasks.join_next() => match end {
                     Ok(End::Expired | End::Revoked) => Err(Closed::Forbidden),
+                    Ok(End::Failed) => Err(Closed::Unavailable),
                     // One that was ended by the caller is an error here.
                     Ok(End::Told) | Err(_) => Ok(()),
                 },
@@ -396,9 +403,11 @@ async fn gone(incoming: &mut SplitStream<WebSocket>) {
         match incoming.next().await {
             Some(Ok(Message::Close(_))) | None => return,
             Some(Ok(_)) => {}
-            // It is there, though nothing of it can be read any more.
-            Some(Err(error)) if is_too_large(&error) => std::future::pending().await,
-            Some(Err(_)) => return,
+            Some(Err(error)) => match fault(&error) {
+                Closed::Gone => return,
+                // It is there, though nothing of it can be read any more.
+                _ => std::future::pending().await,
+            },
         }
     }
 }
@@ -411,8 +420,8 @@ fn read(message: Option<Result<Message, axum::Error>>) -> Result<Option<Incoming
         }
         Some(Ok(Message::Binary(_))) => Err(Closed::malformed("Only text messages are accepted")),
         Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(None),
-        Some(Err(error)) if is_too_large(&error) => Err(Closed::TooLarge),
-        Some(Ok(Message::Close(_)) | Err(_)) | None => Err(Closed::Gone),
+        Some(Err(error)) => Err(fault(&error)),
+        Some(Ok(Message::Close(_))) | None => Err(Closed::Gone),
     }
 }
 
@@ -431,16 +440,18 @@ fn add_credentials(headers: &mut HeaderMap, payload: &Map<String, Value>) {
     }
 }
 
-/// Whether a message, or a frame of it, was larger than it may be.
-fn is_too_large(error: &axum::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if error.to_string().contains("too long") {
-            return true;
+/// Why nothing more can be read. The types are those of the library below axum: a test has it that they are of one version.
+fn fault(error: &axum::Error) -> Closed {
+    use tungstenite::error::{Error, ProtocolError};
+
+    match std::error::Error::source(error).and_then(|cause| cause.downcast_ref()) {
+        Some(Error::Capacity(_)) => Closed::TooLarge,
+        Some(Error::Utf8(_)) => Closed::BrokenFrame(1007),
+        Some(Error::Protocol(error)) if *error != ProtocolError::ResetWithoutClosingHandshake => {
+            Closed::BrokenFrame(1002)
         }
-        cause = error.source();
+        _ => Closed::Gone,
     }
-    false
 }
 
 #[cfg(test)]

@@ -35,6 +35,8 @@ pub(super) enum End {
     Expired,
     /// What the caller came with opens nothing any more. The sink was not told.
     Revoked,
+    /// The server cannot do what it should, for too long. The sink was not told: to most callers an error is the last word.
+    Failed,
 }
 
 impl End {
@@ -90,10 +92,13 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
         };
         finish_errors(&mut answer.errors, &asker.context.request_id);
         // A fault that may pass ends no subscription, and takes no part of an event.
-        if answer.errors.iter().any(is_passing) {
-            if let Some(pause) = backoff.pause(server) {
+        if let Some(fault) = Fault::of(&answer.errors) {
+            if let Some(pause) = backoff.pause(server, fault) {
                 tokio::time::sleep(pause).await;
                 continue;
+            }
+            if fault == Fault::Server {
+                return End::Failed;
             }
         } else {
             backoff = Backoff::default();
@@ -135,29 +140,48 @@ fn outcome(step: &Step) -> &str {
     }
 }
 
-/// Whether it may succeed if it is tried again.
-fn is_passing(error: &ServerError) -> bool {
-    [Code::ServiceUnavailable, Code::Timeout, Code::RateLimited].iter().any(|code| code.as_str() == code_of(error))
+/// Why what failed may succeed if it is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// The server's own: the database is away.
+    Server,
+    /// As likely as not the caller's: they ask too often, or for too much.
+    Caller,
+}
+
+impl Fault {
+    /// None: it will not succeed.
+    fn of(errors: &[ServerError]) -> Option<Self> {
+        let has = |code: Code| errors.iter().any(|error| code_of(error) == code.as_str());
+        if has(Code::ServiceUnavailable) {
+            Some(Self::Server)
+        } else {
+            (has(Code::Timeout) || has(Code::RateLimited)).then_some(Self::Caller)
+        }
+    }
 }
 
 /// How long a subscription waits before it tries again.
 #[derive(Default)]
 struct Backoff {
-    /// When it has failed first; none: it has not.
-    since: Option<Instant>,
+    /// What failed, and when it did first; none: nothing has.
+    since: Option<(Fault, Instant)>,
     tries: u32,
 }
 
 impl Backoff {
     /// None: it has tried for long enough.
-    fn pause(&mut self, server: &Server) -> Option<Duration> {
+    fn pause(&mut self, server: &Server, fault: Fault) -> Option<Duration> {
         const LONGEST: Duration = Duration::from_secs(5);
-        let since = *self.since.get_or_insert_with(Instant::now);
+        let since = self.since.filter(|(known, _)| *known == fault).map_or_else(Instant::now, |(_, since)| since);
+        self.since = Some((fault, since));
+        let limits = server.live.limits;
+        let bound = if fault == Fault::Server { limits.retry } else { limits.patience };
         let pause = (Duration::from_millis(100) * 2_u32.pow(self.tries.min(8))).min(LONGEST);
         self.tries += 1;
         // Not all at the same moment: from half of it to all of it.
         let [part] = server.services.random.bytes::<1>();
-        (since.elapsed() < server.live.limits.retry).then(|| pause / 2 + pause * u32::from(part) / 512)
+        (since.elapsed() < bound).then(|| pause / 2 + pause * u32::from(part) / 512)
     }
 }
 

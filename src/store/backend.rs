@@ -15,6 +15,7 @@ use diesel_async::{
     AnsiTransactionManager, AsyncConnection, AsyncPgConnection, SimpleAsyncConnection, TransactionManager,
 };
 use secrecy::ExposeSecret as _;
+use tokio::sync::Semaphore;
 
 use super::announcements::Endpoint;
 use super::error::{Error, OpenError, Result};
@@ -33,6 +34,9 @@ pub(super) type Pool<C> = bb8::Pool<Manager<C>>;
 /// How long a request waits for a connection before it is told that the database is unavailable.
 pub(super) const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How many of PostgreSQL's connections are not for what takes long.
+const LEFT_BY_SCANS: u32 = 2;
+
 /// A database: one of the kinds that are known, behind a pool.
 #[derive(Clone)]
 pub struct Db {
@@ -50,13 +54,12 @@ pub struct Db {
 #[derive(Clone)]
 enum Kind {
     /// SQLite has one write lock, so writers queue for one connection and not in `busy_timeout`.
-    Sqlite {
-        writer: Pool<SqliteConn>,
-        readers: Pool<SqliteConn>,
-        scanners: Pool<SqliteConn>,
-        path: PathBuf,
+    Sqlite { writer: Pool<SqliteConn>, readers: Pool<SqliteConn>, scanners: Pool<SqliteConn>, path: PathBuf },
+    Postgres {
+        pool: Pool<PgConn>,
+        /// Turns for what takes long: whoever counts and searches leaves others a connection.
+        scans: Arc<Semaphore>,
     },
-    Postgres(Pool<PgConn>),
 }
 
 /// A connection taken from the pool. It can only read until a transaction has begun on it.
@@ -138,7 +141,10 @@ impl Db {
                 let failed = |cause| OpenError::Postgres(place.clone(), cause);
                 let endpoint = Endpoint::new(config).map_err(|error| failed(error.into()))?;
                 let pool = postgres_pool(endpoint.clone(), pool_size, statement_timeout, &statements).await;
-                (Kind::Postgres(pool.map_err(failed)?), place, Some(endpoint))
+                let pool = pool.map_err(failed)?;
+                let scans = pool_size.saturating_sub(LEFT_BY_SCANS).max(1);
+                let scans = Arc::new(Semaphore::new(usize::try_from(scans).unwrap_or(Semaphore::MAX_PERMITS)));
+                (Kind::Postgres { pool, scans }, place, Some(endpoint))
             }
         };
         Ok(Self { kind, statements, place: place.into(), endpoint, tells_as: None, is_full: Arc::default() })
@@ -163,7 +169,7 @@ impl Db {
     pub async fn read(&self) -> Result<Conn> {
         Ok(match &self.kind {
             Kind::Sqlite { readers, .. } => Conn::Sqlite(Lease::from(readers).await?),
-            Kind::Postgres(pool) => Conn::Postgres(Lease::from(pool).await?),
+            Kind::Postgres { pool, .. } => Conn::Postgres(Lease::from(pool).await?),
         })
     }
 
@@ -175,7 +181,7 @@ impl Db {
     pub async fn scan(&self) -> Result<Conn> {
         Ok(match &self.kind {
             Kind::Sqlite { scanners, .. } => Conn::Sqlite(Lease::from(scanners).await?),
-            Kind::Postgres(pool) => Conn::Postgres(Lease::from(pool).await?),
+            Kind::Postgres { pool, scans } => Conn::Postgres(Lease::in_turn(pool, scans).await?),
         })
     }
 
@@ -192,7 +198,7 @@ impl Db {
     pub(super) async fn begin(&self) -> Result<Conn> {
         let mut conn = match &self.kind {
             Kind::Sqlite { writer, .. } => Conn::Sqlite(Lease::from(writer).await?),
-            Kind::Postgres(pool) => Conn::Postgres(Lease::from(pool).await?),
+            Kind::Postgres { pool, .. } => Conn::Postgres(Lease::from(pool).await?),
         };
         conn.begin().await?;
         Ok(conn)
@@ -206,7 +212,7 @@ impl Db {
                 let pool = sqlite_pool(path, 1, Mode::Migrate, &self.statements).await?;
                 Conn::Sqlite(Lease::from(&pool).await?)
             }
-            Kind::Postgres(pool) => Conn::Postgres(Lease::from(pool).await?),
+            Kind::Postgres { pool, .. } => Conn::Postgres(Lease::from(pool).await?),
         };
         conn.begin().await?;
         if let Conn::Postgres(conn) = &mut conn {
@@ -249,7 +255,7 @@ impl Db {
     pub fn pool_state(&self) -> PoolState {
         let states = match &self.kind {
             Kind::Sqlite { writer, readers, scanners, .. } => vec![writer.state(), readers.state(), scanners.state()],
-            Kind::Postgres(pool) => vec![pool.state()],
+            Kind::Postgres { pool, .. } => vec![pool.state()],
         };
         PoolState {
             open: states.iter().map(|s| s.connections).sum(),
@@ -262,7 +268,7 @@ impl Db {
     pub fn kind(&self) -> &'static str {
         match self.kind {
             Kind::Sqlite { .. } => "sqlite",
-            Kind::Postgres(_) => "postgres",
+            Kind::Postgres { .. } => "postgres",
         }
     }
 }

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use diesel::connection::SimpleConnection as _;
 use diesel::sql_types::{BigInt, Text};
 use diesel::{Connection as _, QueryResult, RunQueryDsl as _, SqliteConnection};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::postgres_url::without_password;
+use super::postgres_url::for_libpq;
 
 /// Why there is no copy.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +48,10 @@ pub fn copy_sqlite(from: &Path, to: &Path) -> Result<u64, BackupError> {
     };
     let to = std::path::absolute(to).map_err(wrong(to))?;
     let name = to.file_name().ok_or_else(|| wrong(&to)(io::ErrorKind::IsADirectory.into()))?;
-    // The name is taken by an empty file, which nobody takes for a backup, until the copy is whole.
-    make(&to).map_err(wrong(&to))?;
+    // Told before the work is done, not only after it.
+    if fs::symlink_metadata(&to).is_ok() {
+        return Err(BackupError::Exists(to));
+    }
     let draft = to.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
     let copied = make(&draft).map_err(wrong(&draft)).and_then(|()| {
         let failed = |cause| BackupError::Database(from.to_owned(), cause);
@@ -60,7 +64,6 @@ pub fn copy_sqlite(from: &Path, to: &Path) -> Result<u64, BackupError> {
     if copied.is_err() {
         // What went wrong first is told.
         let _ = fs::remove_file(&draft);
-        let _ = fs::remove_file(&to);
     }
     copied
 }
@@ -69,11 +72,18 @@ fn make(path: &Path) -> io::Result<()> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(drop)
 }
 
-/// Puts the draft in its place, for good, and returns its size.
+/// Gives the draft its name, for good, unless something else has that. Returns its size.
 fn place(draft: &Path, to: &Path) -> io::Result<u64> {
     let file = File::open(draft)?;
     file.sync_all()?;
-    fs::rename(draft, to)?;
+    match renameat_with(CWD, draft, CWD, to, RenameFlags::NOREPLACE) {
+        // A file system that does not know of this knows of links.
+        Err(Errno::INVAL | Errno::NOTSUP) => {
+            fs::hard_link(draft, to)?;
+            fs::remove_file(draft)?;
+        }
+        renamed => renamed?,
+    }
     if let Some(folder) = to.parent() {
         File::open(folder)?.sync_all()?;
     }
@@ -124,10 +134,11 @@ fn count(conn: &mut SqliteConnection, sql: &str) -> QueryResult<i64> {
     diesel::dsl::sql::<BigInt>(sql).get_result(conn)
 }
 
-/// The command that copies a PostgreSQL database into a file, for a shell. The password is not in it.
+/// The command that copies a PostgreSQL database into a file, for a shell, over a connection as safe as the server's. The password is
+/// not in it.
 #[must_use]
 pub fn pg_dump(url: &SecretString, to: &Path) -> String {
-    let url = without_password(url.expose_secret());
+    let url = for_libpq(url.expose_secret());
     format!("pg_dump --format=custom --no-owner --file={} {}", quoted(&to.display().to_string()), quoted(&url))
 }
 
@@ -143,11 +154,20 @@ mod tests {
     #[test]
     fn the_command_for_a_shell_has_no_password() {
         for (url, named) in [
-            ("postgres://u:secret@db.example:6432/claviger", "postgres://u@db.example:6432/claviger"),
-            ("postgres://u@db/d?sslmode=require&password=secret", "postgres://u@db/d?sslmode=require"),
-            ("postgres://u@db/d?password=secret", "postgres://u@db/d"),
+            ("postgres://u:secret@localhost:6432/claviger", "postgres://u@localhost:6432/claviger"),
+            ("postgres://u@db/d?sslmode=disable&password=secret", "postgres://u@db/d?sslmode=disable"),
+            ("postgres://u@[::1]/d?password=secret", "postgres://u@[::1]/d"),
             ("postgres:///d?host=/run&p%61ssword=secret", "postgres:///d?host=/run"),
-            ("postgres://u:se'cret@db/it's", r"postgres://u@db/it'\''s"),
+            ("postgres://u:se'cret@127.0.0.1/it's", r"postgres://u@127.0.0.1/it'\''s"),
+            // libpq counts the one in milliseconds, and has another name for the other.
+            (
+                "postgres://u@localhost/d?tcp_user_timeout=15&keepalives_retries=3&keepalives_idle=30",
+                "postgres://u@localhost/d?keepalives_idle=30",
+            ),
+            // It verifies nothing by itself.
+            ("postgres://u@db/d", "postgres://u@db/d?sslmode=verify-full&sslrootcert=system"),
+            ("postgres://u@db/d?sslmode=require", "postgres://u@db/d?sslmode=verify-full&sslrootcert=system"),
+            ("postgres://u@db/d?sslmode=verify-ca", "postgres://u@db/d?sslmode=verify-full&sslrootcert=system"),
         ] {
             let command = pg_dump(&url.into(), Path::new("a b.dump"));
             assert_eq!(command, format!("pg_dump --format=custom --no-owner --file='a b.dump' '{named}'"));

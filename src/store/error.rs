@@ -83,8 +83,9 @@ impl From<DieselError> for Error {
 /// The texts are those of `SQLite`'s `sqlite3ErrStr` and of PostgreSQL's message catalogue in English: where PostgreSQL
 /// speaks another language and does not let the role change that, its conditions count as faults.
 fn is_passing(message: &str) -> bool {
-    const PASSING: [&str; 8] = [
+    const PASSING: [&str; 9] = [
         "database or disk is full",
+        "attempt to write a readonly database",
         "database is locked",
         "disk I/O error",
         "unable to open database file",

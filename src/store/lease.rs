@@ -16,9 +16,12 @@ use diesel_async::sync_connection_wrapper::SpawnBlocking;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::Span;
+
+use super::backend::CHECKOUT_TIMEOUT;
 
 type Connect<C> = Box<dyn Fn(Activity) -> BoxFuture<'static, ConnectionResult<C>> + Send + Sync>;
 
@@ -210,12 +213,29 @@ pub(super) struct Pooled<C> {
 }
 
 /// A connection for as long as somebody has it.
-pub(super) struct Lease<C: PoolableConnection + 'static>(Option<bb8::PooledConnection<'static, Manager<C>>>);
+pub(super) struct Lease<C: PoolableConnection + 'static> {
+    pooled: Option<bb8::PooledConnection<'static, Manager<C>>>,
+    /// A place among those who may have one at once, which is free when the connection is.
+    turn: Option<OwnedSemaphorePermit>,
+}
 
 impl<C: PoolableConnection> Lease<C> {
     /// Takes one from the pool.
     pub(super) async fn from(pool: &bb8::Pool<Manager<C>>) -> Result<Self, bb8::RunError<ConnectionError>> {
-        Ok(Self(Some(pool.get_owned().await?)))
+        Ok(Self { pooled: Some(pool.get_owned().await?), turn: None })
+    }
+
+    /// Takes one from the pool when it is its turn.
+    pub(super) async fn in_turn(
+        pool: &bb8::Pool<Manager<C>>,
+        turns: &Arc<Semaphore>,
+    ) -> Result<Self, bb8::RunError<ConnectionError>> {
+        let turn = timeout(CHECKOUT_TIMEOUT, turns.clone().acquire_owned()).await;
+        // Nobody closes the semaphore.
+        let turn = turn.map_err(|_| bb8::RunError::TimedOut)?.ok();
+        let mut lease = Self::from(pool).await?;
+        lease.turn = turn;
+        Ok(lease)
     }
 
     /// Lets statements take as long as they like, until the connection is given back.
@@ -224,7 +244,7 @@ impl<C: PoolableConnection> Lease<C> {
     }
 
     fn activity(&self) -> &Activity {
-        &self.0.as_ref().expect(LEASED).activity
+        &self.pooled.as_ref().expect(LEASED).activity
     }
 }
 
@@ -235,19 +255,19 @@ impl<C: PoolableConnection> Deref for Lease<C> {
     type Target = C;
 
     fn deref(&self) -> &C {
-        &self.0.as_ref().expect(LEASED).conn
+        &self.pooled.as_ref().expect(LEASED).conn
     }
 }
 
 impl<C: PoolableConnection> DerefMut for Lease<C> {
     fn deref_mut(&mut self) -> &mut C {
-        &mut self.0.as_mut().expect(LEASED).conn
+        &mut self.pooled.as_mut().expect(LEASED).conn
     }
 }
 
 impl<C: PoolableConnection> Drop for Lease<C> {
     fn drop(&mut self) {
-        let Some(pooled) = self.0.take() else { return };
+        let Some(pooled) = self.pooled.take() else { return };
         let activity = pooled.activity.clone();
         activity.shared.is_unbounded.store(false, Ordering::Relaxed);
         let is_given_up = activity.end_statement() && activity.shared.stop.get().is_some();
@@ -259,7 +279,7 @@ impl<C: PoolableConnection> Drop for Lease<C> {
         }
         // Whoever waited has given up. Until the statement ends, or PostgreSQL was told to stop it, the connection keeps its
         // place: as many run at once as the pool has. Where the runtime ends first, it is left to the end of the process.
-        let pooled = ManuallyDrop::new(pooled);
+        let (pooled, turn) = (ManuallyDrop::new(pooled), self.turn.take());
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move {
                 if let Some(stop) = activity.shared.stop.get().filter(|_| is_given_up) {
@@ -268,7 +288,7 @@ impl<C: PoolableConnection> Drop for Lease<C> {
                 activity.calls.close();
                 activity.calls.wait().await;
                 activity.calls.reopen();
-                drop(ManuallyDrop::into_inner(pooled));
+                drop((ManuallyDrop::into_inner(pooled), turn));
             });
         }
     }

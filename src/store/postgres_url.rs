@@ -1,5 +1,6 @@
 //! The URL of a PostgreSQL database: what is connected to, by which encryption, and how it is named without its password.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
@@ -21,14 +22,7 @@ pub(super) fn postgres_config(url: &str) -> Result<tokio_postgres::Config, tokio
     let known = url.replace("sslmode=verify-full", "sslmode=require").replace("sslmode=verify-ca", "sslmode=require");
     let mut config: tokio_postgres::Config = known.parse()?;
     if !known.contains("sslmode=") {
-        let is_near_host = |host: &Host| match host {
-            Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback()),
-            Host::Unix(_) => true,
-        };
-        // `hostaddr` is where the connection goes, whatever `host` says.
-        let is_near = config.get_hosts().iter().all(is_near_host)
-            && config.get_hostaddrs().iter().all(std::net::IpAddr::is_loopback);
-        config.ssl_mode(if is_near { SslMode::Disable } else { SslMode::Require });
+        config.ssl_mode(if is_near(&config) { SslMode::Disable } else { SslMode::Require });
     }
     let (idle, interval, retries) = KEEPALIVES;
     let says = |name: &str| known.contains(name);
@@ -48,6 +42,16 @@ pub(super) fn postgres_config(url: &str) -> Result<tokio_postgres::Config, tokio
     Ok(config)
 }
 
+/// Whether the database is on this machine.
+fn is_near(config: &tokio_postgres::Config) -> bool {
+    let is_near_host = |host: &Host| match host {
+        Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback()),
+        Host::Unix(_) => true,
+    };
+    // `hostaddr` is where the connection goes, whatever `host` says.
+    config.get_hosts().iter().all(is_near_host) && config.get_hostaddrs().iter().all(IpAddr::is_loopback)
+}
+
 /// Where a PostgreSQL database is: `host:port/name`, each host where there are several.
 pub(super) fn place(config: &tokio_postgres::Config) -> String {
     let hosts: Vec<_> = match config.get_hosts() {
@@ -61,17 +65,22 @@ pub(super) fn place(config: &tokio_postgres::Config) -> String {
     format!("{}/{name}", servers.join(","))
 }
 
-/// The URL without the password, wherever it stands in it.
-pub(super) fn without_password(url: &str) -> String {
+/// The same connection for PostgreSQL's own programs, which verify a certificate only if they are told to. The password is not in it,
+/// wherever it stood, and neither is what they call by another name or measure in another unit.
+pub(super) fn for_libpq(url: &str) -> String {
     let Ok(mut parsed) = Url::parse(url) else { return String::new() };
     // It fails where there is no host, and with that no password.
     let _ = parsed.set_password(None);
-    let is_password = |pair: &&str| {
-        let name = pair.split('=').next().unwrap_or_default();
-        percent_decode_str(name).decode_utf8_lossy() == "password"
-    };
+    let name =
+        |pair: &str| percent_decode_str(pair.split('=').next().unwrap_or_default()).decode_utf8_lossy().into_owned();
     let query = parsed.query().unwrap_or_default().to_owned();
-    let query: Vec<_> = query.split('&').filter(|pair| !pair.is_empty() && !is_password(pair)).collect();
+    let own = ["password", "keepalives_retries", "tcp_user_timeout"];
+    let mut query: Vec<_> =
+        query.split('&').filter(|pair| !pair.is_empty() && !own.contains(&name(pair).as_str())).collect();
+    if postgres_config(url).is_ok_and(|config| config.get_ssl_mode() == SslMode::Require) {
+        query.retain(|pair| name(pair) != "sslmode");
+        query.extend(["sslmode=verify-full", "sslrootcert=system"]);
+    }
     parsed.set_query((!query.is_empty()).then(|| query.join("&")).as_deref());
     parsed.into()
 }

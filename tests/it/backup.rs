@@ -138,11 +138,17 @@ async fn of_postgresql_it_says_the_command_that_does_it() {
     let path = |name: &str| format!("'{}'", program(name).display());
     shell(&format!("{} {command}", path("pg_dump")));
     assert!(Path::new(&copy).exists());
-    let restored = Place::new(TestDatabase::postgres().await);
-    let (pg_restore, to) = (path("pg_restore"), &restored.database.url);
-    shell(&format!(
-        "{pg_restore} --exit-on-error --no-owner --dbname='{to}' {}",
-        place.folder().join("*.dump").display()
-    ));
-    is_all_there(&place, &restored, &before).await;
+    for is_made_by_an_administrator in [false, true] {
+        let restored = Place::new(TestDatabase::postgres().await);
+        if is_made_by_an_administrator {
+            let administrator = TestDatabase::at(restored.database.url.replace("claviger@", "postgres@"));
+            administrator.execute("CREATE EXTENSION pg_trgm").await.unwrap();
+        }
+        let (pg_restore, to) = (path("pg_restore"), &restored.database.url);
+        shell(&format!(
+            "{pg_restore} --exit-on-error --no-owner --no-comments --dbname='{to}' {}",
+            place.folder().join("*.dump").display()
+        ));
+        is_all_there(&place, &restored, &before).await;
+    }
 }

@@ -15,8 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::command_line::Place;
 use crate::durability::all;
-use crate::many_servers::Follower;
-use crate::support::{Answer, Client, PASSWORD, Proxy, TestApp, TestDatabase, TestPostgres, TestRedis, both_databases};
+use crate::many_servers::{Follower, until};
+use crate::subscription::ADDED;
+use crate::support::{
+    Answer, Client, EventStream, PASSWORD, Proxy, Socket, TestApp, TestDatabase, TestPostgres, TestRedis,
+    both_databases,
+};
 
 /// Far longer than anything here takes: it only ends what hangs.
 const NEVER: Duration = Duration::from_secs(120);
@@ -161,8 +165,8 @@ async fn work(client: Client, worker: usize, tally: Arc<Tally>, stop: Cancellati
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_postgres_that_is_stopped_or_hangs_comes_back() {
     let mut postgres = TestPostgres::start().await;
-    // A subscription gives up after half a minute: how long the faults take here is the machine's affair.
-    let patient = LiveLimits { retry: NEVER, ..LiveLimits::default() };
+    // What is too slow may be the caller's fault as well: how slow all is here is the machine's affair.
+    let patient = LiveLimits { patience: NEVER, ..LiveLimits::default() };
     let app = server(&postgres.database().await.url).await.limited(patient).await;
     let admin = app.admin().await;
     let follower = Follower::of(app.admin().await).await;
@@ -190,6 +194,25 @@ async fn a_postgres_that_is_stopped_or_hangs_comes_back() {
     load.until_made(20).await;
     load.end(&admin).await;
     in_time("the log", follower.has_heard_everything()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscriptions_that_the_server_gives_up_are_told_to_come_again() {
+    let hasty = LiveLimits { retry: Duration::ZERO, ..LiveLimits::default() };
+    let app = server(&TestDatabase::postgres().await.url).await.limited(hasty).await;
+    let admin = app.admin().await;
+    let mut socket = Socket::connected(&app, &admin).await;
+    socket.follow(&app, "1", ADDED).await;
+    let mut stream = EventStream::open(&admin, ADDED).await.begun(&app, 2).await;
+    until(&app.url, "claviger_bus_connected{transport=\"postgres\"}", |connected| connected == 1).await;
+    let locker = app.database.connection().await;
+    locker.batch_execute("BEGIN; LOCK TABLE sessions IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    // They look anew who they are.
+    app.database.execute("NOTIFY claviger, '?'").await.unwrap();
+    assert_eq!(socket.closed().await, (1013, "Try again later".to_owned()));
+    while let Some(block) = in_time("the end of the stream", stream.block()).await {
+        assert_eq!(block, ":", "an error would be the last word");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -293,6 +316,37 @@ async fn a_pool_that_is_used_up_is_told_of_and_comes_back() {
     until_ready(&app.url, true, &[]).await;
     load.until_made(20).await;
     load.end(&admin).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_counts_leaves_others_a_connection() {
+    let app = server(&TestDatabase::postgres().await.url).await;
+    let admin = app.admin().await;
+    let locker = app.database.connection().await;
+    locker.batch_execute("BEGIN; LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    // Each asks for something else, so that they share nothing.
+    let counts: Vec<_> = (0..12)
+        .map(|n| {
+            let (admin, query) = (admin.clone(), format!("{{ tasks(search: \"t{n}\") {{ totalCount }} }}"));
+            tokio::spawn(async move { admin.run(&query).await })
+        })
+        .collect();
+    // All that may count do.
+    let counting = "SELECT count(*)::text AS text FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%tasks%'";
+    in_time("two that count", async {
+        while app.database.texts(counting).await != ["2"] {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(is_done(&admin.run("{ viewer { user { id } } }").await));
+    assert_eq!(readiness(&app.url).await.0, 200);
+    for count in counts {
+        assert!(!is_done(&in_time("a count", count).await.unwrap()));
+    }
+    locker.batch_execute("COMMIT").await.unwrap();
+    assert!(is_done(&admin.run("{ tasks { totalCount } }").await));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

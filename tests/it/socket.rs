@@ -10,7 +10,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 
 use crate::claude_account::create;
 use crate::subscription::{ADDED, CHANGED, SHORT};
@@ -23,7 +24,7 @@ const NEVER: Duration = Duration::from_secs(3600);
 pub(crate) async fn slow_test(admin: &Client) -> (TcpListener, String) {
     let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", upstream.local_addr().unwrap());
-    let input = json!({ "apiKey": "sk-ant-slow", "accountName": "Slow", "baseUrl": url });
+    let input = json!({ "apiKey": format!("sk-ant-{url}"), "accountName": url, "baseUrl": url });
     let id = create(admin, input).await["id"].clone();
     (upstream, format!("mutation {{ testClaudeAccount(input: {{ id: {id} }}) {{ ok }} }}"))
 }
@@ -53,19 +54,29 @@ both_databases! {
         until_gauge(&app, counted, 1).await;
     }
 
-    async fn a_mutation_that_has_begun_is_answered_though_a_message_is_too_large(app: TestApp) {
+    async fn a_mutation_that_has_begun_is_answered_though_a_frame_cannot_be_taken(app: TestApp) {
         let admin = app.admin().await;
-        let (upstream, test) = slow_test(&admin).await;
-        let mut socket = Socket::connected(&app, &admin).await;
-        socket.follow(&app, "events", ADDED).await;
-        socket.subscribe("1", &test).await;
-        let asked = upstream.accept().await.unwrap();
-        // The server may read no further than to where it is too large.
-        let _ = socket.0.send(Message::text(" ".repeat(300 * 1024))).await;
-        until_gauge(&app, "claviger_subscriptions_active", 0).await;
-        drop((asked, upstream));
-        until_said(&mut socket, &mut Vec::new(), "1").await;
-        assert_eq!(socket.closed().await.0, 1009);
+        let text = OpCode::Data(Data::Text);
+        let mut reserved = Frame::message("{}", text, true);
+        reserved.header_mut().rsv1 = true;
+        let cases = [
+            (Message::text(" ".repeat(300 * 1024)), 1009),
+            (Message::Frame(Frame::message(vec![0xff], text, true)), 1007),
+            (Message::Frame(reserved), 1002),
+        ];
+        for (message, code) in cases {
+            let (upstream, test) = slow_test(&admin).await;
+            let mut socket = Socket::connected(&app, &admin).await;
+            socket.follow(&app, "events", ADDED).await;
+            socket.subscribe("1", &test).await;
+            let asked = upstream.accept().await.unwrap();
+            // The server may read no further than to where it is too large.
+            let _ = socket.0.send(message).await;
+            until_gauge(&app, "claviger_subscriptions_active", 0).await;
+            drop((asked, upstream));
+            until_said(&mut socket, &mut Vec::new(), "1").await;
+            assert_eq!(socket.closed().await.0, code);
+        }
     }
 
     async fn a_mutation_that_has_begun_is_answered_before_the_server_closes_the_socket(app: TestApp) {

@@ -69,6 +69,7 @@ const IDS: &[(&str, &str)] = &[
     ("Mutation.changePassword(input.currentPassword.encrypted.keyId)", SHARED),
     ("Mutation.changePassword(input.newPassword.encrypted.keyId)", SHARED),
     ("Mutation.deleteMyAccount(input.password.encrypted.keyId)", SHARED),
+    ("Mutation.verifyEmail(input.password.encrypted.keyId)", SHARED),
     ("Mutation.revokeSession(input.id)", "Session"),
     ("Mutation.updateUser(input.id)", "User"),
     ("Mutation.deleteUser(input.id)", "User"),
