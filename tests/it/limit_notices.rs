@@ -132,8 +132,8 @@ both_databases! {
         relayed.send().await;
         let health = relayed.until_health("UNAUTHORIZED").await;
         let notices = list(&relayed.admin).await;
-        let named = format!("The Claude account {} is unauthorized", relayed.account["accountName"].as_str().unwrap());
-        assert_eq!(titles(&relayed.admin).await, [named]);
+        let name = relayed.account["accountName"].as_str().unwrap();
+        assert_eq!(titles(&relayed.admin).await, [format!("The Claude account {name} is unauthorized")]);
         assert_eq!((&notices[0]["kind"], &notices[0]["resource"]["id"]), (&json!("CLAUDE_ACCOUNT_UNHEALTHY"), &relayed.account["id"]));
         let error = health["lastError"].as_str().unwrap();
         assert!(notices[0]["body"].as_str().unwrap().ends_with(error), "{notices:?}");
