@@ -48,6 +48,7 @@ mod password;
 mod password_key;
 mod profile;
 mod redis;
+mod refused;
 mod registration;
 mod roles;
 mod schema;
