@@ -190,12 +190,13 @@ pub(super) fn of_new_device(cx: Cx<'_>, user: UserId, session: &impl ToString) -
     }
 }
 
-/// Tells of API keys that end soon: a week before, and a day before. Returns how many it told of.
+/// Tells of API keys that end soon: a week before, and a day before, by the database's clock too: what is told too early is not told
+/// again when it is time. Returns how many it told of.
 ///
 /// # Errors
 /// Where the database fails; what was told so far stays so.
 pub async fn tell_of_expiring_api_keys(services: &Services) -> Result<usize> {
-    let now = services.clock.now();
+    let now = services.cautious_now().await?;
     let (mut told, mut after) = (0, None);
     loop {
         let span = (now, now + BEFORE_END[1]);

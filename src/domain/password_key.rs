@@ -241,7 +241,9 @@ async fn renew(services: &Services, rows: &[PasswordKey]) -> Result<()> {
         tracing::info!(key = %id, "a key pair was made to encrypt passwords with");
     }
     if rows.iter().any(|row| (now - row.created_at).abs() >= LIFE) {
-        password_keys::remove_all_but(&services.db, (now + -LIFE, now + LIFE)).await?;
+        // By both clocks, be this server's ahead or behind: the others offer what they made by theirs.
+        let [behind, ahead] = services.both_clocks().await?;
+        password_keys::remove_all_but(&services.db, (behind + -LIFE, ahead + LIFE)).await?;
     }
     Ok(())
 }

@@ -22,6 +22,9 @@ const SAFARI: &str = "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) Version/26
 const NEW_DEVICE: &str = "You signed in from a new device";
 const REFUSED: &str = "Sign-ins were refused after too many attempts";
 const REFUSED_OF_USERS: &str = "Sign-ins of users were refused after too many attempts";
+/// The times of an API key's life.
+const OF_KEYS: [(&str, &str); 3] =
+    [("api_keys", "created_at"), ("api_keys", "expires_at"), ("api_keys", "expires_sort")];
 
 /// A client that has signed in with a program.
 pub(crate) async fn signed_in_with(url: &str, email: &str, password: &str, program: &str) -> Client {
@@ -33,11 +36,6 @@ pub(crate) async fn signed_in_with(url: &str, email: &str, password: &str, progr
     let body: Value = answer.json().await.unwrap();
     client.access_token = Some(body["data"]["signIn"]["accessToken"].as_str().unwrap().to_owned());
     client
-}
-
-/// Somebody after a while, when access tokens have expired.
-async fn again(app: &TestApp, email: &str) -> Client {
-    app.anonymous().signed_in(email, PASSWORD).await
 }
 
 /// What a client is told, newest first.
@@ -105,7 +103,7 @@ both_databases! {
         let beside = app.beside().await.services;
         let admin = app.admin().await;
         let (owner, ina) = join(&app, &admin, "ina@example.com", "MEMBER").await;
-        join(&app, &admin, "max@example.com", "MEMBER").await;
+        let (_, max) = join(&app, &admin, "max@example.com", "MEMBER").await;
         let made = async |name: &str, days: i64| {
             let input = json!({ "name": name, "expiresInDays": days, "ownerId": owner });
             crate::api_key::create(&admin, input).await.0["id"].clone()
@@ -118,15 +116,13 @@ both_databases! {
         tell().await;
         assert_eq!(titles(&ina).await, [""; 0]);
 
-        app.advance(6 * DAY + HOUR);
-        let ina = again(&app, "ina@example.com").await;
+        age(&app, &OF_KEYS, 6).await;
         tell().await;
         assert_eq!(titles(&ina).await, ["The API key Short expires within a day"]);
-        app.advance(17 * DAY + HOUR);
+        age(&app, &OF_KEYS, 17).await;
         for _ in 0..2 {
             tell().await;
         }
-        let (admin, ina, max) = (app.admin().await, again(&app, "ina@example.com").await, again(&app, "max@example.com").await);
         let week = "The API key Long expires within a week";
         for client in [&admin, &ina] {
             assert_eq!(titles(client).await[0], week);
@@ -140,11 +136,10 @@ both_databases! {
         let end = (chrono_now(&beside) + chrono::TimeDelta::days(5)).to_rfc3339();
         admin.with(change, json!({ "input": { "id": id, "expiresAt": end } })).await.data();
         tell().await;
-        app.advance(4 * DAY + HOUR);
+        age(&app, &OF_KEYS, 4).await;
         for _ in 0..2 {
             tell().await;
         }
-        let ina = again(&app, "ina@example.com").await;
         assert_eq!(titles(&ina).await[..3], ["The API key Long expires within a day", week, week]);
     }
 
@@ -274,6 +269,17 @@ both_databases! {
         expired::remove(&beside).await.unwrap();
         assert_eq!(titles(&app.admin().await).await, ["New"]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_clock_is_ahead_tells_of_no_end_too_early() {
+    let app = TestApp::postgres().await;
+    let admin = app.admin().await;
+    crate::api_key::create(&admin, json!({ "name": "Key", "expiresInDays": 8 })).await;
+    age(&app, &OF_KEYS, 5).await;
+    let ahead = app.beside_by(app.clock_ahead(chrono::TimeDelta::hours(60))).await.services;
+    notification::tell_of_expiring_api_keys(&ahead).await.unwrap();
+    assert_eq!(titles(&admin).await, ["The API key Key expires within a week"]);
 }
 
 fn chrono_now(services: &Services) -> chrono::DateTime<chrono::Utc> {
