@@ -9,11 +9,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::Services;
 use crate::domain::audit_checkpoint::Checkpoints;
-use crate::domain::outbox;
+use crate::domain::{outbox, password_key};
 use crate::jobs::{self, Runs, Scheduler, Timing};
 use crate::settings::Settings;
 
-/// How often mails are looked for that nobody has told of: they are tried again, or another server wrote them and is gone.
+/// How often mails are looked for that nobody has told of: they are tried again, or another server wrote them and is gone. So often
+/// key pairs are forgotten, too.
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The tasks that run beside the requests, until the server is told to stop.
@@ -23,6 +24,8 @@ pub(super) struct Housekeeping {
     checkpoints: Option<JoinHandle<Checkpoints>>,
     /// Each server sends what it is told of, so this is no such job either.
     mails: JoinHandle<()>,
+    /// Nor is this: each has them in its memory.
+    forgetting: JoinHandle<()>,
     jobs: Scheduler,
 }
 
@@ -31,13 +34,15 @@ impl Housekeeping {
         let checkpoints =
             settings.audit_checkpoints.map(|every| tokio::spawn(checkpoints(services.clone(), every, stop.clone())));
         let mails = tokio::spawn(mails(services.clone(), stop.clone()));
+        let forgetting = tokio::spawn(forgetting(services.clone(), stop.clone()));
         let jobs = Scheduler::start(jobs::all(settings), services.clone(), Timing::default(), runs, stop.clone());
-        Self { services, checkpoints, mails, jobs }
+        Self { services, checkpoints, mails, forgetting, jobs }
     }
 
     /// Ends them, once no deed can follow: the last checkpoint is of all that was done.
     pub(super) async fn finish(self) {
         told(self.mails.await);
+        told(self.forgetting.await);
         self.jobs.finish().await;
         if let Some(checkpoints) = self.checkpoints
             && let Some(mut checkpoints) = told(checkpoints.await)
@@ -59,6 +64,12 @@ async fn checkpoints(services: Arc<Services>, every: Duration, stop: Cancellatio
         checkpoints.write(&services).await;
     }
     checkpoints
+}
+
+async fn forgetting(services: Arc<Services>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(MINUTE)).await.is_some() {
+        password_key::forget(&services).await;
+    }
 }
 
 async fn mails(services: Arc<Services>, stop: CancellationToken) {
