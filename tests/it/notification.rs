@@ -180,6 +180,19 @@ both_databases! {
         assert_eq!(entries, expected.iter().map(entry).collect::<Vec<_>>());
     }
 
+    async fn a_device_stays_known_when_the_key_changes(app: TestApp) {
+        let mut app = app;
+        signed_in_with(&app.url, ADMIN, PASSWORD, FIREFOX).await;
+        let old = std::fs::read_to_string(app.outbox().parent().unwrap().join("encryption-keys")).unwrap();
+        let new = format!("v2:{}=", "A".repeat(43));
+        for ring in [format!("{new},{}", old.trim()), new] {
+            app.set("CREDENTIAL_ENCRYPTION_KEYS", &ring);
+            app.restart().await;
+            let admin = signed_in_with(&app.url, ADMIN, PASSWORD, FIREFOX).await;
+            assert_eq!(titles(&admin).await, [""; 0]);
+        }
+    }
+
     async fn what_was_read_is_marked_by_whose_it_is(app: TestApp) {
         let beside = app.beside().await.services;
         let admin = app.admin().await;
