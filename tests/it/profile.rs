@@ -131,6 +131,22 @@ both_databases! {
         assert_eq!((app.mails_to("victim@example.com"), app.mails_to("other@example.com")), (5, 2));
     }
 
+    async fn what_fails_after_all_uses_up_no_mails(app: TestApp) {
+        let (_, ina) = join(&app, &app.admin().await, "ina@example.com", "MEMBER").await;
+        app.database.execute("ALTER TABLE mail_tokens RENAME TO away").await.unwrap();
+        for _ in 0..6 {
+            assert_eq!(update(&ina, json!({ "email": "new@example.com" })).await.code(), "INTERNAL_SERVER_ERROR");
+        }
+        app.database.execute("ALTER TABLE away RENAME TO mail_tokens").await.unwrap();
+        ask_for(&ina, "new@example.com").await;
+        app.token_to("new@example.com", "verify-email").await;
+        // Nor does it count where somebody takes the wish back.
+        verify(&app, &{ ask_for(&ina, "new@example.com").await; app.token_to("new@example.com", "verify-email").await }).await.data();
+        for _ in 0..6 {
+            ask_for(&ina, "new@example.com").await;
+        }
+    }
+
     async fn an_address_that_a_thief_asked_for_ends_with_the_thiefs_session(app: TestApp) {
         let admin = app.admin().await;
         let (id, ina) = join(&app, &admin, "ina@example.com", "MEMBER").await;
