@@ -94,7 +94,7 @@ both_databases! {
         assert_eq!(known, unknown);
         let token = app.token_to("fresh@example.com", "verify-email").await;
         // Somebody else is faster.
-        invite(&admin, "fresh@example.com", "MEMBER").await;
+        join(&app, &admin, "fresh@example.com", "MEMBER").await;
         assert_eq!(verify(&app, &token).await.code(), "CONFLICT");
         assert_eq!(ina.run("{ viewer { user { email } } }").await.data()["viewer"]["user"]["email"], "ina@example.com");
     }
