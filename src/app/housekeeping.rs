@@ -9,11 +9,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::audit_checkpoint::Checkpoints;
-use crate::domain::{Services, budget, budget_notices, outbox, usage};
+use crate::domain::{Services, budget, budget_notices, outbox, password_key, usage};
 use crate::jobs::{self, Runs, Scheduler, Timing};
 use crate::settings::Settings;
 
-/// How often mails are looked for that nobody has told of: they are tried again, or another server wrote them and is gone.
+/// How often mails are looked for that nobody has told of: they are tried again, or another server wrote them and is gone. So often
+/// key pairs are forgotten, too.
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The tasks that run beside the requests, until the server is told to stop.
@@ -29,6 +30,8 @@ pub(super) struct Housekeeping {
     budgets: JoinHandle<()>,
     /// Each server tells of the limits that it has seen to be used up.
     notices: JoinHandle<()>,
+    /// Each server has key pairs in its memory.
+    forgetting: JoinHandle<()>,
     /// Tells those that go on to the end: what runs meanwhile is to be recorded and settled too.
     last: CancellationToken,
     jobs: Scheduler,
@@ -39,17 +42,19 @@ impl Housekeeping {
         let checkpoints =
             settings.audit_checkpoints.map(|every| tokio::spawn(checkpoints(services.clone(), every, stop.clone())));
         let mails = tokio::spawn(mails(services.clone(), stop.clone()));
+        let forgetting = tokio::spawn(forgetting(services.clone(), stop.clone()));
         let last = CancellationToken::new();
         let usage = tokio::spawn(usage::write(services.clone(), last.clone()));
         let budgets = tokio::spawn(budget::keep(services.clone(), last.clone()));
         let notices = tokio::spawn(budget_notices::tell(services.clone(), last.clone()));
         let jobs = Scheduler::start(jobs::all(settings), services.clone(), Timing::default(), runs, stop.clone());
-        Self { services, checkpoints, mails, usage, budgets, notices, last, jobs }
+        Self { services, checkpoints, mails, forgetting, usage, budgets, notices, last, jobs }
     }
 
     /// Ends them, once no deed can follow: the last checkpoint is of all that was done.
     pub(super) async fn finish(self) {
         told(self.mails.await);
+        told(self.forgetting.await);
         self.jobs.finish().await;
         self.last.cancel();
         told(self.usage.await);
@@ -80,6 +85,12 @@ async fn checkpoints(services: Arc<Services>, every: Duration, stop: Cancellatio
         checkpoints.write(&services).await;
     }
     checkpoints
+}
+
+async fn forgetting(services: Arc<Services>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(MINUTE)).await.is_some() {
+        password_key::forget(&services).await;
+    }
 }
 
 async fn mails(services: Arc<Services>, stop: CancellationToken) {

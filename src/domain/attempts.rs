@@ -73,6 +73,8 @@ pub(super) enum Sends {
     Invitation(OrganizationId),
     /// To an address that the user wants to have.
     AddressLink(UserId),
+    /// To an address that somebody was invited by, who has accepted. The invitation was counted, and serves once.
+    AcceptedInvitation,
 }
 
 /// An attempt, which counts until it is said how it ended.
@@ -165,7 +167,7 @@ impl<'a> Attempt<'a> {
                 limits.buckets_of(address, hourly("registers", cx.services.rates.registrations_per_hour))
             }
             (Sends::ResetLink, Some(address)) => limits.buckets_of(address, hourly("sends-reset-links", 30)),
-            (Sends::Registration | Sends::ResetLink, None) => Vec::new(),
+            (Sends::Registration | Sends::ResetLink, None) | (Sends::AcceptedInvitation, _) => Vec::new(),
         };
         if let Some(wait) = take(cx, &by_caller).await?.retry_after {
             return Err(Error::rate_limited(TOO_MANY_MAILS, wait));
@@ -181,9 +183,7 @@ impl<'a> Attempt<'a> {
     /// or who may sign in could go on guessing at others.
     pub(super) async fn succeeded(self) {
         let limits = &self.cx.services.limits;
-        if !self.returned.is_empty() {
-            limits.give_back(&self.returned).await;
-        }
+        self.give_back(&self.returned).await;
         if let Some(SignIn { email, network, forgiven, _turn }) = self.sign_in {
             limits.empty(&forgiven).await;
             make_known(self.cx, &email, network).await;
@@ -192,13 +192,21 @@ impl<'a> Attempt<'a> {
 
     /// What it came to. Where the server could not do it, nobody has learned anything.
     pub(super) async fn end<T>(self, done: &Result<T>) {
-        let given_back = match done.as_ref().map_err(Error::code) {
-            Ok(_) => return self.succeeded().await,
-            Err(Code::ServiceUnavailable | Code::Timeout | Code::Internal) => &self.counted,
-            Err(_) => &self.unsent,
-        };
-        if !given_back.is_empty() {
-            self.cx.services.limits.give_back(given_back).await;
+        match done.as_ref().map_err(Error::code) {
+            Ok(_) => self.succeeded().await,
+            Err(Code::ServiceUnavailable | Code::Timeout | Code::Internal) => self.was_none().await,
+            Err(_) => self.give_back(&self.unsent).await,
+        }
+    }
+
+    /// Nothing came of it: no guess, and no mail.
+    pub(super) async fn was_none(self) {
+        self.give_back(&self.counted).await;
+    }
+
+    async fn give_back(&self, counted: &[Bucket]) {
+        if !counted.is_empty() {
+            self.cx.services.limits.give_back(counted).await;
         }
     }
 }
@@ -211,7 +219,7 @@ impl Sends {
             Self::Registration => ("gets-registration-1", "gets-registration-2"),
             Self::ResetLink => ("gets-reset-link-1", "gets-reset-link-2"),
             Self::Invitation(_) => ("gets-invitation-1", "gets-invitation-2"),
-            Self::AddressLink(_) => ("gets-address-link-1", "gets-address-link-2"),
+            Self::AddressLink(_) | Self::AcceptedInvitation => ("gets-address-link-1", "gets-address-link-2"),
         };
         [hourly(by_hour, 5), Policy { name: by_day, limit: 24, window: DAY }]
     }

@@ -93,11 +93,20 @@ impl Services {
     /// # Errors
     /// Where the database fails.
     pub(super) async fn cautious_now(&self) -> store::Result<Timestamp> {
+        let [behind, _] = self.both_clocks().await?;
+        Ok(behind)
+    }
+
+    /// The time by this server's clock and by the database's, where that has one of its own: the one that is behind first.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub(super) async fn both_clocks(&self) -> store::Result<[Timestamp; 2]> {
         /// How far apart clocks commonly are.
         const APART: TimeDelta = TimeDelta::minutes(1);
         let database = database_clock::now(&mut self.db.read().await?).await?;
         let own = self.clock.now();
-        let Some(database) = database else { return Ok(own) };
+        let Some(database) = database else { return Ok([own, own]) };
         if own - database > APART {
             tracing::warn!(
                 now = own.to_text(),
@@ -105,7 +114,7 @@ impl Services {
                 "this server's clock is ahead of the database's: what has ended is told by the latter"
             );
         }
-        Ok(own.min(database))
+        Ok([own.min(database), own.max(database)])
     }
 }
 

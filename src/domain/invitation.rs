@@ -7,18 +7,21 @@ use super::attempts::{Attempt, Guess, Sends, owner_is_here};
 use super::context::Cx;
 use super::deed::audited;
 use super::error::{Error, Result};
-use super::outbox;
 use super::session::{self, Tokens};
 use super::user::{NAME_LENGTH, TAKEN, lock_organization, taken};
 use super::validation::Checks;
+use super::{mail_token, outbox};
 use crate::audit::{Changes, Entry};
 use crate::crypto::{Purpose, SecretText};
-use crate::identity::password;
+use crate::identity::password::{self, PasswordHash};
 use crate::mail::templates;
-use crate::model::{AuditAction, Email, ManageUsers, Read, ResourceType, Role, Timestamp, UserId, UserStatus};
+use crate::model::{
+    AuditAction, Email, MailTokenPurpose, ManageUsers, OrganizationId, Read, ResourceType, Role, Timestamp, UserId,
+    UserStatus,
+};
 use crate::store::invitation::{self as invitations, Invitation};
-use crate::store::organization as organizations;
 use crate::store::user::{self as users, User};
+use crate::store::{mail_token as tokens, organization as organizations};
 
 /// How long an invitation can be accepted.
 const LIFETIME: TimeDelta = TimeDelta::days(7);
@@ -44,7 +47,7 @@ pub struct Accept {
 /// Invites somebody into the caller's organization, or once more who was invited there and has not accepted: then the new name
 /// and role hold, and the invitation before this one has ended. Returns the link to accept it with, which is told once,
 /// and sent by mail, unless the address has had enough of them. Whether the address belongs to a user of another organization,
-/// only the mail says.
+/// only the mail says. An invitation reserves nothing: the address stays free for whoever it belongs to.
 ///
 /// # Errors
 /// Without permission, with wrong input, where the organization has a user with the address, where the caller has registered an
@@ -84,7 +87,6 @@ async fn invite_once(
         {
             return Err(Error::forbidden("Verify your email address before you invite somebody."));
         }
-        // Somebody else's address is theirs: who is invited by it has it for nothing yet, as whoever registers with it.
         let holder = users::find_by_email(tx.conn().await?, &email).await?.map(|(user, _)| user.organization_id);
         let is_elsewhere = holder.is_some_and(|organization| organization != permit.organization());
         let (user, changes) = match users::lock_member_by_email(tx, &permit, &email).await? {
@@ -102,11 +104,8 @@ async fn invite_once(
                     updated_at: now,
                     version: 1,
                 };
-                if is_elsewhere {
-                    users::insert_unverified(tx, &user).await?;
-                } else {
-                    users::insert(tx, &user).await.map_err(taken)?;
-                }
+                // Anybody may become somebody who invites: it counts for nothing yet, as an address that is registered.
+                users::insert_unverified(tx, &user).await?;
                 let changes = Changes::created(&user);
                 (user, changes)
             }
@@ -138,7 +137,8 @@ async fn invite_once(
 }
 
 /// Accepts an invitation: the user gets a password, is active from then on, and signed in. That does not show whose the address
-/// is: the link was told to whoever invited, too.
+/// is: the link was told to whoever invited, too. So it can be signed in with from then on only where the operator answers for who
+/// invites, and where it is nobody else's; elsewhere a mail is sent to it, by whose link it is verified.
 ///
 /// # Errors
 /// `UNAUTHENTICATED`, with one text and after the same work, for every reason that lies in the token; `RATE_LIMITED` after too many
@@ -168,11 +168,32 @@ async fn accept_once(cx: Cx<'_>, input: Accept) -> Result<Tokens> {
     }
     checks.finish()?;
 
-    let (tokens, is_owner) = audited(cx, async |tx| {
+    let (attempt, is_sent) = Attempt::to_send(cx, Sends::AcceptedInvitation, &invited.email).await?;
+    let done = accept_checked(cx, (&invitation, &invited), full_name, hash, is_sent).await;
+    match &done {
+        Ok((_, true)) => attempt.was_none().await,
+        done => attempt.end(done).await,
+    }
+    let (tokens, is_owner) = done?;
+    if is_owner {
+        owner_is_here(cx, &invited.email).await;
+    }
+    Ok(tokens)
+}
+
+/// Does it. Returns whether the user has the address to sign in with by that; no mail is needed then.
+async fn accept_checked(
+    cx: Cx<'_>,
+    (invitation, invited): (&Invitation, &User),
+    full_name: Option<String>,
+    hash: PasswordHash,
+    is_sent: bool,
+) -> Result<(Tokens, bool)> {
+    audited(cx, async |tx| {
         let locked = users::lock(tx, invited.id).await?.filter(|user| user.status == UserStatus::Invited);
         let before = locked.ok_or_else(|| Error::refused(WRONG_TOKEN))?;
         // Another may have accepted it, or there is a newer one, since it was read.
-        if !invitations::take(tx, &invitation).await? {
+        if !invitations::take(tx, invitation).await? {
             return Err(Error::refused(WRONG_TOKEN));
         }
         let now = cx.services.clock.now();
@@ -185,21 +206,32 @@ async fn accept_once(cx: Cx<'_>, input: Accept) -> Result<Tokens> {
         };
         users::update(tx, &user).await?;
         users::set_first_password_hash(tx, user.id, hash.as_str()).await?;
+        let holder = users::find_by_email(tx.conn().await?, &user.email).await?;
+        let is_anothers = holder.is_some_and(|(holder, _)| holder.id != user.id);
+        let is_owner = !is_anothers && is_answered_for(cx, user.organization_id);
+        if is_owner {
+            users::claim_address(tx, &user).await.map_err(taken)?;
+        } else {
+            let (token, link) = mail_token::issue(cx, MailTokenPurpose::VerifyEmail, Some(user.id), &user.email);
+            tokens::replace(tx, &token).await?;
+            let message = templates::verify_invited(&user.email, &link);
+            let lifetime = mail_token::lifetime(token.purpose);
+            outbox::queue_if(cx, tx, is_sent && !is_anothers, user.organization_id, &message, lifetime).await?;
+        }
         let (session, tokens) = session::begin(cx, tx, &user).await?;
         let entry = Entry::new(AuditAction::Verify, ResourceType::User)
             .on(&user.id)
             .with(Changes::between(&before, &user))
             .noting(json!({ "session": session.to_string() }))
             .by(user.organization_id, user.id);
-        // Whoever accepts in another's place gains nothing of the other's.
-        let is_owner = users::holds_address(tx, user.id).await?;
         Ok(((tokens, is_owner), entry))
     })
-    .await?;
-    if is_owner {
-        owner_is_here(cx, &invited.email).await;
-    }
-    Ok(tokens)
+    .await
+}
+
+/// Whether the operator answers for who invites into an organization: it is the operator's own, or nobody makes any.
+fn is_answered_for(cx: Cx<'_>, organization: OrganizationId) -> bool {
+    organization == cx.services.home || !cx.services.is_registration_open
 }
 
 fn new_invitation(cx: Cx<'_>, user_id: UserId, token: &SecretText, now: Timestamp) -> Invitation {

@@ -24,7 +24,7 @@ const BEFORE_END: [TimeDelta; 2] = [TimeDelta::days(1), TimeDelta::days(7)];
 const REFUSED: TimeDelta = TimeDelta::minutes(15);
 /// How many rows a job reads at once.
 const BATCH: i64 = 500;
-/// How many refused sign-ins a run looks at.
+/// How many users a run looks at whose sign-ins were refused: however often those of one were, no other is passed over.
 const MOST_REFUSED: i64 = 5_000;
 /// How many may be marked at once.
 const MOST_IDS: usize = 100;
@@ -190,12 +190,13 @@ pub(super) fn of_new_device(cx: Cx<'_>, user: UserId, session: &impl ToString) -
     }
 }
 
-/// Tells of API keys that end soon: a week before, and a day before. Returns how many it told of.
+/// Tells of API keys that end soon: a week before, and a day before, by the database's clock too: what is told too early is not told
+/// again when it is time. Returns how many it told of.
 ///
 /// # Errors
 /// Where the database fails; what was told so far stays so.
 pub async fn tell_of_expiring_api_keys(services: &Services) -> Result<usize> {
-    let now = services.clock.now();
+    let now = services.cautious_now().await?;
     let (mut told, mut after) = (0, None);
     loop {
         let span = (now, now + BEFORE_END[1]);
@@ -236,8 +237,10 @@ fn of_expiring(key: &ExpiringApiKey, before: TimeDelta) -> Notice {
     }
 }
 
-/// Tells of sign-ins that were refused since there had been too many attempts: once a day for each user. They are found in the audit
-/// log, after the answer: an answer that did it would take longer for an address that somebody has. Returns how many it told of.
+/// Tells of sign-ins that were refused since there had been too many attempts: each user once a day, and those who manage users once a
+/// day for all of an organization, since whoever tries one password on everybody would bury whatever else they are told. They are found
+/// in the audit log, after the answer: an answer that did it would take longer for an address that somebody has. Returns how many
+/// notices it were.
 ///
 /// # Errors
 /// Where the database fails; what was told so far stays so.
@@ -247,23 +250,39 @@ pub async fn tell_of_lockouts(services: &Services) -> Result<usize> {
     let mut seen = HashSet::new();
     let mut notices = Vec::new();
     for (organization, user, at) in refused {
-        let Some(user) = user.and_then(|id| id.parse::<UserId>().ok()) else { continue };
-        if seen.insert(user) {
-            notices.push((organization, of_lockout(user, &at.to_utc().format("%Y-%m-%d").to_string())));
+        let (Some(user), Some(at)) = (user.and_then(|id| id.parse::<UserId>().ok()), at) else { continue };
+        let day = at.to_utc().format("%Y-%m-%d").to_string();
+        if seen.insert((organization, day.clone())) {
+            notices.push((organization, of_lockouts(organization, &day)));
         }
+        notices.push((organization, of_lockout(user, &day)));
     }
     tell(services, notices).await
+}
+
+/// For whoever manages users. It says no number: told with the first of a day, it would be that of the first minute.
+fn of_lockouts(organization: OrganizationId, day: &str) -> Notice {
+    Notice {
+        kind: NotificationKind::Security,
+        title: "Sign-ins of users were refused after too many attempts".to_owned(),
+        body: "Somebody tries passwords, or has forgotten one. This is told once a day, of however many users: the audit log says \
+               of whom, when and from where. Further attempts from there are refused for a while."
+            .to_owned(),
+        resource: None,
+        to: Audience { user: None, all_with: Some(Permission::ManageUsers) },
+        key: format!("lockouts/{organization}/{day}"),
+    }
 }
 
 fn of_lockout(user: UserId, day: &str) -> Notice {
     Notice {
         kind: NotificationKind::Security,
         title: "Sign-ins were refused after too many attempts".to_owned(),
-        body: "Somebody tries passwords, or has forgotten one. The audit log says when and from where; further attempts from \
-               there are refused for a while."
+        body: "Somebody tries passwords, with your address or others', or has forgotten one. The audit log says when and from where; \
+               further attempts from there are refused for a while."
             .to_owned(),
         resource: Some(user.to_string()),
-        to: Audience { user: Some(user), all_with: Some(Permission::ManageUsers) },
+        to: Audience { user: Some(user), all_with: None },
         key: format!("lockout/{user}/{day}"),
     }
 }

@@ -49,6 +49,12 @@ struct Known {
     read_at: Option<Instant>,
 }
 
+impl Known {
+    fn forget(&mut self, now: Timestamp) {
+        self.keys = self.keys.iter().filter(|pair| pair.serves(now, TimeDelta::zero())).cloned().collect();
+    }
+}
+
 struct Pair {
     id: PasswordKeyId,
     created_at: Timestamp,
@@ -241,9 +247,17 @@ async fn renew(services: &Services, rows: &[PasswordKey]) -> Result<()> {
         tracing::info!(key = %id, "a key pair was made to encrypt passwords with");
     }
     if rows.iter().any(|row| (now - row.created_at).abs() >= LIFE) {
-        password_keys::remove_all_but(&services.db, (now + -LIFE, now + LIFE)).await?;
+        // By both clocks, be this server's ahead or behind: the others offer what they made by theirs.
+        let [behind, ahead] = services.both_clocks().await?;
+        password_keys::remove_all_but(&services.db, (behind + -LIFE, ahead + LIFE)).await?;
     }
     Ok(())
+}
+
+/// Lets go of key pairs whose time is over, which a server that nobody asks would keep in memory.
+pub async fn forget(services: &Services) {
+    let mut known = services.password_keys.known.lock().await;
+    known.forget(services.clock.now());
 }
 
 /// What serves once: when it ends, chance, and the proof that a server of this ring has made it for a key pair. Short, so that a
@@ -288,4 +302,23 @@ impl Nonce {
 /// What a nonce's proof is of.
 fn proved(key: PasswordKeyId, bytes: &[u8; NONCE]) -> Vec<u8> {
     [key.to_string().as_bytes(), &bytes[..END + CHANCE]].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Clock, Id};
+
+    #[test]
+    fn a_key_pair_whose_time_is_over_is_not_kept_in_memory() {
+        let now = Clock::system().now();
+        let pair = |age: TimeDelta| {
+            let rsa = RsaKey::parse(&RsaKey::generate().unwrap()).unwrap();
+            Arc::new(Pair { id: Id::new(now, &[0; 10]), created_at: now + -age, rsa })
+        };
+        let mut known = Known { keys: [pair(TimeDelta::hours(25)), pair(LIFE)].into(), read_at: None };
+        let dropped = Arc::downgrade(&known.keys[1]);
+        known.forget(now);
+        assert_eq!((known.keys.len(), dropped.strong_count()), (1, 0));
+    }
 }

@@ -13,7 +13,7 @@ use super::{mail_token, outbox};
 use crate::audit::{Changes, Entry};
 use crate::crypto::SecretText;
 use crate::mail::templates;
-use crate::model::{AuditAction, Email, MailTokenPurpose, ManageOneself, ResourceType, UserId};
+use crate::model::{AuditAction, Email, MailTokenPurpose, ManageOneself, Read, ResourceType, UserId};
 use crate::store::user::{self as users, User};
 use crate::store::{Tx, mail_token as tokens, organization as organizations, session as sessions};
 
@@ -35,18 +35,52 @@ pub struct Update {
 pub async fn update(cx: Cx<'_>, input: Update) -> Result<User> {
     let (caller, _) = signed_in_here(cx)?;
     cx.actor.require::<ManageOneself>()?;
+    let mut checks = Checks::new();
+    let full_name = checks.required("fullName", input.full_name, None, |checks, text| {
+        checks.line("fullName", &text, NAME_LENGTH).map(Some)
+    });
+    let wanted = checks.required("email", input.email, None, |checks, text| checks.email("email", &text).map(Some));
+    checks.finish()?;
+    // Before anything is locked: Redis may be asked.
+    let attempt = match &wanted {
+        Some(wanted) if !is_theirs(cx, caller.user, wanted).await? => {
+            Some(Attempt::to_send(cx, Sends::AddressLink(caller.user), wanted).await?)
+        }
+        _ => None,
+    };
+    let (attempt, is_sent) = attempt.unzip();
+    let done = change(cx, caller.user, (full_name, wanted), input.expected_version, is_sent).await;
+    if let Some(attempt) = attempt {
+        attempt.end(&done).await;
+    }
+    done
+}
+
+/// Whether no mail is needed for an address, since the user has it: asking for it takes another wish back.
+fn has_verified(user: &User, address: &Email) -> bool {
+    user.email == *address && user.email_verified_at.is_some()
+}
+
+async fn is_theirs(cx: Cx<'_>, user: UserId, address: &Email) -> Result<bool> {
+    let user = users::find(&mut cx.services.db.read().await?, &cx.actor.require::<Read>()?, user).await?;
+    Ok(user.is_some_and(|user| has_verified(&user, address)))
+}
+
+/// Does it; `is_sent` says whether the address gets a mail, and is nothing where it was not to be asked.
+async fn change(
+    cx: Cx<'_>,
+    id: UserId,
+    (full_name, wanted): (Option<String>, Option<Email>),
+    expected_version: Option<i32>,
+    is_sent: Option<bool>,
+) -> Result<User> {
     audited(cx, async |tx| {
-        let before = users::lock(tx, caller.user).await?.ok_or_else(Error::unauthenticated)?;
-        if input.expected_version.is_some_and(|version| version != before.version) {
+        let before = users::lock(tx, id).await?.ok_or_else(Error::unauthenticated)?;
+        if expected_version.is_some_and(|version| version != before.version) {
             return Err(Error::conflict("The user is not at the expected version. Read it again."));
         }
-        let mut user = before.clone();
-        let mut checks = Checks::new();
-        user.full_name = checks.required("fullName", input.full_name, user.full_name, |checks, text| {
-            checks.line("fullName", &text, NAME_LENGTH)
-        });
-        let wanted = checks.required("email", input.email, None, |checks, text| checks.email("email", &text).map(Some));
-        checks.finish()?;
+        let full_name = full_name.unwrap_or_else(|| before.full_name.clone());
+        let mut user = User { full_name, ..before.clone() };
         let changes = Changes::between(&before, &user);
         if !changes.is_empty() {
             user.version += 1;
@@ -55,20 +89,20 @@ pub async fn update(cx: Cx<'_>, input: Update) -> Result<User> {
         }
         let entry = Entry::new(AuditAction::Update, ResourceType::User).on(&user.id).with(changes);
         let Some(wanted) = wanted else { return Ok((user, entry)) };
-        if wanted == user.email && user.email_verified_at.is_some() {
+        if has_verified(&user, &wanted) {
             // It is that already; another that is waited for is not wanted any more.
             tokens::end_others(tx, &user).await?;
             return Ok((user, entry));
         }
-        ask_for_address(cx, tx, &user, &wanted).await?;
+        let is_sent = is_sent.ok_or_else(|| Error::conflict("The address was changed in the meantime."))?;
+        ask_for_address(cx, tx, &user, &wanted, is_sent).await?;
         Ok((user, entry.noting(json!({ "requestedEmail": wanted.as_str() }))))
     })
     .await
 }
 
 /// Sends the mails that come before another address holds.
-async fn ask_for_address(cx: Cx<'_>, tx: &mut Tx, user: &User, wanted: &Email) -> Result<()> {
-    let (_, is_sent) = Attempt::to_send(cx, Sends::AddressLink(user.id), wanted).await?;
+async fn ask_for_address(cx: Cx<'_>, tx: &mut Tx, user: &User, wanted: &Email, is_sent: bool) -> Result<()> {
     let (token, link) = mail_token::issue(cx, MailTokenPurpose::VerifyEmail, Some(user.id), wanted);
     tokens::replace(tx, &token).await?;
     let message = match holder(tx, wanted).await? {

@@ -116,11 +116,12 @@ async fn register_once(
 
 /// Verifies an address by the token that was sent to it: from then on it is the user's to sign in with, and the one before is told.
 /// The token shows who reads the mails of the address, not who has asked for it, which may have been a stranger: that takes a session
-/// of the user, or the password.
+/// of the user, or the password. Another address than the user's takes the password, session or not: by it the account is had, so that
+/// whoever stole a session must not do with it what takes the password otherwise.
 ///
 /// # Errors
 /// `UNAUTHENTICATED`, with one text, for every reason that lies in the token; `RATE_LIMITED` after too many that were not good; wrong
-/// input where there is neither the session nor the password; a conflict where the address has become somebody else's.
+/// input where the password is needed and not given; a conflict where the address has become somebody else's.
 pub async fn verify_email(cx: Cx<'_>, presented: &SecretText, password: Option<&SecretText>) -> Result<User> {
     let attempt = Attempt::begin(cx, Guess::MailToken).await?;
     let done = verify_once(cx, presented, password).await;
@@ -128,8 +129,11 @@ pub async fn verify_email(cx: Cx<'_>, presented: &SecretText, password: Option<&
     done
 }
 
+const PASSWORD_NEEDED: &str = "is needed where you are not signed in, and for another address than that of before";
+
 /// By what it was shown who asks.
 enum Shown {
+    /// Enough for the address that the user has.
     Session(SessionId),
     /// The hash of the password that was given.
     Password(Option<String>),
@@ -141,13 +145,13 @@ async fn verify_once(cx: Cx<'_>, presented: &SecretText, password: Option<&Secre
     let (token, user, hash) = found.ok_or_else(refused)?;
     cx.record.concerns(user.organization_id, ResourceType::User, user.id);
     let session = cx.actor.signed_in().filter(|caller| caller.user == user.id).and_then(|caller| caller.session());
-    let shown = match (session, password) {
+    let shown = match (session.filter(|_| token.email == user.email), password) {
         (Some(session), _) => Shown::Session(session),
         (None, Some(password)) => {
             verify(cx, user.id, hash.clone(), "password", password).await?;
             Shown::Password(hash)
         }
-        (None, None) => return Err(unacceptable("password", "is needed where you are not signed in")),
+        (None, None) => return Err(unacceptable("password", PASSWORD_NEEDED)),
     };
     audited(cx, async |tx| {
         let locked = users::lock_with_hash(tx, user.id).await?.filter(|(user, _)| user.status == UserStatus::Active);
@@ -158,6 +162,7 @@ async fn verify_once(cx: Cx<'_>, presented: &SecretText, password: Option<&Secre
             Shown::Session(id) if sessions::find_many(tx.conn().await?, user.id, now, &[*id]).await?.is_empty() => {
                 return Err(Error::unauthenticated());
             }
+            Shown::Session(_) if token.email != before.email => return Err(unacceptable("password", PASSWORD_NEEDED)),
             Shown::Password(verified) if *verified != hash => return Err(Error::conflict(CHANGED)),
             Shown::Session(_) | Shown::Password(_) => {}
         }

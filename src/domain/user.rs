@@ -248,7 +248,12 @@ pub async fn create(cx: Cx<'_>, email: &Email, full_name: &str, role: Role, pass
         updated_at: now,
         version: 1,
     };
+    let permit = cx.actor.require::<ManageUsers>()?;
     audited(cx, async |tx| {
+        // Nor beside one who is invited by the address and holds it not yet.
+        if users::lock_member_by_email(tx, &permit, email).await?.is_some() {
+            return Err(Error::conflict(TAKEN));
+        }
         users::insert(tx, &user).await.map_err(taken)?;
         users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
         let changes = Changes::created(&user);
@@ -263,17 +268,22 @@ pub async fn create(cx: Cx<'_>, email: &Email, full_name: &str, role: Role, pass
 /// # Errors
 /// Where there is no such user, the user has not accepted the invitation yet, or the password is not accepted.
 pub async fn reset_password(cx: Cx<'_>, email: &Email, password: &SecretText) -> Result<User> {
-    let (user, _) = users::find_by_email(&mut cx.services.db.read().await?, email).await?.ok_or_else(no_such_user)?;
+    let home = system_organization(cx)?;
+    let holder = users::find_by_email(&mut cx.services.db.read().await?, email).await?;
     // In whose log it stands.
-    let actor = Actor::system(user.organization_id);
+    let actor = Actor::system(holder.map_or(home, |(user, _)| user.organization_id));
     let cx = Cx { actor: &actor, ..cx };
+    let permit = cx.actor.require::<ManageUsers>()?;
     let hash = accepted_hash(cx, password, email).await?;
     let now = cx.services.clock.now();
     audited(cx, async |tx| {
-        // The user before the sessions: see `sessions::lock_with_user`. It may have been deleted while the password was hashed.
-        let user = users::lock(tx, user.id).await?.ok_or_else(no_such_user)?;
+        // The user before the sessions: see `sessions::lock_with_user`.
+        let user = users::lock_member_by_email(tx, &permit, email).await?.ok_or_else(no_such_user)?;
         if user.status == UserStatus::Invited {
             return Err(Error::conflict(NOT_ACCEPTED));
+        }
+        if !users::holds_address(tx, user.id).await? {
+            return Err(no_such_user());
         }
         users::set_password_hash(tx, user.id, hash.as_str(), now).await?;
         tokens::end_others(tx, &user).await?;

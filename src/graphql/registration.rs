@@ -29,7 +29,8 @@ pub(super) struct RegisterInput {
 pub(super) struct VerifyEmailInput {
     /// The token that came by mail.
     token: String,
-    /// The password of whoever has asked for the address; not needed where that user is signed in.
+    /// The password of whoever has asked for the address; not needed where that user is signed in and it is the address that the user
+    /// has already, as after registering.
     password: Option<PasswordInput>,
 }
 
@@ -65,7 +66,8 @@ impl RegistrationMutation {
     }
 
     /// Verifies an address by the token that was sent to it: from then on it is the user's address. A token serves once, and for 24
-    /// hours, to who is signed in as the user that has asked for the address, or knows that user's password.
+    /// hours, to who knows the password of the user that has asked for the address, or is signed in as that user where it is the user's
+    /// address already.
     #[graphql(directive = public::apply(), directive = audits::apply(AuditAction::Verify, ResourceType::User))]
     async fn verify_email(
         &self,

@@ -29,7 +29,8 @@ pub(super) async fn admit(server: &Server, actor: &Actor, address: IpAddr) -> Re
 /// an entry in the audit log. Those that need no sign-in count for the address, too: to have one is no way around that.
 ///
 /// # Errors
-/// As for [`admit`]; then what that has counted is given back.
+/// As for [`admit`]. What that has counted stays counted where this is too much: it was read all the same, and would be for nothing. It
+/// is given back where the server could not tell.
 pub(super) async fn charge(
     server: &Server,
     actor: &Actor,
@@ -40,13 +41,15 @@ pub(super) async fn charge(
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let (mutations, public) = (number(prepared.mutations()), number(server.api.public_mutations(&prepared.operation)));
     let charged = async {
+        // The caller's own first: who has none left uses up nothing of those who share the address.
+        let headers = if mutations > 1 { take(server, actor, address, mutations, 1).await? } else { headers };
         if public > 0 && actor.signed_in().is_some() {
             take(server, &Actor::Anonymous, address, public, 0).await?;
         }
-        if mutations > 1 { take(server, actor, address, mutations, 1).await } else { Ok(headers) }
+        Ok(headers)
     };
-    let charged = charged.await;
-    if charged.is_err() {
+    let charged: Result<_, Unexecuted> = charged.await;
+    if charged.as_ref().is_err_and(|refused| refused.status == StatusCode::SERVICE_UNAVAILABLE) {
         quota::give_back(&server.services, actor, address).await;
     }
     charged

@@ -48,14 +48,24 @@ pub fn verify_registration(to: &Email, link: &SecretText, at: Timestamp, from: O
         .message(to)
 }
 
+/// An invitation was accepted that has not shown whose the address is.
+#[must_use]
+pub fn verify_invited(to: &Email, link: &SecretText) -> Message {
+    Draft::new("Confirm your email address")
+        .paragraph("An invitation to Claviger for this address was accepted.")
+        .paragraph("If it was you, confirm the address: you can sign in with it from then on.")
+        .link("Confirm the address", link)
+        .paragraph("The link serves once, and for 24 hours.")
+        .paragraph("If it was not you, ignore this mail: without the link nobody can sign in with your address.")
+        .message(to)
+}
+
 /// An address was registered that has an account.
 #[must_use]
 pub fn registered_already(to: &Email) -> Message {
     Draft::new("You have an account at Claviger")
-        .paragraph(
-            "Somebody has registered at Claviger with this address, which has an account or an invitation already.",
-        )
-        .paragraph("If it was you: sign in, accept the invitation, or ask for a new password.")
+        .paragraph("Somebody has registered at Claviger with this address, which has an account already.")
+        .paragraph("If it was you: sign in, or ask for a new password.")
         .paragraph("If it was not you, you need not do anything. Your account is as it was.")
         .message(to)
 }

@@ -10,7 +10,7 @@ use super::tx::Tx;
 use crate::model::{Timestamp, UserId};
 
 /// Notes that a user, who is locked already, signs in from a device. It is known by one of the digests, one for each key that it may have
-/// been noted with; the first is the newest key's. Returns whether it was known.
+/// been noted with, and from then on by the first, which is the newest key's. Returns whether it was known.
 ///
 /// # Errors
 /// Where the database fails.
@@ -18,13 +18,15 @@ pub async fn note(tx: &mut Tx, user: UserId, digests: &[Vec<u8>], now: Timestamp
     use devices as d;
     let Some(newest) = digests.first() else { return Ok(false) };
     let conn = tx.conn().await?;
-    let known = || d::table.filter(d::digest.eq_any(digests).and(d::user_id.eq(user)));
-    let row = (d::user_id.eq(user), d::digest.eq(newest), d::last_seen_at.eq(now));
-    Ok(on_conn!(conn, |c| {
-        let seen = diesel::update(known()).set(d::last_seen_at.eq(now)).execute(c).await?;
-        if seen == 0 {
-            diesel::insert_into(d::table).values(row).execute(c).await?;
+    // One after the other, the newest first: where servers have had different rings it may be noted by several, of which one stays so.
+    for digest in digests {
+        let known = || d::table.filter(d::digest.eq(digest).and(d::user_id.eq(user)));
+        let set = (d::digest.eq(newest), d::last_seen_at.eq(now));
+        if on_conn!(conn, |c| diesel::update(known()).set(set).execute(c).await?) > 0 {
+            return Ok(true);
         }
-        seen > 0
-    }))
+    }
+    let row = (d::user_id.eq(user), d::digest.eq(newest), d::last_seen_at.eq(now));
+    on_conn!(conn, |c| diesel::insert_into(d::table).values(row).execute(c).await?);
+    Ok(false)
 }

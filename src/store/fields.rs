@@ -10,7 +10,7 @@ use diesel::internal::derives::as_expression::Bound;
 use diesel::pg::{Pg, PgValue};
 use diesel::query_builder::QueryId;
 use diesel::serialize::{self, IsNull, Output, ToSql};
-use diesel::sql_types::{Nullable, SingleValue, SqlType, Text, Timestamptz};
+use diesel::sql_types::{Nullable, SingleValue, SqlOrd, SqlType, Text, Timestamptz};
 use diesel::sqlite::Sqlite;
 use unicode_normalization::UnicodeNormalization;
 
@@ -26,6 +26,8 @@ use crate::model::{
 #[diesel(postgres_type(oid = 1184, array_oid = 1185))]
 #[diesel(sqlite_type(name = "Text"))]
 pub struct UtcTimestamp;
+
+impl SqlOrd for UtcTimestamp {}
 
 impl ToSql<UtcTimestamp, Pg> for Timestamp {
     fn to_sql<'b>(&'b self, out: &mut Output<'b, '_, Pg>) -> serialize::Result {

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use diesel::dsl::max;
 use diesel::prelude::*;
 use diesel::sql_types::Bool;
 use diesel_async::RunQueryDsl;
@@ -284,8 +285,8 @@ pub async fn expiring_api_keys(
         .await?))
 }
 
-/// The users whose sign-ins were refused since a time for there had been too many attempts, with their organizations and when the last
-/// was; the latest first.
+/// The users whose sign-ins were refused since a time for there had been too many attempts, each once, with their organizations and when
+/// that last was; the latest first.
 ///
 /// # Errors
 /// Where the database fails.
@@ -293,7 +294,7 @@ pub async fn refused_sign_ins(
     conn: &mut Conn,
     since: Timestamp,
     most: i64,
-) -> Result<Vec<(OrganizationId, Option<String>, Timestamp)>> {
+) -> Result<Vec<(OrganizationId, Option<String>, Option<Timestamp>)>> {
     use audit_logs as a;
     // As it stands in the index: a database does not see that a value which is bound is the same.
     let is_refused = || diesel::dsl::sql::<Bool>("error_code = 'RATE_LIMITED'");
@@ -301,9 +302,10 @@ pub async fn refused_sign_ins(
         .filter(is_refused())
         .filter(a::occurred_at.ge(since).and(a::operation.eq("signIn")))
         .filter(a::resource_type.eq(ResourceType::User))
-        .order(a::occurred_at.desc())
+        .group_by((a::organization_id, a::resource_id))
+        .order(max(a::occurred_at).desc())
         .limit(most)
-        .select((a::organization_id, a::resource_id, a::occurred_at))
+        .select((a::organization_id, a::resource_id, max(a::occurred_at)))
         .load(c)
         .await?))
 }

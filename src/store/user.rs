@@ -29,7 +29,7 @@ pub struct User {
     /// The organization.
     pub organization_id: OrganizationId,
     /// The address. The one to sign in with is unique over all organizations among those who are not deleted; one that was
-    /// registered and is not verified yet is nobody's.
+    /// registered and is not verified yet, or invited and has not accepted, is nobody's.
     pub email: Email,
     /// The name.
     pub full_name: String,
@@ -305,7 +305,8 @@ pub async fn lock_member(tx: &mut Tx, permit: &Permit<ManageUsers>, id: UserId) 
     Ok(lock(tx, id).await?.filter(|user| user.organization_id == permit.organization()))
 }
 
-/// The user of the permit's organization with the address, whether it counts or not, locked to the end of the transaction: for inviting.
+/// The user of the permit's organization with the address, whether it counts or not, but first the one for whom it does, locked to the end
+/// of the transaction: for inviting.
 ///
 /// # Errors
 /// Where the database fails.
@@ -316,7 +317,7 @@ pub async fn lock_member_by_email(tx: &mut Tx, permit: &Permit<ManageUsers>, ema
         users::table
             .filter(users::organization_id.eq(permit.organization()).and(users::deleted_at.is_null()))
             .filter(users::email.eq(email))
-            .order(users::id)
+            .order((users::email_key.is_null(), users::id))
             .select(User::as_select())
     )
     .optional()?)
@@ -362,7 +363,7 @@ pub async fn update(tx: &mut Tx, user: &User) -> Result<()> {
     if changed == 0 { Err(Error::Stale) } else { Ok(()) }
 }
 
-/// Whether the address of a user counts: one that was registered does once it is verified.
+/// Whether the address of a user counts: one that was registered does once it is verified, one that was invited once it is claimed.
 ///
 /// # Errors
 /// Where the database fails.

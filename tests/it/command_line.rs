@@ -311,7 +311,10 @@ on_both! {
         let output = place.run(&["admin", "reset-password", "--email", "ina@example.com"]);
         assert_eq!(output.status.code(), Some(1));
         assert!(String::from_utf8_lossy(&output.stderr).contains("has not accepted the invitation yet"));
-        place.database.execute("UPDATE users SET status = 'SUSPENDED' WHERE email = 'ina@example.com'").await.unwrap();
+        // Nor is there another of that address then.
+        assert_eq!(place.run(&["admin", "create", "--email", "ina@example.com"]).status.code(), Some(1));
+        let accepted = "UPDATE users SET status = 'SUSPENDED', email_key = email WHERE email = 'ina@example.com'";
+        place.database.execute(accepted).await.unwrap();
         let text = place.run_well(&["admin", "reset-password", "--email", "ina@example.com"]);
         assert!(text.contains("status      SUSPENDED: cannot sign in"), "{text}");
         let delete = "mutation($id: ID!) { deleteUser(input: { id: $id }) { deletedId } }";
@@ -335,6 +338,22 @@ on_both! {
         let entries = rita.run("{ auditLogs(filter: { action: [UPDATE] }) { nodes { operation resourceType } } }").await;
         let expected = serde_json::json!([{ "operation": "admin reset-password", "resourceType": "USER" }]);
         assert_eq!(entries.data()["auditLogs"]["nodes"], expected);
+    }
+
+    async fn what_invitations_had_reserved_is_free_after_an_upgrade(place: Place) {
+        let server = place.serve();
+        let admin = Client::new(&server.url).signed_in("admin@localhost", crate::support::PASSWORD).await;
+        let invite = "mutation { inviteUser(input: { email: \"ina@example.com\", fullName: \"Ina\", role: MEMBER }) { user { id } } }";
+        admin.run(invite).await.data();
+        drop(server);
+        let held = async || place.database.texts("SELECT email_key AS text FROM users WHERE email_key IS NOT NULL ORDER BY 1").await;
+        assert_eq!(held().await, ["admin@localhost"]);
+        let known = place.run_well(&["migrate", "status"]);
+        let steps = known.lines().skip_while(|line| !line.ends_with("_invited_addresses")).count().to_string();
+        place.run_well(&["migrate", "down", "--yes", "--steps", &steps]);
+        assert_eq!(held().await, ["admin@localhost", "ina@example.com"]);
+        place.run_well(&["migrate", "up"]);
+        assert_eq!(held().await, ["admin@localhost"]);
     }
 
     async fn several_servers_that_start_at_once_make_one_organization(place: Place) {

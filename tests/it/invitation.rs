@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::registration::{registered, verify, verify_by};
 use crate::support::{Answer, Client, PASSWORD, TestApp, both_databases};
 
 const INVITE: &str = "mutation($input: InviteUserInput!) {
@@ -31,6 +32,13 @@ pub(crate) async fn join(app: &TestApp, admin: &Client, email: &str, role: &str)
     let (user, token) = invite(admin, email, role).await;
     accept(app, &token, json!({})).await.data();
     (user["id"].clone(), app.anonymous().signed_in(email, PASSWORD).await)
+}
+
+/// Somebody who has made an organization and verified an address, as anybody may.
+async fn stranger(app: &TestApp) -> Client {
+    let stranger = registered(app, "stranger@example.net").await;
+    verify(app, &app.token_to("stranger@example.net", "verify-email").await).await.data();
+    stranger
 }
 
 both_databases! {
@@ -167,6 +175,58 @@ both_databases! {
         assert_eq!(owner.run("{ viewer { organization { name } } }").await.data()["viewer"]["organization"]["name"], "Other");
         let input = json!({ "email": THEIRS, "fullName": "N", "role": "ADMIN" });
         assert_eq!(admin.with(INVITE, json!({ "input": input })).await.code(), "CONFLICT", "of one's own organization");
+    }
+
+    async fn an_invitation_reserves_nothing(app: TestApp) {
+        let stranger = stranger(&app).await;
+        let (_, token) = invite(&stranger, "ina@example.com", "MEMBER").await;
+        invite(&stranger, "max@example.com", "MEMBER").await;
+        // One of those who were invited registers, the other comes to where they belong.
+        registered(&app, "ina@example.com").await;
+        verify(&app, &app.token_to("ina@example.com", "verify-email").await).await.data();
+        join(&app, &app.admin().await, "max@example.com", "MEMBER").await;
+        // Accepted in her place, it takes nothing from her.
+        accept(&app, &token, json!({ "password": { "plain": "another password" } })).await.data();
+        app.anonymous().signed_in("ina@example.com", PASSWORD).await;
+        app.until_no_mail_waits().await;
+        assert_eq!(app.mails_to("ina@example.com"), 1, "the invitation");
+    }
+
+    async fn elsewhere_an_accepted_address_counts_once_it_is_verified(app: TestApp) {
+        let stranger = stranger(&app).await;
+        let (_, token) = invite(&stranger, "ina@example.com", "MEMBER").await;
+        accept(&app, &token, json!({})).await.data();
+        let sign_in = format!("mutation {{ signIn(input: {{ email: \"ina@example.com\", password: {{ plain: \"{PASSWORD}\" }} }}) {{ accessToken }} }}");
+        assert_eq!(app.anonymous().run(&sign_in).await.code(), "UNAUTHENTICATED");
+        let mail = app.mail_to("ina@example.com", |mail| mail.token("verify-email").is_some()).await;
+        assert!(mail.text.contains("An invitation to Claviger for this address was accepted."), "{}", mail.text);
+        // Whoever accepted in her place has none of her mails, and she takes what is hers.
+        registered(&app, "ina@example.com").await;
+        verify(&app, &app.token_to("ina@example.com", "verify-email").await).await.data();
+        assert_eq!(verify(&app, mail.token("verify-email").unwrap()).await.code(), "CONFLICT");
+
+        // Whoever accepts for themselves verifies with the session that they have by that.
+        let (_, token) = invite(&stranger, "max@example.com", "ADMIN").await;
+        let answer = accept(&app, &token, json!({})).await;
+        let mut max = app.anonymous();
+        max.access_token = answer.data()["acceptInvitation"]["accessToken"].as_str().map(str::to_owned);
+        let input = json!({ "email": "ida@example.com", "fullName": "Ida", "role": "MEMBER" });
+        assert_eq!(max.with(INVITE, json!({ "input": input })).await.code(), "FORBIDDEN", "as long as it is not verified");
+        let verified = verify_by(&max, &app.token_to("max@example.com", "verify-email").await, None).await;
+        assert!(verified.data()["verifyEmail"]["user"]["emailVerifiedAt"].is_string());
+        app.anonymous().signed_in("max@example.com", PASSWORD).await;
+        max.with(INVITE, json!({ "input": input })).await.data();
+    }
+
+    async fn where_nobody_can_register_an_accepted_address_counts_at_once(app: TestApp) {
+        let mut app = app;
+        let mut other = app.other_organization().await;
+        app.set("REGISTRATION", "closed");
+        app.restart().await;
+        other.url.clone_from(&app.url);
+        join(&app, &other, "ina@example.com", "MEMBER").await;
+        app.until_no_mail_waits().await;
+        assert_eq!(app.mails_to("ina@example.com"), 1, "the invitation");
     }
 
     async fn who_is_invited_again_is_invited_as_now(app: TestApp) {

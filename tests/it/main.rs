@@ -53,6 +53,7 @@ mod password_key;
 mod prices;
 mod profile;
 mod redis;
+mod refused;
 mod registration;
 mod relay;
 mod relay_chat;

@@ -5,6 +5,7 @@ use claviger::domain::notification::{self, Audience, Notice, notify};
 use claviger::domain::{Cx, Record, Services, audited, expired};
 use claviger::identity::Actor;
 use claviger::model::{AuditAction, NotificationKind, Permission, ResourceType};
+use claviger::store::notification::refused_sign_ins;
 use serde_json::{Value, json};
 
 use crate::invitation::join;
@@ -20,6 +21,10 @@ const NEWER_FIREFOX: &str = "Mozilla/5.0 (X11; Linux x86_64; rv:142.0) Gecko/201
 const SAFARI: &str = "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) Version/26.1 Safari/605.1.15";
 const NEW_DEVICE: &str = "You signed in from a new device";
 const REFUSED: &str = "Sign-ins were refused after too many attempts";
+const REFUSED_OF_USERS: &str = "Sign-ins of users were refused after too many attempts";
+/// The times of an API key's life.
+const OF_KEYS: [(&str, &str); 3] =
+    [("api_keys", "created_at"), ("api_keys", "expires_at"), ("api_keys", "expires_sort")];
 
 /// A client that has signed in with a program.
 pub(crate) async fn signed_in_with(url: &str, email: &str, password: &str, program: &str) -> Client {
@@ -31,11 +36,6 @@ pub(crate) async fn signed_in_with(url: &str, email: &str, password: &str, progr
     let body: Value = answer.json().await.unwrap();
     client.access_token = Some(body["data"]["signIn"]["accessToken"].as_str().unwrap().to_owned());
     client
-}
-
-/// Somebody after a while, when access tokens have expired.
-async fn again(app: &TestApp, email: &str) -> Client {
-    app.anonymous().signed_in(email, PASSWORD).await
 }
 
 /// What a client is told, newest first.
@@ -103,7 +103,7 @@ both_databases! {
         let beside = app.beside().await.services;
         let admin = app.admin().await;
         let (owner, ina) = join(&app, &admin, "ina@example.com", "MEMBER").await;
-        join(&app, &admin, "max@example.com", "MEMBER").await;
+        let (_, max) = join(&app, &admin, "max@example.com", "MEMBER").await;
         let made = async |name: &str, days: i64| {
             let input = json!({ "name": name, "expiresInDays": days, "ownerId": owner });
             crate::api_key::create(&admin, input).await.0["id"].clone()
@@ -116,15 +116,13 @@ both_databases! {
         tell().await;
         assert_eq!(titles(&ina).await, [""; 0]);
 
-        app.advance(6 * DAY + HOUR);
-        let ina = again(&app, "ina@example.com").await;
+        age(&app, &OF_KEYS, 6).await;
         tell().await;
         assert_eq!(titles(&ina).await, ["The API key Short expires within a day"]);
-        app.advance(17 * DAY + HOUR);
+        age(&app, &OF_KEYS, 17).await;
         for _ in 0..2 {
             tell().await;
         }
-        let (admin, ina, max) = (app.admin().await, again(&app, "ina@example.com").await, again(&app, "max@example.com").await);
         let week = "The API key Long expires within a week";
         for client in [&admin, &ina] {
             assert_eq!(titles(client).await[0], week);
@@ -138,40 +136,61 @@ both_databases! {
         let end = (chrono_now(&beside) + chrono::TimeDelta::days(5)).to_rfc3339();
         admin.with(change, json!({ "input": { "id": id, "expiresAt": end } })).await.data();
         tell().await;
-        app.advance(4 * DAY + HOUR);
+        age(&app, &OF_KEYS, 4).await;
         for _ in 0..2 {
             tell().await;
         }
-        let ina = again(&app, "ina@example.com").await;
         assert_eq!(titles(&ina).await[..3], ["The API key Long expires within a day", week, week]);
     }
 
-    async fn refused_sign_ins_are_told_to_whose_address_it_is_and_to_admins(app: TestApp) {
+    async fn refused_sign_ins_are_told_to_whose_address_it_is_and_once_to_admins(app: TestApp) {
         let beside = app.beside().await.services;
         let admin = app.admin().await;
-        let (_, ina) = join(&app, &admin, "ina@example.com", "MEMBER").await;
+        let (id_of_first, ina) = join(&app, &admin, "ina@example.com", "MEMBER").await;
+        let (id_of_second, ida) = join(&app, &admin, "ida@example.com", "MEMBER").await;
         let (_, max) = join(&app, &admin, "max@example.com", "MANAGER").await;
         let attempt = async |email: &str| {
             let deed = "mutation($e: String!) { signIn(input: { email: $e, password: { plain: \"wrong\" } }) { accessToken } }";
             app.anonymous().with(deed, json!({ "e": email })).await.code().to_owned()
         };
-        for email in ["ina@example.com", "nobody@example.com"] {
+        for email in ["ina@example.com", "nobody@example.com", "ida@example.com"] {
             while attempt(email).await != "RATE_LIMITED" {}
             attempt(email).await;
         }
         for _ in 0..2 {
             notification::tell_of_lockouts(&beside).await.unwrap();
         }
-        for client in [&admin, &ina] {
+        for client in [&ida, &ina] {
             assert_eq!(titles(client).await, [REFUSED]);
         }
+        assert_eq!(titles(&admin).await, [REFUSED_OF_USERS], "of however many users");
         assert_eq!(titles(&max).await, [""; 0]);
-        // The entry is the system's, and says whom it is about.
+        // However often those of one were refused, no other is passed over.
+        let since = beside.clock.now() + chrono::TimeDelta::hours(-1);
+        let found = refused_sign_ins(&mut beside.db.read().await.unwrap(), since, 2).await.unwrap();
+        let found: Vec<_> = found.into_iter().map(|(_, user, _)| json!(user)).collect();
+        assert_eq!(found, [id_of_second.clone(), id_of_first.clone()]);
+        // The entries are the system's, and say whom they are about.
         let entries = admin.run("{ auditLogs(filter: { resourceType: [NOTIFICATION] }) { nodes { operation action user { id } metadata } } }").await;
-        let entries = entries.data()["auditLogs"]["nodes"].clone();
-        let told = list(&ina).await;
-        let metadata = json!({ "kind": "SECURITY", "about": told[0]["resource"]["id"] });
-        assert_eq!(entries, json!([{ "operation": "notification", "action": "CREATE", "user": null, "metadata": metadata }]));
+        let mut entries = entries.data()["auditLogs"]["nodes"].as_array().unwrap().clone();
+        entries.sort_by_key(|entry| entry["metadata"]["about"].to_string());
+        // Ids begin with a quote, which comes before null; hers was made first.
+        let expected = [id_of_first, id_of_second, Value::Null];
+        let entry = |about: &Value| json!({ "operation": "notification", "action": "CREATE", "user": null, "metadata": { "kind": "SECURITY", "about": about } });
+        assert_eq!(entries, expected.iter().map(entry).collect::<Vec<_>>());
+    }
+
+    async fn a_device_stays_known_when_the_key_changes(app: TestApp) {
+        let mut app = app;
+        signed_in_with(&app.url, ADMIN, PASSWORD, FIREFOX).await;
+        let old = std::fs::read_to_string(app.outbox().parent().unwrap().join("encryption-keys")).unwrap();
+        let new = format!("v2:{}=", "A".repeat(43));
+        for ring in [format!("{new},{}", old.trim()), new] {
+            app.set("CREDENTIAL_ENCRYPTION_KEYS", &ring);
+            app.restart().await;
+            let admin = signed_in_with(&app.url, ADMIN, PASSWORD, FIREFOX).await;
+            assert_eq!(titles(&admin).await, [""; 0]);
+        }
     }
 
     async fn what_was_read_is_marked_by_whose_it_is(app: TestApp) {
@@ -263,6 +282,17 @@ both_databases! {
         expired::remove(&beside).await.unwrap();
         assert_eq!(titles(&app.admin().await).await, ["New"]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_clock_is_ahead_tells_of_no_end_too_early() {
+    let app = TestApp::postgres().await;
+    let admin = app.admin().await;
+    crate::api_key::create(&admin, json!({ "name": "Key", "expiresInDays": 8 })).await;
+    age(&app, &OF_KEYS, 5).await;
+    let ahead = app.beside_by(app.clock_ahead(chrono::TimeDelta::hours(60))).await.services;
+    notification::tell_of_expiring_api_keys(&ahead).await.unwrap();
+    assert_eq!(titles(&admin).await, ["The API key Key expires within a week"]);
 }
 
 fn chrono_now(services: &Services) -> chrono::DateTime<chrono::Utc> {

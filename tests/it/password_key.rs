@@ -8,6 +8,7 @@ use aws_lc_rs::rsa::{
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use chrono::TimeDelta;
 use claviger::domain::{expired, password_key};
 use serde_json::{Value, json};
 
@@ -248,6 +249,7 @@ both_databases! {
         sign_in(&anyone, &encrypted(&of_second, PASSWORD)).await.data();
 
         app.advance(2 * HOUR);
+        age(&app, &[("password_keys", "created_at")], 2).await;
         password_key::rotate(&beside).await.unwrap();
         assert!(!app.database.texts(newest).await.contains(&first.as_str().unwrap().to_owned()), "its time is over");
         let late = encrypted(&of_first, PASSWORD);
@@ -267,4 +269,41 @@ both_databases! {
         password_key::rotate(&beside).await.unwrap();
         assert_ne!(waiting.await.unwrap(), first);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_clock_is_wrong_removes_no_key_pair_of_the_others() {
+    let app = TestApp::postgres().await;
+    let first = offered(&app.anonymous()).await["keyId"].clone();
+    for days in [2, -2] {
+        let wrong = app.beside_by(app.clock_ahead(TimeDelta::days(days))).await.services;
+        password_key::rotate(&wrong).await.unwrap();
+        let keys = app.database.texts("SELECT id AS text FROM password_keys").await;
+        assert!(keys.iter().any(|id| json!(id) == first), "{days}: {keys:?}");
+    }
+    assert_eq!(offered(&app.anonymous()).await["keyId"], first);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_pair_that_was_removed_is_not_in_sqlites_file_any_more() {
+    let app = TestApp::sqlite().await;
+    let beside = app.beside().await.services;
+    let first = offered(&app.anonymous()).await["keyId"].clone();
+    let sealed = format!("SELECT hex(sealed) AS text FROM password_keys WHERE id = '{}'", first.as_str().unwrap());
+    let sealed = hex::decode(app.database.texts(&sealed).await.remove(0)).unwrap();
+    // Where there are few, one would be overwritten by what is moved.
+    app.advance(24 * HOUR);
+    password_key::rotate(&beside).await.unwrap();
+    let is_there = async || {
+        app.database.execute("PRAGMA wal_checkpoint(TRUNCATE)").await.unwrap();
+        let file = std::fs::read(app.database.url.strip_prefix("sqlite://").unwrap()).unwrap();
+        // From the middle: where something was deleted, SQLite writes the first bytes for its own use.
+        file.windows(100).any(|bytes| bytes == &sealed[1_000..1_100])
+    };
+    assert!(is_there().await);
+    app.advance(24 * HOUR);
+    password_key::rotate(&beside).await.unwrap();
+    let left = app.database.texts("SELECT id AS text FROM password_keys").await;
+    assert!(!left.iter().any(|id| json!(id) == first));
+    assert!(!is_there().await);
 }

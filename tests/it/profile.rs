@@ -94,7 +94,7 @@ both_databases! {
         assert_eq!(known, unknown);
         let token = app.token_to("fresh@example.com", "verify-email").await;
         // Somebody else is faster.
-        invite(&admin, "fresh@example.com", "MEMBER").await;
+        join(&app, &admin, "fresh@example.com", "MEMBER").await;
         assert_eq!(verify(&app, &token).await.code(), "CONFLICT");
         assert_eq!(ina.run("{ viewer { user { email } } }").await.data()["viewer"]["user"]["email"], "ina@example.com");
     }
@@ -131,7 +131,23 @@ both_databases! {
         assert_eq!((app.mails_to("victim@example.com"), app.mails_to("other@example.com")), (5, 2));
     }
 
-    async fn an_address_that_a_thief_asked_for_ends_with_the_thiefs_session(app: TestApp) {
+    async fn what_fails_after_all_uses_up_no_mails(app: TestApp) {
+        let (_, ina) = join(&app, &app.admin().await, "ina@example.com", "MEMBER").await;
+        app.database.execute("ALTER TABLE mail_tokens RENAME TO away").await.unwrap();
+        for _ in 0..6 {
+            assert_eq!(update(&ina, json!({ "email": "new@example.com" })).await.code(), "INTERNAL_SERVER_ERROR");
+        }
+        app.database.execute("ALTER TABLE away RENAME TO mail_tokens").await.unwrap();
+        ask_for(&ina, "new@example.com").await;
+        app.token_to("new@example.com", "verify-email").await;
+        // Nor does it count where somebody takes the wish back.
+        verify(&app, &{ ask_for(&ina, "new@example.com").await; app.token_to("new@example.com", "verify-email").await }).await.data();
+        for _ in 0..6 {
+            ask_for(&ina, "new@example.com").await;
+        }
+    }
+
+    async fn who_stole_a_session_gains_no_account_by_another_address(app: TestApp) {
         let admin = app.admin().await;
         let (id, ina) = join(&app, &admin, "ina@example.com", "MEMBER").await;
         // Whoever stole a session has the mails of the new address, and not the password.
@@ -139,6 +155,14 @@ both_databases! {
         let stolen = own_session(&thief).await;
         ask_for(&thief, "thief@example.com").await;
         let token = app.token_to("thief@example.com", "verify-email").await;
+        for password in [None, Some("a guess of mine")] {
+            let answer = verify_by(&thief, &token, password).await;
+            assert_eq!((answer.code(), answer.fields().as_slice()), ("BAD_USER_INPUT", &["password"][..]));
+        }
+        // Nor where the account's address is not verified yet.
+        let rita = registered(&app, "rita@example.com").await;
+        ask_for(&rita, "thief@example.net").await;
+        assert_eq!(verify_by(&rita, &app.token_to("thief@example.net", "verify-email").await, None).await.fields(), ["password"]);
         revoke(&ina, &stolen).await.data();
         for client in [&app.anonymous(), &thief] {
             assert_eq!(verify_by(client, &token, None).await.fields(), ["password"]);
@@ -152,7 +176,7 @@ both_databases! {
         assert_eq!(verify_by(&ina, &token, None).await.code(), "UNAUTHENTICATED");
         // The address that is given up is told.
         ask_for(&ina, "new@example.com").await;
-        verify_by(&ina, &app.token_to("new@example.com", "verify-email").await, None).await.data();
+        verify_by(&ina, &app.token_to("new@example.com", "verify-email").await, Some(PASSWORD)).await.data();
         let notice = app.mail_to("ina@example.com", |mail| mail.subject.contains("was changed")).await;
         assert!(!notice.raw.contains("new@example.com"));
     }
