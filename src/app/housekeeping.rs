@@ -48,7 +48,7 @@ impl Housekeeping {
         let budgets = tokio::spawn(budget::keep(services.clone(), last.clone()));
         let notices = tokio::spawn(budget_notices::tell(services.clone(), last.clone()));
         let jobs = Scheduler::start(jobs::all(settings), services.clone(), Timing::default(), runs, stop.clone());
-        Self { services, checkpoints, mails, forgetting, usage, budgets, notices, last, jobs }
+        Self { services, checkpoints, mails, usage, budgets, notices, forgetting, last, jobs }
     }
 
     /// Ends them, once no deed can follow: the last checkpoint is of all that was done.

@@ -66,7 +66,7 @@ impl Default for LiveLimits {
             per_holder: 100,
             per_address: 50,
             // As long as an access token lives. A database that is upgraded or fails over is away for a minute or two.
-            retry: Duration::from_mins(15),
+            retry: Duration::from_secs(15 * 60),
             patience: Duration::from_secs(30),
         }
     }

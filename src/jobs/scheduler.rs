@@ -145,7 +145,7 @@ impl State {
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(Ok((place, outcome))) = self.running.join_next() => self.ended(place, outcome),
-                _ = poll.tick() => match stop.run_until_cancelled(self.look()).await {
+                _ = poll.tick() => match stop.run_until_cancelled(Box::pin(self.look())).await {
                     Some(Ok(())) => {}
                     Some(Err(error)) => {
                         tracing::warn!(error = &error as &dyn std::error::Error, "which jobs are due could not be looked at");

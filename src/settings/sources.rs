@@ -105,15 +105,12 @@ impl Sources {
         };
         let mut pairs = Vec::new();
         for pair in dotenvy::from_read_iter(text.as_bytes()) {
-            match pair {
-                Ok(pair) => pairs.push(pair),
-                Err(_) => {
-                    // Its error has the line's text, but not its number.
-                    let after = pairs.last().map_or(String::new(), |(name, _): &(String, _)| format!(" after {name}"));
-                    let message = "is no NAME=value: what has blanks stands in quotes";
-                    return fail(format!("a line{after} {message}"));
-                }
-            }
+            let Ok(pair) = pair else {
+                // Its error has the line's text, but not its number.
+                let after = pairs.last().map_or(String::new(), |(name, _): &(String, _)| format!(" after {name}"));
+                return fail(format!("a line{after} is no NAME=value: what has blanks stands in quotes"));
+            };
+            pairs.push(pair);
         }
         for (name, value) in pairs {
             if setting_of(&name).is_some() {

@@ -89,8 +89,14 @@ impl Tally {
 impl Load {
     /// Three who write and two who read.
     fn begin(client: &Client) -> Self {
+        Self::of(client, 5)
+    }
+
+    /// So many, every other of whom writes.
+    fn of(client: &Client, workers: usize) -> Self {
         let (tally, stop) = (Arc::<Tally>::default(), CancellationToken::new());
-        let workers = (0..5).map(|worker| tokio::spawn(work(client.clone(), worker, tally.clone(), stop.clone())));
+        let workers =
+            (0..workers).map(|worker| tokio::spawn(work(client.clone(), worker, tally.clone(), stop.clone())));
         Self { workers: workers.collect(), tally, stop }
     }
 
@@ -306,7 +312,8 @@ async fn a_connection_that_falls_silent_for_good_is_given_up() {
 async fn a_pool_that_is_used_up_is_told_of_and_comes_back() {
     let app = server(&TestDatabase::postgres().await.url).await;
     let admin = app.admin().await;
-    let load = Load::begin(&admin);
+    // Twice as many who write as there are connections: what writes is given up last.
+    let load = Load::of(&admin, 16);
     load.until_made(10).await;
     let locker = app.database.connection().await;
     locker.batch_execute("BEGIN; LOCK TABLE clients IN ACCESS EXCLUSIVE MODE").await.unwrap();

@@ -95,7 +95,7 @@ both_databases! {
         assert!(!take(1, 1, 900_000_000_000).await);
         assert!(take(0, 1, 0).await);
         let near = "The API key K has used 80 % of its limit of tokens a day".to_owned();
-        assert_eq!(until_told(&member, 1).await, [near.clone()]);
+        assert_eq!(until_told(&member, 1).await, std::slice::from_ref(&near));
         let notice = list(&member).await.pop().unwrap();
         assert_eq!((&notice["kind"], &notice["resource"]["id"]), (&json!("USAGE_LIMIT_NEAR"), &key_id));
         let body = notice["body"].as_str().unwrap();

@@ -1,6 +1,8 @@
 //! What the relay lets nobody see: the key of an account no caller and no log, the key of a caller no upstream, and what was said
 //! nobody but the two who talk.
 
+use std::fmt::Write as _;
+
 use serde_json::json;
 
 use crate::canary::{assert_is_nowhere, kept, with_log};
@@ -51,7 +53,7 @@ async fn talk(app: &TestApp, relayed: &Relayed) -> String {
             let request = relayed.request(&format!("{path}?key={}", relayed.key), &body).bearer_auth(&relayed.key);
             let request = request.header("x-app", &relayed.key).header("x-claude-code-session-id", &relayed.key);
             let response = request.send().await.unwrap();
-            got += &format!("{:?}", response.headers());
+            write!(got, "{:?}", response.headers()).unwrap();
             got += &response.text().await.unwrap_or_default();
             relayed.claude.will_as_usual(FIRST);
         }
@@ -75,7 +77,7 @@ async fn nobody_else_sees_it(database: TestDatabase, log: Captured) {
     for mut seen in relayed.claude.seen() {
         keys.push(seen.key());
         seen.headers.remove("x-api-key");
-        upstream += &format!("{} {:?} {}", seen.uri, seen.headers, String::from_utf8_lossy(&seen.body));
+        write!(upstream, "{} {:?} {}", seen.uri, seen.headers, String::from_utf8_lossy(&seen.body)).unwrap();
     }
 
     // Where nothing is found, it was there to be found.

@@ -56,12 +56,12 @@ both_databases! {
 
     async fn a_mutation_that_has_begun_is_answered_though_a_frame_cannot_be_taken(app: TestApp) {
         let admin = app.admin().await;
-        let text = OpCode::Data(Data::Text);
-        let mut reserved = Frame::message("{}", text, true);
+        let kind = OpCode::Data(Data::Text);
+        let mut reserved = Frame::message("{}", kind, true);
         reserved.header_mut().rsv1 = true;
         let cases = [
             (Message::text(" ".repeat(300 * 1024)), 1009),
-            (Message::Frame(Frame::message(vec![0xff], text, true)), 1007),
+            (Message::Frame(Frame::message(vec![0xff], kind, true)), 1007),
             (Message::Frame(reserved), 1002),
         ];
         for (message, code) in cases {
