@@ -382,7 +382,12 @@ async fn open_sqlite(
         )?;
         match mode {
             Mode::Read | Mode::Scan => conn.batch_execute("PRAGMA query_only = ON;"),
-            Mode::Write => turn_on_write_ahead_log(conn),
+            Mode::Write => {
+                // What was deleted would stay in the file until something else is written there, as key pairs for passwords, and
+                // mails. What the journal still has goes with the next checkpoint.
+                conn.batch_execute("PRAGMA secure_delete = ON;")?;
+                turn_on_write_ahead_log(conn)
+            }
             // A table that is rebuilt is dropped in between: what refers to its rows must not go with them.
             Mode::Migrate => conn.batch_execute("PRAGMA foreign_keys = OFF;"),
         }

@@ -2,7 +2,7 @@
 //! deed, and no organization's.
 
 use diesel::prelude::*;
-use diesel_async::{RunQueryDsl, SimpleAsyncConnection as _};
+use diesel_async::RunQueryDsl;
 
 use super::backend::{Conn, Db, on_conn};
 use super::error::{Error, Result};
@@ -75,19 +75,5 @@ pub async fn use_nonce(db: &Db, digest: &[u8], expires_at: Timestamp) -> Result<
 }
 
 async fn write(db: &Db, statement: impl AsyncFnOnce(&mut Conn) -> Result<usize>) -> Result<usize> {
-    Tx::bookkeeping(db, async |tx| {
-        let conn = tx.conn().await?;
-        overwrite_what_is_deleted(conn).await?;
-        statement(conn).await
-    })
-    .await
-}
-
-/// SQLite leaves what was deleted in its file, until something else is written there, and copies what it moves from page to page: from
-/// here on this connection, the one that writes, puts zeros there. What the journal still has goes with the next checkpoint.
-async fn overwrite_what_is_deleted(conn: &mut Conn) -> Result<()> {
-    if let Conn::Sqlite(conn) = conn {
-        conn.batch_execute("PRAGMA secure_delete = ON").await?;
-    }
-    Ok(())
+    Tx::bookkeeping(db, async |tx| statement(tx.conn().await?).await).await
 }
