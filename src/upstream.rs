@@ -28,12 +28,40 @@ const API_VERSION: &str = "2023-06-01";
 
 /// Talks to upstreams.
 pub struct Upstream {
-    client: reqwest::Client,
-    /// Sends what the relay sends.
-    sender: Sender,
+    probes: ByReach<reqwest::Client>,
+    /// Send what the relay sends.
+    senders: ByReach<Sender>,
     default_base_url: Url,
     /// Hosts, with or without a port, that may be reached over plain HTTP and at private addresses.
-    allowed: Arc<[String]>,
+    allowed: Vec<String>,
+}
+
+/// Which addresses a base URL may lead to: decided once, where the whole of it is known, and not by its host alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// Those on the public internet.
+    Public,
+    /// Any: the operator has said so.
+    Anywhere,
+}
+
+/// One for each reach, which share no connections.
+struct ByReach<T> {
+    public: T,
+    anywhere: T,
+}
+
+impl<T> ByReach<T> {
+    fn new<E>(make: impl Fn(Reach) -> Result<T, E>) -> Result<Self, E> {
+        Ok(Self { public: make(Reach::Public)?, anywhere: make(Reach::Anywhere)? })
+    }
+
+    fn of(&self, reach: Reach) -> &T {
+        match reach {
+            Reach::Public => &self.public,
+            Reach::Anywhere => &self.anywhere,
+        }
+    }
 }
 
 /// How an upstream answered.
@@ -87,21 +115,19 @@ impl Upstream {
     /// # Errors
     /// Where the TLS library finds no certificates.
     pub fn new(default_base_url: Url, allowed: Vec<String>) -> Result<Self, ClientError> {
-        let mut allowed = allowed;
-        // Its own name is always allowed: the operator has set it.
-        allowed.extend(default_base_url.host_str().map(str::to_owned));
-        let allowed: Arc<[String]> = allowed.into();
-        let client = reqwest::Client::builder()
-            .dns_resolver(Arc::new(WalledResolver { allowed: allowed.clone() }))
-            // A redirect would carry the key to wherever the answer says.
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .timeout(PROBE_TIMEOUT)
-            .user_agent(concat!("claviger/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| ClientError(error.into()))?;
-        let sender = Sender::new(allowed.clone()).map_err(|error| ClientError(error.into()))?;
-        Ok(Self { client, sender, default_base_url, allowed })
+        let probes = ByReach::new(|reach| {
+            reqwest::Client::builder()
+                .dns_resolver(Arc::new(WalledResolver(reach)))
+                // A redirect would carry the key to wherever the answer says.
+                .redirect(reqwest::redirect::Policy::none())
+                .no_proxy()
+                .timeout(PROBE_TIMEOUT)
+                .user_agent(concat!("claviger/", env!("CARGO_PKG_VERSION")))
+                .build()
+        });
+        let probes = probes.map_err(|error| ClientError(error.into()))?;
+        let senders = ByReach::new(Sender::new).map_err(|error| ClientError(error.into()))?;
+        Ok(Self { probes, senders, default_base_url, allowed })
     }
 
     /// The normalized base URL, if an account may have it.
@@ -109,12 +135,18 @@ impl Upstream {
     /// # Errors
     /// Says what is wrong with it. A name that leads to a private address is found out when it is resolved.
     pub fn check_base_url(&self, text: &str) -> Result<String, BaseUrlError> {
+        self.check(text).map(|(url, _)| url)
+    }
+
+    fn check(&self, text: &str) -> Result<(String, Reach), BaseUrlError> {
         let url = Url::parse(text.trim()).map_err(|_| BaseUrlError::Malformed)?;
         let host = url.host().ok_or(BaseUrlError::Malformed)?;
         if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
             return Err(BaseUrlError::Excess);
         }
-        let is_allowed = is_allowed(&self.allowed, &host.to_string(), url.port_or_known_default());
+        // The operator's own choice is allowed as it is: by its scheme, its host and its port.
+        let is_allowed = url.origin() == self.default_base_url.origin()
+            || is_allowed(&self.allowed, &host.to_string(), url.port_or_known_default());
         match url.scheme() {
             "https" => {}
             "http" if is_allowed => {}
@@ -128,7 +160,16 @@ impl Upstream {
         if !is_allowed && address.is_some_and(|address| !is_public(address)) {
             return Err(BaseUrlError::Private);
         }
-        Ok(url.as_str().trim_end_matches('/').to_owned())
+        let reach = if is_allowed { Reach::Anywhere } else { Reach::Public };
+        Ok((url.as_str().trim_end_matches('/').to_owned(), reach))
+    }
+
+    /// Where requests of an account with this base URL go. Asked each time: the settings may have become stricter since it was stored.
+    fn target(&self, base_url: Option<&str>) -> Result<(String, Reach), BaseUrlError> {
+        match base_url {
+            Some(url) => self.check(url),
+            None => Ok((self.default_base_url.as_str().trim_end_matches('/').to_owned(), Reach::Anywhere)),
+        }
     }
 
     /// Asks for the models with the key.
@@ -141,18 +182,14 @@ impl Upstream {
         Probe {
             ok: status == Some(200) && message.is_none(),
             status,
-            message: message.map(|text| without_key(&text, api_key)),
+            message: message.map(|text| tamed(&text, api_key)),
             latency_ms: u32::try_from(started.elapsed().as_millis()).unwrap_or(u32::MAX),
         }
     }
 
     /// The status and, unless the models came, what the upstream said. The error is why nothing was answered.
     async fn models(&self, base_url: Option<&str>, api_key: &SecretText) -> Result<(u16, Option<String>), String> {
-        let base = match base_url {
-            // Again: the settings may have become stricter since it was stored.
-            Some(url) => self.check_base_url(url).map_err(|error| format!("The base URL {error}."))?,
-            None => self.default_base_url.as_str().trim_end_matches('/').to_owned(),
-        };
+        let (base, reach) = self.target(base_url).map_err(|error| format!("The base URL {error}."))?;
         let mut key = HeaderValue::from_str(api_key.expose()).map_err(|_| "The key is not one.".to_owned())?;
         key.set_sensitive(true);
         let mut headers = HeaderMap::new();
@@ -160,7 +197,8 @@ impl Upstream {
         headers.insert("anthropic-version", HeaderValue::from_static(API_VERSION));
         let trace = tracing::info_span!(target: TRACES, "upstream", otel.kind = "client");
         let mut answer = self
-            .client
+            .probes
+            .of(reach)
             .get(format!("{base}/v1/models?limit=1"))
             .headers(headers)
             .send()
@@ -191,16 +229,18 @@ impl Upstream {
 /// What an upstream's answer that is no success says, without the key.
 #[must_use]
 pub fn told(status: u16, body: &[u8], api_key: &SecretText) -> String {
-    without_key(&error_message(status, body), api_key)
+    tamed(&error_message(status, body), api_key)
+}
+
+/// What an upstream says, as it may be kept: without the key, in one short line.
+#[must_use]
+pub fn tamed(text: &str, api_key: &SecretText) -> String {
+    shorten(&text.replace(api_key.expose(), "[redacted]"))
 }
 
 fn error_message(status: u16, body: &[u8]) -> String {
     serde_json::from_slice::<ErrorBody>(body)
         .map_or_else(|_| format!("The upstream answered with status {status}."), |body| body.error.message)
-}
-
-fn without_key(text: &str, api_key: &SecretText) -> String {
-    shorten(&text.replace(api_key.expose(), "[redacted]"))
 }
 
 fn shorten(text: &str) -> String {
@@ -212,23 +252,20 @@ fn is_allowed(allowed: &[String], host: &str, port: Option<u16>) -> bool {
     allowed.iter().any(|entry| entry == host || Some(entry) == with_port.as_ref())
 }
 
-/// Resolves names, and forgets addresses inside unless the name is allowed: the check is on what is connected to.
-struct WalledResolver {
-    allowed: Arc<[String]>,
-}
+/// Resolves names, and forgets addresses that may not be reached: the check is on what is connected to.
+struct WalledResolver(Reach);
 
 impl Resolve for WalledResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let allowed = self.allowed.clone();
-        Box::pin(async move { Ok(Box::new(reachable(&allowed, name.as_str()).await?.into_iter()) as Addrs) })
+        let reach = self.0;
+        Box::pin(async move { Ok(Box::new(reachable(reach, name.as_str()).await?.into_iter()) as Addrs) })
     }
 }
 
 /// The addresses of a name that may be connected to.
-async fn reachable(allowed: &[String], host: &str) -> std::io::Result<Vec<SocketAddr>> {
-    let is_allowed = allowed.iter().any(|entry| entry.split(':').next() == Some(host));
+async fn reachable(reach: Reach, host: &str) -> std::io::Result<Vec<SocketAddr>> {
     let addresses = tokio::net::lookup_host((host, 0)).await?;
-    let addresses: Vec<_> = addresses.filter(|address| is_allowed || is_public(address.ip())).collect();
+    let addresses: Vec<_> = addresses.filter(|address| reach == Reach::Anywhere || is_public(address.ip())).collect();
     if addresses.is_empty() {
         return Err(std::io::Error::other("the name has no address that may be reached"));
     }
@@ -268,4 +305,42 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
         && first != 0x2002
         && !(first == 0x2001 && (second < 0x0200 || second == 0x0db8))
         && first != 0x3fff
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upstream(default: &str, allowed: &[&str]) -> Upstream {
+        Upstream::new(default.parse().unwrap(), allowed.iter().map(|host| (*host).to_owned()).collect()).unwrap()
+    }
+
+    #[test]
+    fn the_default_is_allowed_at_its_own_port_and_scheme_and_no_other() {
+        let upstream = upstream("http://127.0.0.1:8080/v", &[]);
+        let check = |url| upstream.check(url).map(|(_, reach)| reach);
+        assert_eq!(check("http://127.0.0.1:8080/other"), Ok(Reach::Anywhere));
+        assert_eq!(check("http://127.0.0.1:6379"), Err(BaseUrlError::Insecure));
+        assert_eq!(check("https://127.0.0.1:8080"), Err(BaseUrlError::Private));
+        let public = self::upstream("https://api.anthropic.com", &[]);
+        assert_eq!(public.check_base_url("http://api.anthropic.com"), Err(BaseUrlError::Insecure));
+        assert!(public.check_base_url("https://api.anthropic.com").is_ok());
+    }
+
+    #[test]
+    fn a_name_is_allowed_at_the_port_that_was_named() {
+        let upstream = upstream("https://api.anthropic.com", &["models.internal:8443", "open.internal"]);
+        let check = |url| upstream.check(url).map(|(_, reach)| reach);
+        assert_eq!(check("https://models.internal:8443"), Ok(Reach::Anywhere));
+        assert_eq!(check("http://models.internal:8443"), Ok(Reach::Anywhere));
+        assert_eq!(check("https://models.internal:22"), Ok(Reach::Public));
+        assert_eq!(check("http://models.internal:22"), Err(BaseUrlError::Insecure));
+        assert_eq!(check("https://open.internal:22"), Ok(Reach::Anywhere));
+    }
+
+    #[tokio::test]
+    async fn what_leads_inside_has_no_address_for_who_may_not() {
+        assert!(reachable(Reach::Public, "localhost").await.is_err());
+        assert!(!reachable(Reach::Anywhere, "localhost").await.unwrap().is_empty());
+    }
 }

@@ -2,7 +2,6 @@
 //! and giving up a request ends it at the upstream.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls_platform_verifier::ConfigVerifierExt as _;
 use url::Url;
 
-use super::{BaseUrlError, Upstream, reachable};
+use super::{BaseUrlError, Reach, Upstream, reachable};
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,6 +40,7 @@ pub struct Base {
     authority: Authority,
     /// Without a slash at the end.
     path: String,
+    reach: Reach,
 }
 
 /// Why a request has no answer.
@@ -58,8 +58,8 @@ pub enum NotSent {
 }
 
 impl Sender {
-    pub(super) fn new(allowed: Arc<[String]>) -> Result<Self, rustls::Error> {
-        let mut http = HttpConnector::new_with_resolver(Walls { allowed });
+    pub(super) fn new(reach: Reach) -> Result<Self, rustls::Error> {
+        let mut http = HttpConnector::new_with_resolver(Walls(reach));
         http.enforce_http(false);
         http.set_nodelay(true);
         http.set_connect_timeout(Some(CONNECT_TIMEOUT));
@@ -82,16 +82,14 @@ impl Upstream {
     /// # Errors
     /// Says why it may not: the settings may have become stricter since it was stored.
     pub fn base(&self, base_url: Option<&str>) -> Result<Base, BaseUrlError> {
-        let text = match base_url {
-            Some(url) => self.check_base_url(url)?,
-            None => self.default_base_url.as_str().trim_end_matches('/').to_owned(),
-        };
+        let (text, reach) = self.target(base_url)?;
         let url = Url::parse(&text).map_err(|_| BaseUrlError::Malformed)?;
         let authority = &url[url::Position::BeforeHost..url::Position::AfterPort];
         Ok(Base {
             scheme: url.scheme().parse().map_err(|_| BaseUrlError::Malformed)?,
             authority: authority.parse().map_err(|_| BaseUrlError::Malformed)?,
             path: url.path().trim_end_matches('/').to_owned(),
+            reach,
         })
     }
 
@@ -111,7 +109,8 @@ impl Upstream {
         *request.method_mut() = method;
         *request.uri_mut() = base.uri(path_and_query)?;
         *request.headers_mut() = headers;
-        self.sender
+        self.senders
+            .of(base.reach)
             .0
             .request(request)
             .await
@@ -132,9 +131,7 @@ impl Base {
 
 /// Resolves names to addresses that may be reached.
 #[derive(Clone)]
-struct Walls {
-    allowed: Arc<[String]>,
-}
+struct Walls(Reach);
 
 impl tower::Service<Name> for Walls {
     type Response = std::vec::IntoIter<SocketAddr>;
@@ -146,7 +143,7 @@ impl tower::Service<Name> for Walls {
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        let allowed = self.allowed.clone();
-        async move { Ok(reachable(&allowed, name.as_str()).await?.into_iter()) }.boxed()
+        let reach = self.0;
+        async move { Ok(reachable(reach, name.as_str()).await?.into_iter()) }.boxed()
     }
 }
