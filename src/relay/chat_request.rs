@@ -24,8 +24,7 @@ pub(super) fn translate(body: &[u8]) -> Result<Translated> {
         .map_err(|error| Refusal::bad_request(format!("The body cannot be read: {error}.")))?;
     let mut with_usage = false;
     let mut message = Map::new();
-    let mut choice = Map::new();
-    message.insert("max_tokens".to_owned(), MAX_TOKENS.into());
+    let (mut choice, mut is_parallel) = (None::<Map<String, Value>>, None);
     for (name, value) in object(request, "The body")? {
         let is_default = match name.as_str() {
             _ if value.is_null() => true,
@@ -50,7 +49,12 @@ pub(super) fn translate(body: &[u8]) -> Result<Translated> {
                 }
                 message.insert(name, messages.into());
             }
-            "max_tokens" | "max_completion_tokens" => drop(message.insert("max_tokens".to_owned(), value)),
+            "max_tokens" | "max_completion_tokens" => {
+                let known = message.insert("max_tokens".to_owned(), value);
+                if known.is_some_and(|known| known != message["max_tokens"]) {
+                    return Err(wrong("max_completion_tokens", "is another number than max_tokens. Send one of them"));
+                }
+            }
             "temperature" if value.as_f64().is_some_and(|warmth| (0.0..=1.0).contains(&warmth)) => {
                 message.insert(name, value);
             }
@@ -61,9 +65,9 @@ pub(super) fn translate(body: &[u8]) -> Result<Translated> {
             }
             "user" | "safety_identifier" => drop(message.insert("metadata".to_owned(), json!({ "user_id": value }))),
             "tools" => drop(message.insert(name, tools(value)?.into())),
-            "tool_choice" => choice.extend(tool_choice(&value)?),
+            "tool_choice" => choice = Some(tool_choice(&value)?),
             "parallel_tool_calls" => {
-                choice.insert("disable_parallel_tool_use".to_owned(), Value::Bool(value == false));
+                is_parallel = Some(value.as_bool().ok_or_else(|| wrong(name, "must be true or false"))?);
             }
             "stream_options" => {
                 for (option, value) in object(value, "stream_options")? {
@@ -77,9 +81,8 @@ pub(super) fn translate(body: &[u8]) -> Result<Translated> {
             _ => return Err(unknown(name)),
         }
     }
-    let has_tools = message.contains_key("tools");
-    if !choice.is_empty() && has_tools {
-        choice.entry("type").or_insert_with(|| "auto".into());
+    message.entry("max_tokens").or_insert_with(|| MAX_TOKENS.into());
+    if let Some(choice) = how_tools_are_used(choice, is_parallel, message.contains_key("tools"))? {
         message.insert("tool_choice".to_owned(), choice.into());
     }
     let is_streamed = message.get("stream").is_some_and(|stream| *stream == true);
@@ -155,7 +158,13 @@ impl Conversation {
                 }
                 self.system.extend(parts);
             }
-            "user" => self.say("user", parts(content, &content_place)?),
+            "user" => {
+                let said = parts(content, &content_place)?;
+                if said.is_empty() {
+                    return Err(wrong(content_place, "must not be empty"));
+                }
+                self.say("user", said);
+            }
             "assistant" => {
                 let mut said = parts(content, &content_place)?;
                 if let Some(Value::String(refusal)) = message.remove("refusal") {
@@ -168,7 +177,10 @@ impl Conversation {
                 {
                     said.push(tool_use(call, &format!("{place}.tool_calls[{n}]"))?);
                 }
-                self.say("assistant", said);
+                // Who has said nothing has not spoken.
+                if !said.is_empty() {
+                    self.say("assistant", said);
+                }
             }
             "tool" => {
                 let id = text(message.remove("tool_call_id"), format!("{place}.tool_call_id"))?;
@@ -200,9 +212,14 @@ fn parts(content: Value, place: &str) -> Result<Vec<Value>> {
         Value::String(text) => Ok(vec![json!({ "type": "text", "text": text })]),
         content => {
             let parts = array(content, place)?.into_iter().enumerate();
-            parts.map(|(n, item)| part(item, &format!("{place}[{n}]"))).collect()
+            let parts = parts.map(|(n, item)| part(item, &format!("{place}[{n}]")));
+            parts.filter(|part| !part.as_ref().is_ok_and(is_empty_text)).collect()
         }
     }
+}
+
+fn is_empty_text(part: &Value) -> bool {
+    part["type"] == "text" && part["text"] == ""
 }
 
 fn part(value: Value, place: &str) -> Result<Value> {
@@ -287,6 +304,34 @@ fn tools(value: Value) -> Result<Vec<Value>> {
     array(value, "tools")?.into_iter().enumerate().map(one).collect()
 }
 
+/// The choice among tools, as the API takes it, if there is anything to say.
+fn how_tools_are_used(
+    choice: Option<Map<String, Value>>,
+    is_parallel: Option<bool>,
+    has_tools: bool,
+) -> Result<Option<Map<String, Value>>> {
+    let kind = choice.as_ref().map(|choice| choice["type"].clone());
+    match kind {
+        // Nothing is left out in silence that asks for something.
+        Some(kind) if !has_tools && kind != "none" && kind != "auto" => {
+            return Err(wrong("tool_choice", "asks for a tool, and there are no tools"));
+        }
+        _ if !has_tools => return Ok(None),
+        // Of what is not used the API takes no more than that.
+        Some(kind) if kind == "none" => return Ok(choice),
+        _ => {}
+    }
+    if choice.is_none() && is_parallel.is_none() {
+        return Ok(None);
+    }
+    let mut choice = choice.unwrap_or_default();
+    choice.entry("type").or_insert_with(|| "auto".into());
+    if let Some(is_parallel) = is_parallel {
+        choice.insert("disable_parallel_tool_use".to_owned(), Value::Bool(!is_parallel));
+    }
+    Ok(Some(choice))
+}
+
 fn tool_choice(value: &Value) -> Result<Map<String, Value>> {
     let choice = match value.as_str() {
         Some("none") => json!({ "type": "none" }),
@@ -358,6 +403,47 @@ mod tests {
                 ],
             })
         );
+    }
+
+    #[test]
+    fn what_says_nothing_is_left_out_and_what_asks_for_something_is_not() {
+        let tools = json!([{ "type": "function", "function": { "name": "f" } }]);
+        let with = |more: Value| {
+            let mut request = json!({ "model": "m", "messages": [{ "role": "user", "content": "x" }] });
+            request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            request
+        };
+        let choice = |more: Value| translated(&with(more))["tool_choice"].clone();
+        assert_eq!(
+            choice(json!({ "tools": tools, "tool_choice": "none", "parallel_tool_calls": false })),
+            json!({ "type": "none" })
+        );
+        assert_eq!(
+            choice(json!({ "tools": tools, "parallel_tool_calls": true })),
+            json!({ "type": "auto", "disable_parallel_tool_use": false })
+        );
+        for nothing in [json!({ "tools": tools }), json!({ "tool_choice": "auto" }), json!({ "tool_choice": "none" })] {
+            assert_eq!(choice(nothing), Value::Null);
+        }
+        for (wrong, name) in [
+            (json!({ "tool_choice": "required" }), "tool_choice"),
+            (json!({ "tool_choice": { "type": "function", "function": { "name": "f" } } }), "tool_choice"),
+            (json!({ "tools": tools, "parallel_tool_calls": "x" }), "parallel_tool_calls"),
+            (json!({ "max_tokens": 5, "max_completion_tokens": 6 }), "max_completion_tokens"),
+            (json!({ "messages": [{ "role": "user", "content": "" }] }), "messages[0].content"),
+        ] {
+            let refusal = translate(with(wrong).to_string().as_bytes()).unwrap_err();
+            assert!(format!("{refusal:?}").contains(name), "{name}: {refusal:?}");
+        }
+        assert_eq!(translated(&with(json!({ "max_tokens": 5, "max_completion_tokens": 5 })))["max_tokens"], 5);
+        let empty = json!({ "type": "text", "text": "" });
+        let said = translated(&with(json!({ "messages": [
+            { "role": "user", "content": [empty, { "type": "text", "text": "x" }] },
+            { "role": "assistant", "content": [empty] },
+            { "role": "user", "content": "y" },
+        ] })));
+        let text = |text: &str| json!({ "type": "text", "text": text });
+        assert_eq!(said["messages"], json!([{ "role": "user", "content": [text("x"), text("y")] }]));
     }
 
     #[test]
