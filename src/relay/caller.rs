@@ -61,15 +61,16 @@ pub(super) async fn admit(relay: &Relay, caller: &Caller, headers: &HeaderMap) -
         Err(code) => return Err(turned_away(relay, caller, code).await),
     };
     let actor = sent.actor();
-    let access = actor.access().ok_or_else(|| Refusal::unauthenticated(NO_KEY))?;
-    let permit = access.relay().map_err(|denied| Refusal::from(crate::domain::Error::from(denied)))?;
     services.authenticator.note_use(&sent);
+    // Before anything is judged: what is refused counts too.
     let answer = quota::take(services, &actor, caller.address, 1, 0).await?;
     let limits = headers_of(&answer, relay);
     if let Some(wait) = answer.retry_after {
         let message = "This API key has sent too many requests. Try again later.";
         return Err(Refusal::rate_limited(message, wait).with_headers(limits));
     }
+    let access = actor.access().ok_or_else(|| Refusal::unauthenticated(NO_KEY))?;
+    let permit = access.relay().map_err(|denied| Refusal::from(crate::domain::Error::from(denied)))?;
     Ok(Admitted { key: sent.found().clone(), permit, raw, limits })
 }
 

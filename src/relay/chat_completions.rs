@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Extension, State};
-use axum::http::{HeaderMap, HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
 
 use super::Relay;
-use super::caller::{Caller, admit};
+use super::bodies::{memory_of_values, read};
+use super::caller::{Admitted, Caller, admit};
 use super::chat_answer::{Message, error};
-use super::chat_request::translate;
+use super::chat_request::{Translated, translate};
 use super::chat_stream::Chunks;
 use super::error::{Refusal, Result, Shape};
-use super::messages::{Received, exchange, read, stream_headers};
+use super::messages::{Received, exchange, stream_headers};
 use super::request::forwarded;
 use super::stream::Relayed;
 use super::tally::Endpoint;
@@ -36,7 +37,7 @@ pub(super) async fn create(
 
 async fn answer(relay: &Arc<Relay>, caller: &Caller, headers: &HeaderMap, body: Body) -> Result<Response> {
     let admitted = admit(relay, caller, headers).await?;
-    let request = translate(&read(relay, body).await?)?;
+    let request = translated(relay, &admitted, read(relay, &admitted, body).await?).await?;
     let mut sent = forwarded(headers, &admitted.raw);
     // The program speaks another protocol: of its headers those are left that say who it is.
     sent.remove(header::ACCEPT);
@@ -49,6 +50,8 @@ async fn answer(relay: &Arc<Relay>, caller: &Caller, headers: &HeaderMap, body: 
     let mut response = match received {
         Received::Stream(mut headers, stream) if request.is_streamed => {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+            // It is written anew.
+            headers.remove(header::CONTENT_ENCODING);
             let voice = Chunks::new(created, request.with_usage);
             let mut response = Response::new(Body::new(Relayed::new(stream, voice, tally)));
             stream_headers(&mut response, headers);
@@ -65,6 +68,7 @@ async fn answer(relay: &Arc<Relay>, caller: &Caller, headers: &HeaderMap, body: 
             *response.status_mut() = status;
             *response.headers_mut() = headers;
             response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+            response.headers_mut().remove(header::CONTENT_ENCODING);
             response
         }
         Received::Stream(..) => return Err(unreadable()),
@@ -73,6 +77,28 @@ async fn answer(relay: &Arc<Relay>, caller: &Caller, headers: &HeaderMap, body: 
     Ok(response)
 }
 
+/// Translates a request, under the bounds of what bodies may take: read into values, it takes many times as much as its text.
+async fn translated(relay: &Relay, admitted: &Admitted, body: Bytes) -> Result<Translated> {
+    /// What takes longer than a moment.
+    const LARGE: usize = 256 * 1024;
+    let mut room = relay.bodies.room(admitted.key.key.id);
+    room.grow(memory_of_values(&body))?;
+    let mut translated = if body.len() < LARGE {
+        translate(&body)?
+    } else {
+        tokio::task::spawn_blocking(move || translate(&body)).await.map_err(|_| failed())??
+    };
+    drop(room);
+    let mut room = relay.bodies.room(admitted.key.key.id);
+    room.grow(translated.body.len())?;
+    translated.body = room.hold(translated.body);
+    Ok(translated)
+}
+
+fn failed() -> Refusal {
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "The request could not be translated.")
+}
+
 fn unreadable() -> Refusal {
-    Refusal::new(axum::http::StatusCode::BAD_GATEWAY, "The upstream's answer cannot be read.")
+    Refusal::new(StatusCode::BAD_GATEWAY, "The upstream's answer cannot be read.")
 }

@@ -165,6 +165,9 @@ fn failed(kind: &str, message: &str) -> String {
 }
 
 impl Voice for Chunks {
+    // A half of an event could not be translated, and would be missing from the text without a word.
+    const TAKES_PIECES: bool = false;
+
     fn events(&mut self, bytes: Bytes) -> Bytes {
         if self.with_usage {
             self.meter.read_events(&bytes);

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::Response;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
 use super::Relay;
 use super::attempts::{Answered, Route, run};
+use super::bodies::read;
 use super::caller::{Admitted, Caller, admit};
 use super::error::{REQUEST_ID, Refusal, Result, Shape, kind};
+use super::pool::Trouble;
 use super::request::{Head, forwarded, path_and_query};
 use super::stream::{Relayed, Unchanged};
 use super::tally::{Endpoint, Tally};
@@ -52,7 +53,7 @@ async fn answer(
 ) -> Result<Response> {
     let admitted = admit(relay, caller, headers).await?;
     let path_and_query = path_and_query(endpoint.path(), uri.query(), &admitted.raw);
-    let body = read(relay, body).await?;
+    let body = read(relay, &admitted, body).await?;
     let errand = Errand {
         method: Method::POST,
         path_and_query: &path_and_query,
@@ -96,14 +97,20 @@ pub(super) async fn exchange(
         Tally::begin(relay, caller, admitted, endpoint, (&head, headers, &errand.body)).await.map_err(with_limits)?;
     let session = head.session(headers, admitted, &relay.pool.hasher);
     let route = Route { model: &head.model, session };
-    let received = match run(relay, admitted, route, errand, &mut tally).await {
-        Ok(Answered::Success(response)) => receive(relay, response, &mut tally).await,
-        Ok(Answered::Error(whole)) => {
+    let running = run(relay, admitted, route, errand, &mut tally);
+    let ran = match head.stream {
+        Some(true) => tokio::time::timeout(relay.limits.beginning, running).await.ok(),
+        _ => Some(running.await),
+    };
+    let received = match ran {
+        None => Err(not_begun(&tally)),
+        Some(Ok(Answered::Success(response))) => receive(relay, response, &mut tally).await,
+        Some(Ok(Answered::Error(whole))) => {
             tally.answers(whole.status, request_id(&whole.headers));
             tally.fails(whole.status, kind(whole.status));
             Ok(Received::Whole(whole))
         }
-        Err(refusal) => Err(refusal),
+        Some(Err(refusal)) => Err(refusal),
     };
     match received {
         Ok(received) => Ok((received, tally)),
@@ -112,6 +119,16 @@ pub(super) async fn exchange(
             Err(with_limits(refusal))
         }
     }
+}
+
+/// To a stream that has not begun no sign of life can be given: it is ended before its caller gives up and is not told why.
+fn not_begun(tally: &Tally) -> Refusal {
+    let message = "The upstream did not begin to answer in time.";
+    if let Some(lease) = tally.lease() {
+        let relay = tally.relay();
+        relay.health.note(&relay.services, lease.failed(Trouble::Failing, message.to_owned()));
+    }
+    Refusal::new(StatusCode::GATEWAY_TIMEOUT, message)
 }
 
 async fn receive(relay: &Relay, response: axum::http::Response<Incoming>, tally: &mut Tally) -> Result<Received> {
@@ -137,20 +154,6 @@ fn is_stream(headers: &HeaderMap) -> bool {
 
 fn request_id(headers: &HeaderMap) -> Option<&str> {
     headers.get(REQUEST_ID)?.to_str().ok()
-}
-
-/// Reads the body of a request.
-pub(super) async fn read(relay: &Relay, body: Body) -> Result<Bytes> {
-    let collecting = Limited::new(body, relay.limits.body).collect();
-    match tokio::time::timeout(relay.limits.upload, collecting).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            let message = format!("The body is larger than {} MiB.", relay.limits.body / (1024 * 1024));
-            Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message))
-        }
-        Ok(Err(_)) => Err(Refusal::bad_request("The body broke off.")),
-        Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "The body did not come in time.")),
-    }
 }
 
 /// The headers of an answer that is a stream: proxies are not to keep it back.

@@ -1,16 +1,15 @@
 //! What a request has used, read out of the upstream's answer as it passes by.
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use super::sse::{Event, events};
+use super::weight::CHARACTERS;
 use crate::model::Tokens;
 
 /// What stands around the text in an event that adds some.
 const AROUND_TEXT: usize = 80;
-/// Characters of a token, as a rule.
-pub(super) const CHARACTERS: u64 = 4;
-/// Bytes of a token at least, as a rule, also in code and in other scripts: what is reserved by it is enough.
-pub(super) const FEWEST_BYTES: u64 = 2;
 
 /// Gathers what an answer says of its usage.
 #[derive(Debug, Default)]
@@ -26,6 +25,10 @@ pub(super) struct Meter {
     pub(super) error: Option<MeterError>,
     /// Characters of content that came by, about.
     characters: u64,
+    /// Whether the upstream has said how long its answer is, as far as it has come by.
+    is_output_told: bool,
+    /// Whether it has said something of usage that cannot be read.
+    is_odd: bool,
 }
 
 /// An error that came after an answer had begun.
@@ -39,32 +42,78 @@ pub(super) struct MeterError {
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
 #[serde(default)]
 struct Usage {
-    input_tokens: Option<u64>,
-    output_tokens: Option<u64>,
-    cache_creation_input_tokens: Option<u64>,
-    cache_creation: Option<CacheCreation>,
-    cache_read_input_tokens: Option<u64>,
-    server_tool_use: Option<ServerToolUse>,
+    input_tokens: Told<Count>,
+    output_tokens: Told<Count>,
+    cache_creation_input_tokens: Told<Count>,
+    cache_creation: Told<CacheCreation>,
+    cache_read_input_tokens: Told<Count>,
+    server_tool_use: Told<ServerToolUse>,
 }
 
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
 #[serde(default)]
 struct CacheCreation {
-    ephemeral_5m_input_tokens: Option<u64>,
-    ephemeral_1h_input_tokens: Option<u64>,
+    ephemeral_5m_input_tokens: Option<Count>,
+    ephemeral_1h_input_tokens: Option<Count>,
 }
 
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
 #[serde(default)]
 struct ServerToolUse {
-    web_search_requests: Option<u64>,
+    web_search_requests: Option<Count>,
+}
+
+/// What an upstream says, each by itself: what cannot be read takes nothing else along.
+#[derive(Debug, Default, Clone, Copy)]
+enum Told<T> {
+    #[default]
+    Nothing,
+    This(T),
+    Unreadable,
+}
+
+impl<T: Copy> Told<T> {
+    fn get(self) -> Option<T> {
+        match self {
+            Self::This(value) => Some(value),
+            Self::Nothing | Self::Unreadable => None,
+        }
+    }
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Told<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        if value.is_null() {
+            return Ok(Self::Nothing);
+        }
+        Ok(serde_json::from_value(value).map_or(Self::Unreadable, Self::This))
+    }
+}
+
+/// How many, however the number is written.
+#[derive(Debug, Default, Clone, Copy)]
+struct Count(u64);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is none of those, and bounded later"
+        )]
+        let whole = |number: f64| (number >= 0.0).then_some(number as u64);
+        let value = Value::deserialize(deserializer)?;
+        let count = value.as_u64().or_else(|| value.as_f64().and_then(whole));
+        count.map(Self).ok_or_else(|| serde::de::Error::custom("no count"))
+    }
 }
 
 #[derive(Deserialize)]
 struct Message {
     model: Option<String>,
     #[serde(default)]
-    usage: Option<Usage>,
+    usage: Told<Usage>,
 }
 
 #[derive(Deserialize)]
@@ -75,7 +124,7 @@ struct MessageStart {
 #[derive(Deserialize)]
 struct MessageDelta {
     #[serde(default)]
-    usage: Option<Usage>,
+    usage: Told<Usage>,
 }
 
 #[derive(Deserialize)]
@@ -98,31 +147,38 @@ struct Named<'a> {
 }
 
 impl Usage {
-    fn replace(&mut self, later: Self) {
-        fn keep<T>(known: &mut Option<T>, later: Option<T>) {
-            if later.is_some() {
+    /// Takes what is said later. Returns whether all of it can be read.
+    fn replace(&mut self, later: Self) -> bool {
+        fn keep<T: Copy>(known: &mut Told<T>, later: Told<T>) -> bool {
+            if matches!(later, Told::This(_)) {
                 *known = later;
             }
+            !matches!(later, Told::Unreadable)
         }
-        keep(&mut self.input_tokens, later.input_tokens);
-        keep(&mut self.output_tokens, later.output_tokens);
-        keep(&mut self.cache_creation_input_tokens, later.cache_creation_input_tokens);
-        keep(&mut self.cache_creation, later.cache_creation);
-        keep(&mut self.cache_read_input_tokens, later.cache_read_input_tokens);
-        keep(&mut self.server_tool_use, later.server_tool_use);
+        let can_be_read = [
+            keep(&mut self.input_tokens, later.input_tokens),
+            keep(&mut self.output_tokens, later.output_tokens),
+            keep(&mut self.cache_creation_input_tokens, later.cache_creation_input_tokens),
+            keep(&mut self.cache_creation, later.cache_creation),
+            keep(&mut self.cache_read_input_tokens, later.cache_read_input_tokens),
+            keep(&mut self.server_tool_use, later.server_tool_use),
+        ];
+        can_be_read.into_iter().all(|can_be| can_be)
     }
 
     /// Where the parts of what was written to the cache stand alone, they are the whole.
     fn tokens(&self) -> Tokens {
-        let parts = self.cache_creation.unwrap_or_default();
-        let five = parts.ephemeral_5m_input_tokens.unwrap_or(0);
-        let hour = parts.ephemeral_1h_input_tokens.unwrap_or(0);
-        let whole = self.cache_creation_input_tokens.unwrap_or(five.saturating_add(hour));
+        fn count(told: Option<Count>) -> u64 {
+            told.map_or(0, |count| count.0)
+        }
+        let parts = self.cache_creation.get().unwrap_or_default();
+        let (five, hour) = (count(parts.ephemeral_5m_input_tokens), count(parts.ephemeral_1h_input_tokens));
+        let whole = self.cache_creation_input_tokens.get().map_or(five.saturating_add(hour), |count| count.0);
         let tokens = Tokens {
-            input: self.input_tokens.unwrap_or(0),
-            output: self.output_tokens.unwrap_or(0),
-            cache_read: self.cache_read_input_tokens.unwrap_or(0),
-            web_searches: self.server_tool_use.and_then(|used| used.web_search_requests).unwrap_or(0),
+            input: count(self.input_tokens.get()),
+            output: count(self.output_tokens.get()),
+            cache_read: count(self.cache_read_input_tokens.get()),
+            web_searches: count(self.server_tool_use.get().and_then(|used| used.web_search_requests)),
             ..Tokens::default()
         };
         tokens.with_cache_writes(whole, hour).bounded()
@@ -152,18 +208,20 @@ impl Meter {
         match name {
             b"content_block_delta" => {
                 self.has_content = true;
+                self.is_output_told = false;
                 self.characters += data.len().saturating_sub(AROUND_TEXT) as u64;
             }
-            b"message_start" => {
-                if let Ok(start) = serde_json::from_slice::<MessageStart>(data) {
+            b"message_start" => match serde_json::from_slice::<MessageStart>(data) {
+                Ok(start) => {
                     self.model = start.message.model;
-                    self.usage.replace(start.message.usage.unwrap_or_default());
+                    self.hears(start.message.usage);
                 }
-            }
+                Err(_) => self.hears(Told::Unreadable),
+            },
             b"message_delta" => {
-                if let Ok(delta) = serde_json::from_slice::<MessageDelta>(data) {
-                    self.usage.replace(delta.usage.unwrap_or_default());
-                }
+                let usage = serde_json::from_slice::<MessageDelta>(data).map_or(Told::Unreadable, |delta| delta.usage);
+                self.is_output_told |= usage.get().is_some_and(|usage| usage.output_tokens.get().is_some());
+                self.hears(usage);
             }
             b"message_stop" => self.is_complete = true,
             b"error" => {
@@ -176,51 +234,49 @@ impl Meter {
         }
     }
 
-    /// Reads a whole answer. Returns whether it says what was used.
-    pub(super) fn read_whole(&mut self, body: &[u8]) -> bool {
+    /// Reads a whole answer.
+    pub(super) fn read_whole(&mut self, body: &[u8]) {
         self.has_content = true;
         self.is_complete = true;
-        let Ok(message) = serde_json::from_slice::<Message>(body) else { return false };
-        let is_told = message.usage.is_some();
-        self.model = message.model;
-        self.usage.replace(message.usage.unwrap_or_default());
-        is_told
+        self.characters = body.len() as u64;
+        match serde_json::from_slice::<Message>(body) {
+            Ok(message) => {
+                self.model = message.model;
+                self.is_output_told = message.usage.get().is_some_and(|usage| usage.output_tokens.get().is_some());
+                self.hears(message.usage);
+            }
+            Err(_) => self.hears(Told::Unreadable),
+        }
+    }
+
+    fn hears(&mut self, usage: Told<Usage>) {
+        let can_be_read = match usage {
+            Told::Nothing => true,
+            Told::This(usage) => self.usage.replace(usage),
+            Told::Unreadable => false,
+        };
+        if !can_be_read && !self.is_odd {
+            self.is_odd = true;
+            tracing::warn!("an upstream's usage cannot be read: the record is estimated");
+        }
     }
 
     /// Whether the upstream has said anything of usage.
     pub(super) fn is_told(&self) -> bool {
-        self.usage.input_tokens.is_some()
+        self.usage.input_tokens.get().is_some()
     }
 
-    /// What was used as far as the upstream has said, and whether there is a guess in it: of an answer that was cut short, it
-    /// has not said how much of it there was.
+    /// What was used as far as the upstream has said, and whether there is a guess in it: of an answer that was cut short, as a rule,
+    /// it has not said how much of it there was.
     pub(super) fn tokens(&self) -> (Tokens, bool) {
         let mut tokens = self.usage.tokens();
         let passed = self.characters.div_ceil(CHARACTERS);
-        let is_guess = !self.is_complete && self.has_content;
-        if is_guess {
+        let is_output_guessed = (self.is_complete || self.has_content) && !self.is_output_told;
+        if is_output_guessed {
             tokens.output = tokens.output.max(passed);
         }
-        (tokens, is_guess)
+        (tokens, is_output_guessed || self.is_odd)
     }
-}
-
-/// How many tokens a request's body is, where each is of so many bytes: before the upstream counts, or where it did not.
-pub(super) fn guess_input(body: &[u8], bytes: u64) -> u64 {
-    /// What an image costs at most, as a rule.
-    const IMAGE: u64 = 1_600;
-    /// A text without a blank of that length is none: it is an image's or a document's data.
-    const DATA: usize = 2_000;
-    let mut rest = body;
-    let mut tokens = 0_u64;
-    while !rest.is_empty() {
-        let end = memchr::memchr(b'"', rest).unwrap_or(rest.len());
-        let part = &rest[..end];
-        rest = rest.get(end + 1..).unwrap_or_default();
-        let is_data = part.len() > DATA && memchr::memchr2(b' ', b'\\', part).is_none();
-        tokens += if is_data { IMAGE } else { (part.len() as u64).div_ceil(bytes) };
-    }
-    tokens
 }
 
 #[cfg(test)]
@@ -260,7 +316,7 @@ mod tests {
             ("{\"cache_creation_input_tokens\":null}", 0, 0),
         ] {
             let mut meter = Meter::default();
-            assert!(meter.read_whole(format!("{{\"usage\":{usage}}}").as_bytes()));
+            meter.read_whole(format!("{{\"usage\":{usage}}}").as_bytes());
             let tokens = meter.tokens().0;
             assert_eq!((tokens.cache_write_5m, tokens.cache_write_1h), (five, hour), "{usage}");
         }
@@ -279,9 +335,39 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_guessed_by_its_text_and_not_by_its_pictures() {
-        let picture = "A".repeat(1_000_000);
-        let body = format!("{{\"text\":\"{}\",\"data\":\"{picture}\"}}", "word ".repeat(400));
-        assert!((2_000..3_000).contains(&guess_input(body.as_bytes(), CHARACTERS)));
+    fn the_upstreams_last_word_is_exact_though_the_end_is_missing() {
+        let delta = |text: &str| {
+            format!(
+                "event: content_block_delta\ndata: {{\"delta\":{{\"type\":\"text_delta\",\"text\":\"{text}\"}}}}\n\n"
+            )
+        };
+        let end = "event: message_delta\ndata: {\"usage\":{\"output_tokens\":3}}\n\n";
+        let long = delta(&"x".repeat(400));
+        let (tokens, is_guess) = read(&format!("{START}{long}{end}")).tokens();
+        assert_eq!((tokens.output, is_guess), (3, false));
+        // More has come after it.
+        assert!(read(&format!("{START}{end}{long}")).tokens().1);
+    }
+
+    #[test]
+    fn what_cannot_be_read_of_usage_is_guessed_and_takes_nothing_along() {
+        let stop = "event: message_stop\ndata: {}\n\n";
+        let ends =
+            |usage: &str| read(&format!("{START}event: message_delta\ndata: {{\"usage\":{usage}}}\n\n{stop}")).tokens();
+        assert_eq!(ends("{\"output_tokens\":40.0}").0.output, 40);
+        assert!(!ends("{\"output_tokens\":40.0}").1);
+        let (tokens, is_guess) = ends("{\"output_tokens\":40,\"cache_creation\":\"x\",\"input_tokens\":-1}");
+        assert_eq!((tokens.input, tokens.output, tokens.cache_write_5m, is_guess), (10, 40, 20, true));
+        for nothing in ["{}", "7", "{\"output_tokens\":null}"] {
+            assert!(ends(nothing).1, "{nothing}");
+        }
+        assert!(read(&format!("{START}{stop}")).tokens().1);
+        for body in ["{\"content\":[]}", "{\"usage\":{\"input_tokens\":5}}", "no JSON, but long enough for some tokens"]
+        {
+            let mut meter = Meter::default();
+            meter.read_whole(body.as_bytes());
+            let (tokens, is_guess) = meter.tokens();
+            assert!(is_guess && tokens.output > 0, "{body}: {tokens:?}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! `messages.rs`, from top to bottom.
 
 mod attempts;
+mod bodies;
 mod caller;
 mod chat_answer;
 mod chat_completions;
@@ -18,13 +19,14 @@ mod sse;
 mod stream;
 mod tally;
 mod upstream;
+mod weight;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Extension;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 use axum::response::Response;
 use axum::routing::{any, get, post};
 use tokio_util::task::TaskTracker;
@@ -32,10 +34,12 @@ use tokio_util::task::TaskTracker;
 pub use caller::Caller;
 
 use crate::domain::Services;
+use bodies::Bodies;
 use error::{Refusal, Shape};
 use health::Health;
 use models::KnownModels;
 use pool::Pool;
+use tally::Endpoint;
 
 /// What requests of the relay may take.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +56,14 @@ pub struct RelayLimits {
     pub upload: Duration,
     /// The largest body of a request: what the API takes.
     pub body: usize,
+    /// How much the bodies of all requests may be at once; those of one key are half of it at most.
+    pub bodies: usize,
+    /// How long a caller of a stream waits for it to begin, through all that is tried: less than the Claude CLI waits for.
+    pub beginning: Duration,
+    /// How long a stream may go on.
+    pub longest: Duration,
+    /// How long a caller may read nothing of a stream that has something for it.
+    pub unread: Duration,
 }
 
 impl Default for RelayLimits {
@@ -63,6 +75,10 @@ impl Default for RelayLimits {
             retry: Duration::from_millis(250),
             upload: Duration::from_secs(60),
             body: 32 * 1024 * 1024,
+            bodies: 512 * 1024 * 1024,
+            beginning: Duration::from_secs(240),
+            longest: Duration::from_secs(3600),
+            unread: Duration::from_secs(120),
         }
     }
 }
@@ -74,6 +90,7 @@ pub struct Relay {
     pool: Arc<Pool>,
     health: Health,
     models: KnownModels,
+    bodies: Arc<Bodies>,
     /// What requests leave to be done.
     tasks: TaskTracker,
 }
@@ -86,6 +103,7 @@ impl Relay {
             pool: Pool::new(services.clock.clone()),
             health: Health::default(),
             models: KnownModels::default(),
+            bodies: Bodies::new(limits.bodies),
             tasks: TaskTracker::new(),
             limits,
             services,
@@ -109,8 +127,27 @@ pub fn routes<S: Clone + Send + Sync + 'static>(relay: Arc<Relay>) -> Router<S> 
         .route("/v1/models/{id}", get(models::show))
         .route("/v1/chat/completions", post(chat_completions::create))
         .route("/v1/{*rest}", any(unknown))
+        // Of a base URL that ends with a slash.
+        .route("//v1/{*rest}", any(unknown))
         .route("/api/hello", get(async || StatusCode::OK))
+        .method_not_allowed_fallback(wrong_method)
         .with_state(relay)
+}
+
+/// How the relay answers where it has no answer: a fault of its own, in the shape that callers of the path know.
+#[must_use]
+pub fn fault(path: &str, request_id: &str) -> Response {
+    let refusal = Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "Something went wrong in the relay.");
+    refusal.into_response(shape_of(path), request_id)
+}
+
+fn shape_of(path: &str) -> Shape {
+    if path == Endpoint::ChatCompletions.path() { Shape::OpenAi } else { Shape::Anthropic }
+}
+
+async fn wrong_method(Extension(caller): Extension<Caller>, uri: Uri) -> Response {
+    let refusal = Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "This path is not asked by that method.").for_good();
+    refusal.into_response(shape_of(uri.path()), &caller.request_id)
 }
 
 async fn unknown(Extension(caller): Extension<Caller>) -> Response {

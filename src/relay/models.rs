@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -16,9 +17,9 @@ use tokio::time::timeout;
 use super::Relay;
 use super::caller::{Admitted, Caller, admit};
 use super::error::{Refusal, Result, Shape};
-use super::pool::{Choice, Wanted};
+use super::pool::{Choice, Trouble, Wanted};
 use super::request::forwarded;
-use super::upstream::{Answer, Errand, ask, collect};
+use super::upstream::{Answer, Errand, Failure, ask, collect};
 use crate::domain::relay_account::RelayAccounts;
 use crate::model::{OrganizationId, Timestamp};
 
@@ -26,17 +27,45 @@ use crate::model::{OrganizationId, Timestamp};
 const SOON: Duration = Duration::from_secs(2);
 /// How long a list is good for.
 const LIFETIME: TimeDelta = TimeDelta::minutes(5);
+/// How long nobody asks again after no upstream has listed any.
+const FAILED: TimeDelta = TimeDelta::seconds(15);
 /// Of how many organizations lists are kept.
 const ORGANIZATIONS: usize = 1_000;
 const MAX_LIST: usize = 1024 * 1024;
 const MAX_PAGE: usize = 1_000;
 const PAGE: usize = 20;
+const MAX_ID: usize = 200;
 
 type Models = Arc<[Value]>;
 
 /// The lists of organizations, as upstreams gave them.
 #[derive(Default)]
-pub(super) struct KnownModels(Mutex<HashMap<OrganizationId, (Timestamp, Models)>>);
+pub(super) struct KnownModels(Mutex<HashMap<OrganizationId, Arc<Slot>>>);
+
+/// Who has it locked asks for all.
+type Slot = tokio::sync::Mutex<Option<Known>>;
+
+struct Known {
+    at: Timestamp,
+    /// None: no upstream has listed any.
+    models: Option<Models>,
+}
+
+impl KnownModels {
+    fn of(&self, organization: OrganizationId) -> Arc<Slot> {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.len() >= ORGANIZATIONS && !slots.contains_key(&organization) {
+            slots.clear();
+        }
+        slots.entry(organization).or_default().clone()
+    }
+}
+
+impl Known {
+    fn holds(&self, now: Timestamp) -> bool {
+        (now - self.at).abs() < if self.models.is_some() { LIFETIME } else { FAILED }
+    }
+}
 
 /// Which page.
 #[derive(Debug, Default, Deserialize)]
@@ -50,11 +79,12 @@ pub(super) struct PageQuery {
 pub(super) async fn list(
     State(relay): State<Arc<Relay>>,
     Extension(caller): Extension<Caller>,
-    Query(query): Query<PageQuery>,
+    query: Result<Query<PageQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Response {
     let listed = async {
         let admitted = admit(&relay, &caller, &headers).await?;
+        let Query(query) = query.map_err(|error| Refusal::bad_request(error.body_text()))?;
         let page = page(&allowed(&relay, &admitted, &headers).await?, &query)?;
         Ok::<_, Refusal>(answer(&page, admitted.limits))
     };
@@ -65,15 +95,19 @@ pub(super) async fn list(
 pub(super) async fn show(
     State(relay): State<Arc<Relay>>,
     Extension(caller): Extension<Caller>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Response {
     let found = async {
         let admitted = admit(&relay, &caller, &headers).await?;
+        let Path(id) = id.map_err(|error| Refusal::bad_request(error.body_text()))?;
         let models = allowed(&relay, &admitted, &headers).await?;
-        let model = models.iter().find(|model| model["id"] == id.as_str());
+        let model = match models.into_iter().find(|model| model["id"] == id.as_str()) {
+            Some(model) => Some(model),
+            None => by_other_name(&relay, &admitted, &headers, &id).await,
+        };
         let model = model.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "There is no such model.").for_good())?;
-        Ok::<_, Refusal>(answer(model, admitted.limits))
+        Ok::<_, Refusal>(answer(&model, admitted.limits))
     };
     found.await.unwrap_or_else(|refusal| refusal.into_response(Shape::Anthropic, &caller.request_id))
 }
@@ -92,43 +126,59 @@ async fn allowed(relay: &Relay, admitted: &Admitted, headers: &HeaderMap) -> Res
 }
 
 async fn known(relay: &Relay, admitted: &Admitted, headers: &HeaderMap) -> Models {
-    let (organization, now) = (admitted.organization(), relay.services.clock.now());
-    let kept = || relay.models.0.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((at, models)) = kept().get(&organization)
-        && (now - *at).abs() < LIFETIME
-    {
-        return models.clone();
+    let (slot, now) = (relay.models.of(admitted.organization()), relay.services.clock.now());
+    // Many programs start together. Whoever waits longer than the upstream is waited for goes by the prices.
+    let Ok(mut slot) = timeout(SOON, slot.lock()).await else { return priced(relay) };
+    if let Some(known) = slot.as_ref().filter(|known| known.holds(now)) {
+        return known.models.clone().unwrap_or_else(|| priced(relay));
     }
-    match timeout(SOON, fetch(relay, admitted, headers)).await {
-        Ok(Some(models)) => {
-            let mut kept = kept();
-            if kept.len() >= ORGANIZATIONS {
-                kept.clear();
-            }
-            kept.insert(organization, (now, models.clone()));
-            models
-        }
-        Ok(None) | Err(_) => priced(relay),
-    }
+    let models = fetch(relay, admitted, headers, "/v1/models?limit=1000").await.and_then(|mut list| {
+        let Value::Array(models) = list["data"].take() else { return None };
+        Some(Models::from(models))
+    });
+    *slot = Some(Known { at: now, models: models.clone() });
+    models.unwrap_or_else(|| priced(relay))
 }
 
-/// What an upstream lists; none: none does.
-async fn fetch(relay: &Relay, admitted: &Admitted, headers: &HeaderMap) -> Option<Models> {
+/// The model that the upstream knows by an id that it does not list.
+async fn by_other_name(relay: &Relay, admitted: &Admitted, headers: &HeaderMap, id: &str) -> Option<Value> {
+    let is_id = id.len() <= MAX_ID
+        && !id.starts_with('.')
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:@".contains(&byte));
+    if !is_id || !admitted.key.key.allowed_models.allow(id) {
+        return None;
+    }
+    let model = fetch(relay, admitted, headers, &format!("/v1/models/{id}")).await?;
+    model["id"].is_string().then_some(model)
+}
+
+/// What an upstream says there is, if one does soon.
+async fn fetch(relay: &Relay, admitted: &Admitted, headers: &HeaderMap, path: &str) -> Option<Value> {
+    timeout(SOON, fetch_at_leisure(relay, admitted, headers, path)).await.ok().flatten()
+}
+
+async fn fetch_at_leisure(relay: &Relay, admitted: &Admitted, headers: &HeaderMap, path: &str) -> Option<Value> {
     let accounts = RelayAccounts::of(&relay.services, &admitted.permit).await.ok()?;
     let wanted = Wanted { accounts: &accounts, model: "", session: None, tried: &[] };
     let Choice::Take(lease) = relay.pool.choose(&wanted, TimeDelta::zero()) else { return None };
     let mut sent = forwarded(headers, &admitted.raw);
     sent.entry("anthropic-version").or_insert(HeaderValue::from_static("2023-06-01"));
-    let errand = Errand {
-        method: Method::GET,
-        path_and_query: "/v1/models?limit=1000",
-        headers: sent,
-        body: axum::body::Bytes::new(),
-    };
-    let Answer::Success(response) = ask(relay, &lease, &errand).await else { return None };
-    let body = collect(response.into_body(), MAX_LIST, SOON).await.ok()?;
-    let Value::Array(models) = serde_json::from_slice::<Value>(&body).ok()?["data"].take() else { return None };
-    Some(models.into())
+    let errand = Errand { method: Method::GET, path_and_query: path, headers: sent, body: axum::body::Bytes::new() };
+    match ask(relay, &lease, &errand).await {
+        Answer::Success(response) => {
+            let body = collect(response.into_body(), MAX_LIST, SOON).await.ok()?;
+            serde_json::from_slice(&body).ok()
+        }
+        // What is wrong with the account is wrong whatever it is asked for.
+        Answer::Elsewhere(Failure {
+            trouble: Some((trouble @ (Trouble::Unauthorized | Trouble::Unpaid), message)),
+            ..
+        }) => {
+            relay.health.note(&relay.services, lease.failed(trouble, message));
+            None
+        }
+        _ => None,
+    }
 }
 
 fn priced(relay: &Relay) -> Models {

@@ -17,8 +17,8 @@ const SESSION: HeaderName = HeaderName::from_static("x-claude-code-session-id");
 const AGENT: HeaderName = HeaderName::from_static("x-claude-code-agent-id");
 
 /// Headers that travel to the upstream, beside those that begin as [`FORWARDED_PREFIXES`].
-const FORWARDED: [&str; 4] = ["accept", "content-type", "user-agent", "idempotency-key"];
-const FORWARDED_PREFIXES: [&str; 4] = ["anthropic-", "x-stainless-", "x-claude-code-", "x-app"];
+const FORWARDED: [&str; 5] = ["accept", "content-type", "user-agent", "idempotency-key", "x-app"];
+const FORWARDED_PREFIXES: [&str; 3] = ["anthropic-", "x-stainless-", "x-claude-code-"];
 
 /// What a body says of its request.
 #[derive(Debug, Deserialize)]
@@ -133,6 +133,9 @@ mod tests {
             ("content-type", "application/json"),
             ("user-agent", "claude-cli/2 clv_secret"),
             ("x-stainless-lang", "js"),
+            ("x-app", "cli"),
+            ("x-app-token", "token"),
+            ("x-appengine-user-ip", "192.0.2.1"),
             ("x-api-key", "clv_secret"),
             ("authorization", "Bearer clv_secret"),
             ("cookie", "a=b"),
@@ -145,7 +148,7 @@ mod tests {
         let forwarded = forwarded(&headers, &raw);
         let mut names: Vec<_> = forwarded.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(names, ["anthropic-beta", "anthropic-version", "content-type", "x-stainless-lang"]);
+        assert_eq!(names, ["anthropic-beta", "anthropic-version", "content-type", "x-app", "x-stainless-lang"]);
         assert_eq!(path_and_query("/v1/messages", Some("beta=true"), &raw), "/v1/messages?beta=true");
         assert_eq!(path_and_query("/v1/messages", Some("key=clv_secret"), &raw), "/v1/messages");
     }

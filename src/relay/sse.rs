@@ -6,34 +6,51 @@ use memchr::memchr;
 /// An event that does not end within this much is passed on in pieces.
 const MAX_EVENT: usize = 1024 * 1024;
 
+/// How much of an event's end may lie before a cut.
+const MAX_END: usize = 3;
+
 /// Cuts a stream of bytes between its events: what has begun waits until it is whole.
 #[derive(Default)]
 pub(super) struct Splitter {
     /// What has begun, and is not whole.
     begun: Vec<u8>,
+    /// Whether some of that was passed on.
+    is_inside: bool,
 }
 
 impl Splitter {
     /// Whole events, as their bytes came; empty: none is whole yet.
     pub(super) fn push(&mut self, bytes: Bytes) -> Bytes {
         if self.begun.is_empty() {
-            let end = end_of_last(&bytes, 0);
-            if bytes.len() - end > MAX_EVENT {
-                return bytes;
-            }
+            let end = self.cut(end_of_last(&bytes, 0), bytes.len());
             self.begun.extend_from_slice(&bytes[end..]);
             return bytes.slice(..end);
         }
-        // The end may lie across the two: up to three bytes of it came before.
-        let from = self.begun.len().saturating_sub(3);
+        // The end may lie across the two.
+        let from = self.begun.len().saturating_sub(MAX_END);
         self.begun.extend_from_slice(&bytes);
-        let end = end_of_last(&self.begun, from);
-        if end == 0 && self.begun.len() <= MAX_EVENT {
+        let end = self.cut(end_of_last(&self.begun, from), self.begun.len());
+        if end == 0 {
             return Bytes::new();
         }
-        let whole = if end == 0 { self.begun.len() } else { end };
-        let rest = self.begun.split_off(whole);
+        let rest = self.begun.split_off(end);
         Bytes::from(std::mem::replace(&mut self.begun, rest))
+    }
+
+    /// Whether what was passed on ends within an event.
+    pub(super) fn is_inside(&self) -> bool {
+        self.is_inside
+    }
+
+    /// How much is passed on of so many bytes, the last event of which ends there.
+    fn cut(&mut self, end: usize, len: usize) -> usize {
+        if len - end > MAX_EVENT {
+            self.is_inside = true;
+            // Its end is not missed, wherever that is cut.
+            return len - MAX_END;
+        }
+        self.is_inside &= end == 0;
+        end
     }
 }
 
@@ -118,6 +135,22 @@ mod tests {
         let piece = vec![b'x'; MAX_EVENT / 2 + 1];
         let passed = pushed(&mut splitter, &[b"data: ", &piece, &piece, b"end\n\n"]);
         assert_eq!(passed.concat().len(), 6 + 2 * piece.len() + 5);
+    }
+
+    #[test]
+    fn within_an_event_of_enormous_size_one_is_inside_until_it_ends_wherever_that_is_cut() {
+        let mut splitter = Splitter::default();
+        let mut push = |bytes: &[u8]| {
+            let passed = splitter.push(Bytes::copy_from_slice(bytes)).len();
+            (passed, splitter.is_inside())
+        };
+        assert_eq!(push(b"data: small\n\n"), (13, false));
+        let huge = vec![b'x'; MAX_EVENT + 1];
+        assert_eq!(push(&[b"data: ", &huge[..], b"\r\n\r"].concat()), (6 + MAX_EVENT + 1, true));
+        assert_eq!(push(b"\n"), (4, false));
+        assert_eq!(push(&huge), (MAX_EVENT - 2, true));
+        assert_eq!(push(b"x"), (0, true));
+        assert_eq!(push(b"\n\ndata: b"), (6, false));
     }
 
     proptest! {

@@ -1,22 +1,37 @@
 //! A stream on its way from the upstream to the caller: event by event, as fast as the caller reads, with a sign of life in
 //! silence.
 
+use std::io;
+use std::ops::ControlFlow;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Bytes;
 use futures_util::FutureExt as _;
+use http_body_util::BodyExt as _;
 use hyper::body::{Body, Frame, Incoming};
 use serde_json::json;
 use tokio::time::{Instant, Sleep};
+use tokio_util::task::AbortOnDropHandle;
 
+use super::RelayLimits;
 use super::pool::Trouble;
 use super::sse::Splitter;
 use super::tally::Tally;
+use super::upstream::without_key;
+use crate::upstream::tamed;
+
+const BROKEN_OFF: &str = "The upstream's answer broke off.";
+/// How soon after its last word an upstream ends its answer, as a rule: until then its connection is worth waiting for.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// In whose words a stream speaks.
-pub(super) trait Voice: Unpin {
+pub(super) trait Voice: Unpin + Send + 'static {
+    /// Whether a piece of an event can be passed on.
+    const TAKES_PIECES: bool;
+
     /// What the caller gets of whole events; may be nothing.
     fn events(&mut self, events: Bytes) -> Bytes;
     /// A sign of life.
@@ -29,6 +44,8 @@ pub(super) trait Voice: Unpin {
 pub(super) struct Unchanged;
 
 impl Voice for Unchanged {
+    const TAKES_PIECES: bool = true;
+
     fn events(&mut self, events: Bytes) -> Bytes {
         events
     }
@@ -43,18 +60,27 @@ impl Voice for Unchanged {
     }
 }
 
-/// The body of an answer that is a stream. Dropped, it ends the request at the upstream, and what was used is recorded.
+/// The body of an answer that is a stream. Dropped, it ends the request at the upstream, and what was used is recorded; the same
+/// where the caller does not read it.
 pub(super) struct Relayed<V> {
+    /// None: nobody has read it for too long.
+    stream: Arc<Mutex<Option<Stream<V>>>>,
+    _watch: AbortOnDropHandle<()>,
+}
+
+struct Stream<V> {
     /// None: it has ended.
     upstream: Option<Incoming>,
     splitter: Splitter,
     voice: V,
     tally: Tally,
-    ping: Duration,
-    silence: Duration,
+    limits: RelayLimits,
+    started: Instant,
     /// When the upstream was heard last, and when the caller was sent something.
     heard: Instant,
     sent: Instant,
+    /// Whether the caller has not asked for more since.
+    is_unread: bool,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -62,46 +88,113 @@ impl<V: Voice> Relayed<V> {
     pub(super) fn new(upstream: Incoming, voice: V, tally: Tally) -> Self {
         let limits = tally.relay().limits;
         let now = Instant::now();
-        Self {
+        let stream = Stream {
             upstream: Some(upstream),
             splitter: Splitter::default(),
             voice,
             tally,
-            ping: limits.ping,
-            silence: limits.silence,
+            limits,
+            started: now,
             heard: now,
             sent: now,
+            is_unread: true,
             timer: Box::pin(tokio::time::sleep(limits.ping.min(limits.silence))),
+        };
+        let stream = Arc::new(Mutex::new(Some(stream)));
+        let watch = tokio::spawn(watch(Arc::downgrade(&stream), limits.unread));
+        Self { stream, _watch: AbortOnDropHandle::new(watch) }
+    }
+}
+
+/// Ends a stream that its caller does not read: who does not read asks for nothing, and so is not seen by the stream itself.
+async fn watch<V>(stream: Weak<Mutex<Option<Stream<V>>>>, unread: Duration) {
+    let mut pause = unread;
+    loop {
+        tokio::time::sleep(pause).await;
+        match look(&stream, unread) {
+            ControlFlow::Continue(next) => pause = next,
+            ControlFlow::Break(ended) => return drop(ended),
         }
     }
+}
 
+/// When to look again, or what has ended.
+fn look<V>(stream: &Weak<Mutex<Option<Stream<V>>>>, unread: Duration) -> ControlFlow<Option<Stream<V>>, Duration> {
+    let Some(stream) = stream.upgrade() else { return ControlFlow::Break(None) };
+    let mut kept = lock(&stream);
+    let waited = kept.as_ref().filter(|stream| stream.is_unread).map_or(Duration::ZERO, |stream| stream.sent.elapsed());
+    match unread.checked_sub(waited) {
+        Some(left) if !left.is_zero() => ControlFlow::Continue(left),
+        _ => ControlFlow::Break(kept.take()),
+    }
+}
+
+fn lock<V>(stream: &Mutex<Option<Stream<V>>>) -> MutexGuard<'_, Option<Stream<V>>> {
+    // After a panic the connection is closed, and the stream dropped.
+    stream.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<V: Voice> Stream<V> {
     /// The last thing that the caller hears of it. What had begun and is not whole is left out: nobody could read it.
-    fn break_off(&mut self, kind: &str, message: &str) -> Bytes {
+    fn give_up(&mut self, kind: &str, message: &str) -> Bytes {
         self.upstream = None;
         self.tally.breaks(kind);
+        let error = self.voice.error(kind, message);
+        if V::TAKES_PIECES && self.splitter.is_inside() {
+            // It must not become a part of what had begun.
+            return [b"\n\n", &error[..]].concat().into();
+        }
+        error
+    }
+
+    /// The same by the account's doing.
+    fn break_off(&mut self, kind: &str, message: &str) -> Bytes {
         if let Some(lease) = self.tally.lease() {
             let relay = self.tally.relay();
             relay.health.note(&relay.services, lease.failed(Trouble::Failing, message.to_owned()));
         }
-        self.voice.error(kind, message)
+        self.give_up(kind, message)
     }
 
     /// What came from the upstream, as the caller gets it.
     fn pass(&mut self, bytes: Bytes) -> Bytes {
-        let events = self.splitter.push(bytes);
+        let mut events = self.splitter.push(bytes);
+        if self.splitter.is_inside() && !V::TAKES_PIECES {
+            return self.give_up("api_error", "An event of the upstream's is too large.");
+        }
         if events.is_empty() {
             return events;
         }
         self.tally.reads(&events);
+        if self.tally.meter.error.is_some() {
+            events = match self.without_key(events) {
+                Some(events) => events,
+                None => return self.break_off("api_error", BROKEN_OFF),
+            };
+        }
         self.voice.events(events)
     }
 
-    /// The upstream has said all.
-    fn end(&mut self) -> Option<Bytes> {
-        self.upstream = None;
+    /// An upstream may repeat the key in an error. None: the key does not open any longer.
+    fn without_key(&mut self, events: Bytes) -> Option<Bytes> {
+        let key = self.tally.lease()?.account.open_key(&self.tally.relay().services.keys).ok()?;
+        if let Some(error) = &mut self.tally.meter.error {
+            (error.kind, error.message) = (tamed(&error.kind, &key), tamed(&error.message, &key));
+        }
+        Some(without_key(events, &key))
+    }
+
+    /// Whether the upstream has said the last that counts. What it does after is nobody's matter.
+    fn is_over(&self) -> bool {
+        self.tally.meter.is_complete || self.tally.meter.error.is_some()
+    }
+
+    fn end(&mut self, goes_on: bool) {
+        if let (Some(upstream), true) = (self.upstream.take(), goes_on) {
+            self.tally.relay().tasks.spawn(drain(upstream));
+        }
         if self.tally.meter.is_complete {
-            self.tally.ends();
-            return None;
+            return self.tally.ends();
         }
         if let Some(error) = self.tally.meter.error.take() {
             // It has told the caller itself.
@@ -110,9 +203,7 @@ impl<V: Voice> Relayed<V> {
                 let relay = self.tally.relay();
                 relay.health.note(&relay.services, lease.failed(Trouble::Overloaded(None), error.message));
             }
-            return None;
         }
-        Some(self.break_off("api_error", "The upstream's answer broke off."))
     }
 
     /// What is due because nothing came.
@@ -122,58 +213,79 @@ impl<V: Voice> Relayed<V> {
                 return Poll::Pending;
             }
             let now = Instant::now();
-            if now.duration_since(self.heard) >= self.silence {
+            if now.duration_since(self.heard) >= self.limits.silence {
                 return Poll::Ready(self.break_off("timeout_error", "The upstream has been silent for too long."));
             }
-            let is_due = now.duration_since(self.sent) >= self.ping;
+            let is_due = now.duration_since(self.sent) >= self.limits.ping;
             if is_due {
                 self.sent = now;
             }
             // It is set anew only when it has run out, not with each event.
-            self.timer.as_mut().reset((self.sent + self.ping).min(self.heard + self.silence));
-            if is_due {
+            self.timer.as_mut().reset((self.sent + self.limits.ping).min(self.heard + self.limits.silence));
+            // Within an event it would become a part of that.
+            if is_due && !self.splitter.is_inside() {
                 return Poll::Ready(self.voice.ping());
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
+            let polled = Pin::new(upstream).poll_frame(cx);
+            if self.is_over() {
+                self.end(matches!(polled, Poll::Pending | Poll::Ready(Some(Ok(_)))));
+                return Poll::Ready(None);
+            }
+            match polled {
+                Poll::Ready(Some(Ok(part))) => {
+                    let Ok(bytes) = part.into_data() else { continue };
+                    let now = Instant::now();
+                    self.heard = now;
+                    if now.duration_since(self.started) >= self.limits.longest {
+                        return Poll::Ready(Some(
+                            self.give_up("timeout_error", "The answer has gone on for too long."),
+                        ));
+                    }
+                    let bytes = self.pass(bytes);
+                    if !bytes.is_empty() {
+                        self.sent = now;
+                        return Poll::Ready(Some(bytes));
+                    }
+                }
+                Poll::Ready(None) => return Poll::Ready(Some(self.break_off("api_error", BROKEN_OFF))),
+                Poll::Ready(Some(Err(error))) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "an upstream's stream broke off");
+                    return Poll::Ready(Some(self.break_off("api_error", BROKEN_OFF)));
+                }
+                Poll::Pending => return self.in_silence(cx).map(Some),
             }
         }
     }
 }
 
+/// Reads what an upstream says after its last word, so that its connection can be used again.
+async fn drain(mut upstream: Incoming) {
+    let ending = async { while let Some(Ok(_)) = upstream.frame().await {} };
+    // One that goes on is cut off.
+    let _ = tokio::time::timeout(LINGER, ending).await;
+}
+
 impl<V: Voice> Body for Relayed<V> {
     type Data = Bytes;
-    type Error = std::convert::Infallible;
+    type Error = io::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let this = &mut *self;
-        let frame = |bytes| Poll::Ready(Some(Ok(Frame::data(bytes))));
-        loop {
-            let Some(upstream) = &mut this.upstream else { return Poll::Ready(None) };
-            match Pin::new(upstream).poll_frame(cx) {
-                Poll::Ready(Some(Ok(part))) => {
-                    let Ok(bytes) = part.into_data() else { continue };
-                    let now = Instant::now();
-                    this.heard = now;
-                    let bytes = this.pass(bytes);
-                    if !bytes.is_empty() {
-                        this.sent = now;
-                        return frame(bytes);
-                    }
-                }
-                Poll::Ready(None) => return this.end().map_or(Poll::Ready(None), frame),
-                Poll::Ready(Some(Err(error))) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "an upstream's stream broke off");
-                    let last = if this.tally.meter.is_complete {
-                        this.end()
-                    } else {
-                        Some(this.break_off("api_error", "The upstream's answer broke off."))
-                    };
-                    return last.map_or(Poll::Ready(None), frame);
-                }
-                Poll::Pending => return this.in_silence(cx).map(|bytes| Some(Ok(Frame::data(bytes)))),
-            }
-        }
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let mut kept = lock(&self.stream);
+        let Some(stream) = &mut *kept else {
+            return Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::TimedOut, "the answer was not read"))));
+        };
+        let polled = stream.poll(cx);
+        stream.is_unread = polled.is_ready();
+        polled.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.upstream.is_none()
+        lock(&self.stream).as_ref().is_some_and(|stream| stream.upstream.is_none())
     }
 }

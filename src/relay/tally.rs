@@ -11,9 +11,10 @@ use tokio::time::Instant;
 use super::Relay;
 use super::caller::{Admitted, Caller};
 use super::error::{Refusal, Result};
-use super::meter::{CHARACTERS, FEWEST_BYTES, Meter, guess_input};
+use super::meter::Meter;
 use super::pool::Lease;
 use super::request::{Head, session_id};
+use super::weight::{self, Weight};
 use crate::domain::budget::{Estimate, NotReserved, OverBudget, Reservation, Used};
 use crate::domain::quota::QuotaKind;
 use crate::domain::usage::NewUsageRecord;
@@ -90,8 +91,11 @@ impl Tally {
         let key = &admitted.key;
         let has_budget = key.key.token_limit_per_day.is_some() || key.key.cost_limit_micro_usd_per_month.is_some();
         let estimate = if has_budget && endpoint.is_charged() {
-            let (input, output) = (guess_input(body, FEWEST_BYTES), head.max_tokens.unwrap_or(0));
+            let (Weight { input, searches }, output) = (weight::at_most(body), head.max_tokens.unwrap_or(0));
             let cost = services.prices.estimate(&head.model, input, output, occurred_at);
+            let searches = Tokens { web_searches: searches, ..Tokens::default() };
+            let searches = services.prices.cost(&head.model, &searches, occurred_at).cost.rounded_up();
+            let cost = MicroUsd::from_micros(cost.micros().saturating_add(searches.micros()));
             Estimate { tokens: input.saturating_add(output), cost }
         } else {
             Estimate::default()
@@ -199,7 +203,7 @@ impl Tally {
             && was_at_work
             && !self.meter.is_told()
         {
-            (tokens.input, is_guess) = (guess_input(body, CHARACTERS), true);
+            (tokens.input, is_guess) = (weight::about(body), true);
         }
         (tokens, is_guess)
     }

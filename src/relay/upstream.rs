@@ -216,7 +216,7 @@ pub(super) fn kept(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// An upstream may repeat the key that it refuses.
-fn without_key(body: Bytes, api_key: &SecretText) -> Bytes {
+pub(super) fn without_key(body: Bytes, api_key: &SecretText) -> Bytes {
     if memchr::memmem::find(&body, api_key.expose().as_bytes()).is_none() {
         return body;
     }

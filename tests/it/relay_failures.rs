@@ -9,13 +9,17 @@ use crate::relay::{FIRST, MODEL, OUTCOME, Relayed, SECOND, TOKENS, USUAL, asking
 use crate::support::{Reply, Socket, Step, both_databases, delta, event, events};
 
 /// No test waits for the relay's own pauses.
-const QUICK: RelayLimits = RelayLimits {
+pub(crate) const QUICK: RelayLimits = RelayLimits {
     silence: Duration::from_secs(30),
     ping: Duration::from_millis(50),
     patience: Duration::from_secs(20),
     retry: Duration::from_millis(5),
     upload: Duration::from_secs(30),
     body: 32 * 1024 * 1024,
+    bodies: 512 * 1024 * 1024,
+    beginning: Duration::from_secs(30),
+    longest: Duration::from_secs(600),
+    unread: Duration::from_secs(60),
 };
 
 fn say(events: &[String]) -> Step {

@@ -1,0 +1,219 @@
+//! How much memory the bodies of requests take, of one key and of all: a body counts from its first byte until the last who holds
+//! it lets go of it.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::StatusCode;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Body as _;
+
+use super::Relay;
+use super::caller::Admitted;
+use super::error::{Refusal, Result};
+use crate::model::ApiKeyId;
+
+/// One key's share of all.
+const SHARE: usize = 2;
+/// When to try again: bodies come and go.
+const SOON: Duration = Duration::from_secs(1);
+
+/// What is held.
+pub(super) struct Bodies {
+    most: usize,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    all: usize,
+    keys: HashMap<ApiKeyId, usize>,
+}
+
+impl Bodies {
+    /// So many bytes at most.
+    pub(super) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { most, held: Mutex::default() })
+    }
+
+    /// Room for a body of a key: none so far.
+    pub(super) fn room(self: &Arc<Self>, key: ApiKeyId) -> Room {
+        Room { bodies: self.clone(), key, bytes: 0 }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        // Both sums are changed together, by what cannot panic.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is held for one body. Dropped, it is free again.
+pub(super) struct Room {
+    bodies: Arc<Bodies>,
+    key: ApiKeyId,
+    bytes: usize,
+}
+
+impl Room {
+    /// Takes so much more.
+    ///
+    /// # Errors
+    /// Where there is no more.
+    pub(super) fn grow(&mut self, bytes: usize) -> Result<()> {
+        let share = self.bodies.most / SHARE;
+        if self.bytes.saturating_add(bytes) > share {
+            return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "The body takes too much memory."));
+        }
+        let mut held = self.bodies.lock();
+        if held.all + bytes > self.bodies.most {
+            return Err(Refusal::overloaded("The relay has too many large requests. Try again later.", SOON));
+        }
+        let own = held.keys.entry(self.key).or_default();
+        if *own + bytes > share {
+            let message = "The requests of this API key are too large together. Wait until one ends.";
+            return Err(Refusal::rate_limited(message, SOON));
+        }
+        *own += bytes;
+        held.all += bytes;
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// The body, which has the room for as long as anybody has it.
+    pub(super) fn hold(self, body: impl AsRef<[u8]> + Send + 'static) -> Bytes {
+        Bytes::from_owner(Housed { body, _room: self })
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let mut held = self.bodies.lock();
+        held.all -= self.bytes;
+        if let Entry::Occupied(mut own) = held.keys.entry(self.key) {
+            *own.get_mut() -= self.bytes;
+            if *own.get() == 0 {
+                own.remove();
+            }
+        }
+    }
+}
+
+struct Housed<B> {
+    body: B,
+    _room: Room,
+}
+
+impl<B: AsRef<[u8]>> AsRef<[u8]> for Housed<B> {
+    fn as_ref(&self) -> &[u8] {
+        self.body.as_ref()
+    }
+}
+
+/// Reads the body of a request.
+pub(super) async fn read(relay: &Relay, admitted: &Admitted, body: Body) -> Result<Bytes> {
+    let room = relay.bodies.room(admitted.key.key.id);
+    match tokio::time::timeout(relay.limits.upload, collect(body, relay.limits.body, room)).await {
+        Ok(collected) => collected,
+        Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "The body did not come in time.")),
+    }
+}
+
+async fn collect(body: Body, limit: usize, mut room: Room) -> Result<Bytes> {
+    // As it is announced, so that it need not be moved as it grows. Memory that nothing was written to is none.
+    let announced = body.size_hint().exact().and_then(|length| usize::try_from(length).ok()).unwrap_or(0).min(limit);
+    let mut body = Limited::new(body, limit);
+    let (mut first, mut all) = (Bytes::new(), Vec::new());
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|error| broken(&*error, limit))?.into_data() else { continue };
+        room.grow(data.len())?;
+        if first.is_empty() {
+            first = data;
+            continue;
+        }
+        if all.is_empty() {
+            all.reserve(announced);
+            all.extend_from_slice(&first);
+        }
+        all.extend_from_slice(&data);
+    }
+    // As a rule it comes in one piece, and is passed on as that.
+    Ok(if all.is_empty() { room.hold(first) } else { room.hold(all) })
+}
+
+fn broken(error: &(dyn std::error::Error + Send + Sync + 'static), limit: usize) -> Refusal {
+    if error.is::<LengthLimitError>() {
+        let message = format!("The body is larger than {} MiB.", limit / (1024 * 1024));
+        return Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message);
+    }
+    Refusal::bad_request("The body broke off.")
+}
+
+/// How much memory a text in JSON takes once it is read into values, at most, and once more as it is written: whatever stands in it,
+/// an object is a node of a tree, and what follows a comma or a colon is a value.
+pub(super) fn memory_of_values(json: &[u8]) -> usize {
+    const OBJECT: usize = 640;
+    const VALUE: usize = 64;
+    let (mut objects, mut values) = (0_usize, 0_usize);
+    let mut rest = json;
+    while let Some((byte, after)) = rest.split_first() {
+        rest = after;
+        match byte {
+            b'{' => objects += 1,
+            b'[' | b',' | b':' => values += 1,
+            b'"' => rest = after_text(rest),
+            _ => {}
+        }
+    }
+    objects.saturating_mul(OBJECT).saturating_add(values.saturating_mul(VALUE)).saturating_add(2 * json.len())
+}
+
+/// What stands after a text whose first quote was read.
+fn after_text(mut rest: &[u8]) -> &[u8] {
+    while let Some(place) = memchr::memchr2(b'"', b'\\', rest) {
+        let length = if rest[place] == b'"' { 1 } else { 2 };
+        rest = rest.get(place + length..).unwrap_or_default();
+        if length == 1 {
+            return rest;
+        }
+    }
+    &[]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Timestamp;
+
+    #[test]
+    fn a_key_has_its_share_and_all_have_what_there_is() {
+        let key = |number: u8| ApiKeyId::new(Timestamp::from_micros(0).unwrap(), &[number; 10]);
+        let bodies = Bodies::new(100);
+        let mut first = bodies.room(key(1));
+        first.grow(30).unwrap();
+        first.grow(20).unwrap();
+        assert_eq!(first.grow(1).unwrap_err().status(), 413);
+        assert_eq!(bodies.room(key(1)).grow(1).unwrap_err().status(), 429);
+        let mut second = bodies.room(key(2));
+        second.grow(40).unwrap();
+        assert_eq!(bodies.room(key(3)).grow(11).unwrap_err().status(), 529);
+        // It is held as long as anybody has some of it.
+        let part = first.hold(vec![0_u8; 50]).slice(10..20);
+        assert_eq!(bodies.room(key(1)).grow(1).unwrap_err().status(), 429);
+        drop(part);
+        bodies.room(key(1)).grow(50).unwrap();
+        drop(second);
+        let held = bodies.lock();
+        assert!(held.all == 0 && held.keys.is_empty());
+    }
+
+    #[test]
+    fn many_small_values_take_more_than_their_text() {
+        let (objects, text) = (br#"[{"a":0},{"a":0}]"#, br#"["{{{{,,,,\"{{{{"]"#);
+        assert_eq!(memory_of_values(objects), 2 * 640 + 4 * 64 + 2 * objects.len());
+        assert_eq!(memory_of_values(text), 64 + 2 * text.len());
+        assert_eq!(memory_of_values(b"\"\\"), 4);
+    }
+}
