@@ -12,6 +12,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use axum::serve::ListenerExt as _;
 use clap::Parser;
 use futures_util::stream;
 use serde::Deserialize;
@@ -60,6 +61,8 @@ async fn main() -> io::Result<()> {
         Command::Upstream => {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
             println!("listens on {}", listener.local_addr()?);
+            // Or a piece waits until the one before it is acknowledged.
+            let listener = listener.tap_io(|socket| drop(socket.set_nodelay(true)));
             axum::serve(listener, Router::new().fallback(answer)).await
         }
         Command::Load(load) => tokio::task::spawn_blocking(move || load.run()).await?,
