@@ -26,7 +26,9 @@ use crate::model::{
 };
 
 /// A request of the relay, and what it used.
+// Whichever columns are null, it is one statement: its text is made and prepared once, not with each record.
 #[derive(Debug, Clone, PartialEq, Queryable, Selectable, Insertable)]
+#[diesel(treat_none_as_default_value = false)]
 #[diesel(table_name = usage_records, check_for_backend(diesel::pg::Pg, diesel::sqlite::Sqlite))]
 #[allow(clippy::struct_excessive_bools, reason = "the columns of a table, each of which says something of its own")]
 pub struct UsageRecord {

@@ -14,7 +14,7 @@ use super::fields::{UtcTimestamp, askable, distinct};
 use super::tables::usage_rollups;
 use super::tx::Tx;
 use super::usage::{UsageFilter, UsageRecord, WhoseUsage};
-use crate::model::{ApiKeyId, NanoUsd, OrganizationId, Timestamp, UsageInterval};
+use crate::model::{ApiKeyId, ClaudeAccountId, ClientId, NanoUsd, OrganizationId, Timestamp, UsageInterval, UserId};
 
 /// What usage can be told apart by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -107,31 +107,37 @@ impl From<&UsageRecord> for UsageTotals {
     }
 }
 
-/// What a record is told apart by.
-#[must_use]
-pub fn group_of(record: &UsageRecord) -> Group {
-    let text = |id: Option<String>| id.unwrap_or_default();
-    [
-        text(record.api_key_id.map(|id| id.to_string())),
-        text(record.user_id.map(|id| id.to_string())),
-        text(record.client_id.map(|id| id.to_string())),
-        text(record.claude_account_id.map(|id| id.to_string())),
-        record.model.clone(),
-    ]
+/// What a record is told apart by, as it stands in the record.
+type Parts<'a> = (Option<ApiKeyId>, Option<UserId>, Option<ClientId>, Option<ClaudeAccountId>, &'a str);
+
+fn parts_of(record: &UsageRecord) -> Parts<'_> {
+    (record.api_key_id, record.user_id, record.client_id, record.claude_account_id, &record.model)
+}
+
+fn group_of((key, user, client, account, model): Parts<'_>) -> Group {
+    fn text(id: Option<impl ToString>) -> String {
+        id.map(|id| id.to_string()).unwrap_or_default()
+    }
+    [text(key), text(user), text(client), text(account), model.to_owned()]
 }
 
 /// Adds records to what they add up to. Whoever calls has the organizations' heads locked: nobody else makes the same row.
 pub(super) async fn add(tx: &mut Tx, records: &[UsageRecord]) -> Result<()> {
     use usage_rollups as t;
-    let mut sums: BTreeMap<(OrganizationId, &str, Timestamp, Group), UsageTotals> = BTreeMap::new();
+    let mut hours: BTreeMap<(OrganizationId, Timestamp, Parts<'_>), UsageTotals> = BTreeMap::new();
     for record in records {
+        let hour = UsageInterval::Hour.start(record.occurred_at);
+        hours.entry((record.organization_id, hour, parts_of(record))).or_default().add(&record.into());
+    }
+    let mut sums: BTreeMap<(OrganizationId, &str, Timestamp, Parts<'_>), UsageTotals> = BTreeMap::new();
+    for ((organization, hour, parts), sum) in hours {
         for span in [UsageInterval::Day, UsageInterval::Hour] {
-            let key = (record.organization_id, span.as_str(), span.start(record.occurred_at), group_of(record));
-            sums.entry(key).or_default().add(&record.into());
+            sums.entry((organization, span.as_str(), span.start(hour), parts)).or_default().add(&sum);
         }
     }
     let conn = tx.conn().await?;
-    for ((organization, span, start, [key, user, client, account, model]), sum) in sums {
+    for ((organization, span, start, parts), sum) in sums {
+        let [key, user, client, account, model] = group_of(parts);
         on_conn!(conn, |c| {
             let row = t::table.find((organization, span, start, &key, &user, &client, &account, &model));
             let added = diesel::update(row)
