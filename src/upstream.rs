@@ -12,7 +12,7 @@ use serde::Deserialize;
 use tracing::Instrument as _;
 use url::{Host, Url};
 
-pub use sending::{Base, NotSent};
+pub use sending::{Base, NotSent, Progress};
 
 use crate::crypto::SecretText;
 use crate::logs::TRACES;

@@ -1,31 +1,35 @@
 //! From account to account, until one has taken the request: short tries of the same, then another, then what the upstream says.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::Response;
 use chrono::TimeDelta;
 use hyper::body::Incoming;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Relay;
 use super::caller::Admitted;
 use super::error::{Refusal, Result};
-use super::pool::{Choice, Lease, Trouble, Wanted, Why};
+use super::pool::{Choice, Failed, Lane, Lease, Tried, Wanted, Why, tried};
+use super::recovery::Trouble;
 use super::tally::Tally;
 use super::upstream::{Answer, Errand, Failure, Whole, ask};
-use crate::domain::relay_account::RelayAccounts;
-use crate::model::{ClaudeAccountHealthState, Timestamp};
+use crate::domain::relay_account::{Observed, RelayAccounts};
+use crate::model::{ClaudeAccountHealthState, ClaudeAccountId, Timestamp};
 
 /// How often the same account is tried again.
-const RETRIES: u32 = 2;
+const RETRIES: usize = 2;
 /// No longer is waited for that.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How often those who wait for their turn look again by themselves.
 const LOOK: Duration = Duration::from_secs(1);
 /// No request is tried on more accounts.
 const MAX_ACCOUNTS: usize = 5;
+/// Nor more often.
+const MAX_TRIES: usize = (RETRIES + 1) * MAX_ACCOUNTS;
+/// Nor is another try begun after this.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// What an upstream has answered in the end.
 pub(super) enum Answered {
@@ -36,8 +40,74 @@ pub(super) enum Answered {
 /// What decides which account a request goes to.
 #[derive(Clone, Copy)]
 pub(super) struct Route<'a> {
-    pub(super) model: &'a str,
+    pub(super) lane: &'a Lane,
     pub(super) session: Option<u64>,
+}
+
+/// What a request has been through.
+struct Tries {
+    started: Instant,
+    all: Vec<Tried>,
+    /// The accounts that are not tried again.
+    done: Vec<Tried>,
+    /// The one that is, if it does better in a moment.
+    again: Option<ClaudeAccountId>,
+    /// What there is to be told of that, if it does not.
+    untold: Option<Observed>,
+    /// What the caller gets, unless an account does better.
+    answer: Option<Result<Whole>>,
+}
+
+impl Tries {
+    fn new() -> Self {
+        Self { started: Instant::now(), all: Vec::new(), done: Vec::new(), again: None, untold: None, answer: None }
+    }
+
+    /// Whether enough was tried.
+    fn are_over(&self) -> bool {
+        let is_late = !self.all.is_empty() && self.started.elapsed() >= LONGEST;
+        is_late || self.done.len() >= MAX_ACCOUNTS || self.all.len() >= MAX_TRIES
+    }
+
+    /// Whether an account may be tried once more. One that has a limit only where it says when.
+    fn may_again(&self, at: Tried, failure: &Failure, wait: Option<Duration>) -> bool {
+        let is_limited = matches!(failure.trouble, Some((Trouble::RateLimited(_), _)));
+        let is_soon = wait.map_or(!is_limited, |wait| wait <= LONGEST_WAIT);
+        is_soon && self.all.iter().filter(|tried| **tried == at).count() <= RETRIES
+    }
+
+    /// The account that is to be tried again rests, for all. For how long this request waits: not where it has a limit, which
+    /// another account may not have.
+    fn rest(&mut self, relay: &Relay, lease: &Lease, trouble: Option<(Trouble, String)>) -> Duration {
+        let Some((trouble, message)) = trouble else { return Duration::ZERO };
+        let Some(Failed { rest, observed }) = lease.failed(trouble, message) else { return Duration::ZERO };
+        self.untold = Some(observed);
+        if matches!(trouble, Trouble::RateLimited(_)) {
+            return Duration::ZERO;
+        }
+        (rest.until - relay.services.clock.now()).to_std().unwrap_or_default().min(LONGEST_WAIT)
+    }
+
+    /// Tells how the account does that was to be tried again, where it is not the one that was found: a moment that is bridged is
+    /// nobody's matter.
+    fn tell(&mut self, relay: &Relay, found: Option<&Lease>) {
+        let is_elsewhere = |observed: &Observed| found.is_none_or(|lease| lease.account.id() != observed.id);
+        if let Some(observed) = self.untold.take().filter(is_elsewhere) {
+            relay.health.note(&relay.services, observed);
+        }
+    }
+
+    /// An upstream's own words are worth more than ours on another.
+    fn keep(&mut self, answer: Result<Whole>) {
+        if answer.is_ok() || !matches!(self.answer, Some(Ok(_))) {
+            self.answer = Some(answer);
+        }
+    }
+
+    /// What the caller gets, where nobody does better; else this.
+    fn end(self, refusal: Refusal) -> Result<Answered> {
+        self.answer.unwrap_or(Err(refusal)).map(Answered::Error)
+    }
 }
 
 /// Sends a request to the accounts that may take it.
@@ -51,82 +121,57 @@ pub(super) async fn run(
     errand: &Errand<'_>,
     tally: &mut Tally,
 ) -> Result<Answered> {
-    let accounts = RelayAccounts::of(&relay.services, &admitted.permit).await?;
-    let mut tried = Vec::new();
-    let mut last: Option<Result<Whole>> = None;
+    let mut tries = Tries::new();
     loop {
-        let wanted = Wanted { accounts: &accounts, model: route.model, session: route.session, tried: &tried };
-        let patience = if last.is_none() { relay.limits.patience } else { Duration::ZERO };
-        let lease = match find(relay, &wanted, patience).await {
+        let found = find(relay, admitted, route, &tries).await;
+        tries.tell(relay, found.as_ref().ok());
+        let lease = match found {
             Ok(lease) => Arc::new(lease),
-            Err(why) => {
-                let last = last.unwrap_or_else(|| Err(refusal(why, relay.services.clock.now())));
-                return last.map(Answered::Error);
-            }
+            Err(refusal) => return tries.end(refusal),
         };
-        tally.at(lease.clone());
-        let failure = match at_account(relay, &lease, &wanted, errand, tally).await {
-            ControlFlow::Break(answered) => return answered,
-            ControlFlow::Continue(failure) => failure,
-        };
-        tried.push(lease.account.id());
-        if tried.len() >= MAX_ACCOUNTS {
-            return failure.map(Answered::Error);
-        }
-        last = Some(failure);
-    }
-}
-
-/// Tries one account. It breaks with what the caller gets, and goes on with what the caller gets where no other does better.
-async fn at_account(
-    relay: &Arc<Relay>,
-    lease: &Arc<Lease>,
-    wanted: &Wanted<'_>,
-    errand: &Errand<'_>,
-    tally: &mut Tally,
-) -> ControlFlow<Result<Answered>, Result<Whole>> {
-    let mut tries = 0;
-    loop {
-        tally.attempt();
-        let failure = match ask(relay, lease, errand).await {
+        let at = tried(&lease.account);
+        tries.all.push(at);
+        let answer = ask(relay, &lease, errand, tally.attempt(lease.clone())).await;
+        let (failure, is_again) = match answer {
             Answer::Success(response) => {
                 if let Some(observed) = lease.succeeded() {
                     relay.health.note(&relay.services, observed);
                 }
-                return ControlFlow::Break(Ok(Answered::Success(response)));
+                return Ok(Answered::Success(response));
             }
-            Answer::Final(whole) => return ControlFlow::Break(Ok(Answered::Error(whole))),
-            Answer::Elsewhere(failure) => failure,
+            Answer::Final(whole) => {
+                tally.attempt_failed();
+                return Ok(Answered::Error(whole));
+            }
             Answer::GivenUp(failure) => {
-                note(relay, lease, failure.trouble);
-                return ControlFlow::Break(failure.answer.map(Answered::Error));
+                tally.attempt_lost();
+                note(relay, &lease, failure.trouble);
+                return failure.answer.map(Answered::Error);
             }
+            Answer::Elsewhere(failure) => (failure, false),
             Answer::Again(failure, wait) => {
-                if tries < RETRIES && is_worth_it(relay, lease, wanted, &failure, wait) {
-                    tries += 1;
-                    tokio::time::sleep(wait.unwrap_or(relay.limits.retry * 2_u32.pow(tries - 1))).await;
-                    continue;
-                }
-                failure
+                let is_again = tries.may_again(at, &failure, wait);
+                (failure, is_again)
             }
         };
-        note(relay, lease, failure.trouble);
-        return ControlFlow::Continue(failure.answer);
+        tally.attempt_failed();
+        tries.keep(failure.answer);
+        if is_again {
+            tries.again = Some(at.0);
+            let pause = tries.rest(relay, &lease, failure.trouble);
+            drop(lease);
+            sleep(pause).await;
+        } else {
+            tries.again = None;
+            tries.done.push(at);
+            note(relay, &lease, failure.trouble);
+        }
     }
 }
 
-/// Whether the same account is tried once more. One that has a limit only where it says when, and nobody else could take it.
-fn is_worth_it(relay: &Relay, lease: &Lease, wanted: &Wanted<'_>, failure: &Failure, wait: Option<Duration>) -> bool {
-    let is_limited = matches!(failure.trouble, Some((Trouble::RateLimited(_), _)));
-    match wait {
-        Some(wait) => wait <= LONGEST_WAIT && !(is_limited && relay.pool.has_another(wanted, lease.account.id())),
-        None => !is_limited,
-    }
-}
-
-fn note(relay: &Arc<Relay>, lease: &Lease, trouble: Option<(Trouble, String)>) {
+fn note(relay: &Relay, lease: &Lease, trouble: Option<(Trouble, String)>) {
     if let Some((trouble, message)) = trouble {
-        relay.health.note(&relay.services, lease.failed(trouble, message));
+        relay.note(lease, trouble, message);
     }
 }
 
@@ -138,24 +183,40 @@ enum NotFound {
     Busy,
 }
 
-async fn find(relay: &Relay, wanted: &Wanted<'_>, patience: Duration) -> Result<Lease, NotFound> {
+/// Waits for an account of those that there are by then.
+///
+/// # Errors
+/// Where there is none soon enough.
+async fn find(relay: &Relay, admitted: &Admitted, route: Route<'_>, tries: &Tries) -> Result<Lease> {
+    let patience = match (&tries.answer, tries.again) {
+        (None, _) => relay.limits.patience,
+        (Some(_), Some(_)) => relay.limits.patience.min(LONGEST_WAIT),
+        (Some(_), None) => Duration::ZERO,
+    };
     let deadline = Instant::now() + patience;
+    let mut place = None;
     loop {
+        let now = relay.services.clock.now();
+        if tries.are_over() {
+            return Err(refusal(NotFound::Busy, now));
+        }
+        // What was changed meanwhile holds from now on.
+        let accounts = RelayAccounts::of(&relay.services, &admitted.permit).await?;
+        let Route { lane, session } = route;
+        let wanted = Wanted { accounts: &accounts, lane, session, tried: &tries.done, again: tries.again };
         let left = deadline.saturating_duration_since(Instant::now());
-        // Before it is looked: what changes in between is not missed.
-        let changed = relay.pool.changed();
-        let back_at = match relay.pool.choose(wanted, TimeDelta::from_std(left).unwrap_or_default()) {
+        let back_at = match relay.pool.choose(&wanted, TimeDelta::from_std(left).unwrap_or_default(), &mut place) {
             Choice::Take(lease) => return Ok(lease),
-            Choice::Nobody(why) => return Err(NotFound::Nobody(why)),
+            Choice::Nobody(why) => return Err(refusal(NotFound::Nobody(why), now)),
+            Choice::Wait(_) if left.is_zero() => return Err(refusal(NotFound::Busy, now)),
             Choice::Wait(back_at) => back_at,
         };
-        if left.is_zero() {
-            return Err(NotFound::Busy);
+        let pause = back_at.map_or(LOOK, |at| (at - now).to_std().unwrap_or_default()).min(LOOK).min(left);
+        match &mut place {
+            // Either way it is looked again.
+            Some(place) => drop(timeout(pause, place.called()).await),
+            None => sleep(pause).await,
         }
-        let now = relay.services.clock.now();
-        let pause = back_at.map_or(LOOK, |at| (at - now).to_std().unwrap_or_default()).min(left);
-        // Either way it is looked again.
-        let _ = tokio::time::timeout(pause, changed).await;
     }
 }
 

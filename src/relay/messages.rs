@@ -13,7 +13,8 @@ use super::attempts::{Answered, Route, run};
 use super::bodies::read;
 use super::caller::{Admitted, Caller, admit};
 use super::error::{REQUEST_ID, Refusal, Result, Shape, kind};
-use super::pool::Trouble;
+use super::pool::Lane;
+use super::recovery::Trouble;
 use super::request::{Head, forwarded, path_and_query};
 use super::stream::{Relayed, Unchanged};
 use super::tally::{Endpoint, Tally};
@@ -96,7 +97,8 @@ pub(super) async fn exchange(
     let mut tally =
         Tally::begin(relay, caller, admitted, endpoint, (&head, headers, &errand.body)).await.map_err(with_limits)?;
     let session = head.session(headers, admitted, &relay.pool.hasher);
-    let route = Route { model: &head.model, session };
+    let lane = Lane::new(endpoint, &head.model);
+    let route = Route { lane: &lane, session };
     let running = run(relay, admitted, route, errand, &mut tally);
     let ran = match head.stream {
         Some(true) => tokio::time::timeout(relay.limits.beginning, running).await.ok(),
@@ -125,8 +127,7 @@ pub(super) async fn exchange(
 fn not_begun(tally: &Tally) -> Refusal {
     let message = "The upstream did not begin to answer in time.";
     if let Some(lease) = tally.lease() {
-        let relay = tally.relay();
-        relay.health.note(&relay.services, lease.failed(Trouble::Failing, message.to_owned()));
+        tally.relay().note(lease, Trouble::Failing, message.to_owned());
     }
     Refusal::new(StatusCode::GATEWAY_TIMEOUT, message)
 }
@@ -139,8 +140,13 @@ async fn receive(relay: &Relay, response: axum::http::Response<Incoming>, tally:
         return Ok(Received::Stream(headers, body));
     }
     let body = collect(body, MAX_ANSWER, relay.limits.silence).await.map_err(|error| {
+        const MESSAGE: &str = "The upstream's answer broke off.";
         tracing::warn!(error = &error as &dyn std::error::Error, "an upstream's answer did not come whole");
-        Refusal::new(StatusCode::BAD_GATEWAY, "The upstream's answer broke off.")
+        tally.cuts_off(error.received);
+        if let Some(lease) = tally.lease() {
+            relay.note(lease, Trouble::Failing, MESSAGE.to_owned());
+        }
+        Refusal::new(StatusCode::BAD_GATEWAY, MESSAGE)
     })?;
     tally.reads_whole(&body);
     tally.ends();

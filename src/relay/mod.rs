@@ -14,6 +14,7 @@ mod messages;
 mod meter;
 mod models;
 mod pool;
+mod recovery;
 mod request;
 mod sse;
 mod stream;
@@ -29,6 +30,7 @@ use axum::extract::Extension;
 use axum::http::{StatusCode, Uri};
 use axum::response::Response;
 use axum::routing::{any, get, post};
+use chrono::TimeDelta;
 use tokio_util::task::TaskTracker;
 
 pub use caller::Caller;
@@ -38,7 +40,8 @@ use bodies::Bodies;
 use error::{Refusal, Shape};
 use health::Health;
 use models::KnownModels;
-use pool::Pool;
+use pool::{Lease, Pool};
+use recovery::Trouble;
 use tally::Endpoint;
 
 /// What requests of the relay may take.
@@ -50,8 +53,10 @@ pub struct RelayLimits {
     pub ping: Duration,
     /// How long a request waits for an account.
     pub patience: Duration,
-    /// How long a request waits before it is tried again, where the upstream does not say.
+    /// How long an account rests, and a request waits before it is tried again, at first, where the upstream does not say.
     pub retry: Duration,
+    /// What took longer the upstream may have done: then it is not tried again.
+    pub soon: Duration,
     /// How long a body may be on its way.
     pub upload: Duration,
     /// The largest body of a request: what the API takes.
@@ -73,6 +78,7 @@ impl Default for RelayLimits {
             ping: Duration::from_secs(15),
             patience: Duration::from_secs(10),
             retry: Duration::from_millis(250),
+            soon: Duration::from_secs(5),
             upload: Duration::from_secs(60),
             body: 32 * 1024 * 1024,
             bodies: 512 * 1024 * 1024,
@@ -100,7 +106,7 @@ impl Relay {
     #[must_use]
     pub fn new(services: Arc<Services>, limits: RelayLimits) -> Arc<Self> {
         Arc::new(Self {
-            pool: Pool::new(services.clock.clone()),
+            pool: Pool::new(services.clock.clone(), TimeDelta::from_std(limits.retry).unwrap_or_default()),
             health: Health::default(),
             models: KnownModels::default(),
             bodies: Bodies::new(limits.bodies),
@@ -108,6 +114,13 @@ impl Relay {
             limits,
             services,
         })
+    }
+
+    /// Notes that a request went wrong by its account's doing.
+    fn note(&self, lease: &Lease, trouble: Trouble, message: String) {
+        if let Some(failed) = lease.failed(trouble, message) {
+            self.health.note(&self.services, failed.observed);
+        }
     }
 
     /// Waits until what requests have left is done. None may begin after.

@@ -17,11 +17,13 @@ use tokio::time::timeout;
 use super::Relay;
 use super::caller::{Admitted, Caller, admit};
 use super::error::{Refusal, Result, Shape};
-use super::pool::{Choice, Trouble, Wanted};
+use super::pool::{Choice, Lane, Wanted};
+use super::recovery::Trouble;
 use super::request::forwarded;
 use super::upstream::{Answer, Errand, Failure, ask, collect};
 use crate::domain::relay_account::RelayAccounts;
 use crate::model::{OrganizationId, Timestamp};
+use crate::upstream::Progress;
 
 /// How long an upstream is waited for: the Claude CLI waits for 3 seconds.
 const SOON: Duration = Duration::from_secs(2);
@@ -159,12 +161,12 @@ async fn fetch(relay: &Relay, admitted: &Admitted, headers: &HeaderMap, path: &s
 
 async fn fetch_at_leisure(relay: &Relay, admitted: &Admitted, headers: &HeaderMap, path: &str) -> Option<Value> {
     let accounts = RelayAccounts::of(&relay.services, &admitted.permit).await.ok()?;
-    let wanted = Wanted { accounts: &accounts, model: "", session: None, tried: &[] };
-    let Choice::Take(lease) = relay.pool.choose(&wanted, TimeDelta::zero()) else { return None };
+    let wanted = Wanted { accounts: &accounts, lane: &Lane::of_lists(), session: None, tried: &[], again: None };
+    let Choice::Take(lease) = relay.pool.choose(&wanted, TimeDelta::zero(), &mut None) else { return None };
     let mut sent = forwarded(headers, &admitted.raw);
     sent.entry("anthropic-version").or_insert(HeaderValue::from_static("2023-06-01"));
     let errand = Errand { method: Method::GET, path_and_query: path, headers: sent, body: axum::body::Bytes::new() };
-    match ask(relay, &lease, &errand).await {
+    match ask(relay, &lease, &errand, &mut Progress::default()).await {
         Answer::Success(response) => {
             let body = collect(response.into_body(), MAX_LIST, SOON).await.ok()?;
             serde_json::from_slice(&body).ok()
@@ -174,7 +176,7 @@ async fn fetch_at_leisure(relay: &Relay, admitted: &Admitted, headers: &HeaderMa
             trouble: Some((trouble @ (Trouble::Unauthorized | Trouble::Unpaid), message)),
             ..
         }) => {
-            relay.health.note(&relay.services, lease.failed(trouble, message));
+            relay.note(&lease, trouble, message);
             None
         }
         _ => None,

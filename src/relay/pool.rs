@@ -1,35 +1,23 @@
 //! Which account takes a request: by priority, then the least loaded; a conversation stays where it was, as long as that is well.
 //!
-//! An account that was refused something is left alone for a while, for the model that it was refused for, and is then asked by
-//! one request at first: each that succeeds, and a while in which nothing goes wrong, lets twice as many in. All of this is what one server knows.
+//! Every try of every request goes through here. An account that was refused something is left alone for a while, by all, for what
+//! it was refused (`recovery.rs`). A request knows which state of the account it was sent in, and what it learns holds for no later
+//! one. All of this is what one server knows.
 
 use std::collections::HashMap;
-use std::hash::RandomState;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::TimeDelta;
 use quick_cache::sync::Cache;
-use tokio::sync::Notify;
 
+use super::recovery::{Pace, Place, Recovery, Rest, Standing, Trouble};
+use super::tally::Endpoint;
 use crate::domain::relay_account::{Observed, RelayAccount};
 use crate::model::{ClaudeAccountHealthState, ClaudeAccountId, Clock, Timestamp};
 
-/// However an upstream words it, an account is tried again after this.
-const LONGEST: TimeDelta = TimeDelta::minutes(10);
-/// How long an account is left alone that said that it is overloaded, or failed, at first.
-const OVERLOADED: TimeDelta = TimeDelta::seconds(2);
-/// How long at last: no longer than callers wait for it.
-const OVERLOADED_AT_LAST: TimeDelta = TimeDelta::seconds(10);
-/// How long one that has a limit and does not say until when, at first.
-const LIMITED: TimeDelta = TimeDelta::seconds(15);
-/// How long one whose key is not accepted, or that has not paid.
-const CLOSED: TimeDelta = TimeDelta::minutes(5);
-/// After how long without trouble twice as many are let to an account that was left alone.
-const STEP: TimeDelta = TimeDelta::seconds(3);
-/// So many at once are as good as any number.
-const MANY: u32 = 64;
-/// Of how many models something is remembered, before those go of which there is nothing to say.
-const MODELS: usize = 64;
+/// Of how many lanes something is remembered, before those go of which there is nothing to say.
+const LANES: usize = 64;
 /// How many conversations are known.
 const CONVERSATIONS: usize = 50_000;
 /// How long one is, after it was last heard of: upstreams keep a prompt in their cache for an hour at most.
@@ -39,16 +27,16 @@ const CONVERSATION: TimeDelta = TimeDelta::hours(1);
 pub(super) struct Pool {
     states: Mutex<States>,
     conversations: Cache<u64, (ClaudeAccountId, Timestamp)>,
-    /// Tells whoever waits that something has changed.
-    changed: Notify,
     clock: Clock,
+    /// How long an account rests at first.
+    first_rest: TimeDelta,
     pub(super) hasher: RandomState,
 }
 
 #[derive(Default)]
 struct States {
     accounts: HashMap<ClaudeAccountId, AccountState>,
-    /// Counts the requests, so that equals take turns.
+    /// Numbers what happens, so that it is known what came before what, and equals take turns.
     turn: u64,
 }
 
@@ -56,47 +44,55 @@ struct States {
 struct AccountState {
     in_flight: u32,
     turn: u64,
-    /// Which key and which version of the account it is about.
-    seen: (i32, i32),
-    /// For every model.
-    rest: Option<Rest>,
-    models: HashMap<String, ModelState>,
+    /// Which key and which version of the account it is about: no older ones, however old the list that somebody has.
+    key_version: i32,
+    version: i32,
+    /// For all lanes.
+    closed: Option<Closed>,
+    /// Those in which something went wrong.
+    lanes: HashMap<Lane, Recovery>,
+    /// Whether something went wrong since it was told to be well.
+    is_ill: bool,
 }
 
-#[derive(Default)]
-struct ModelState {
-    rest: Option<Rest>,
-    in_flight: u32,
-    /// How many may be at once, after something went wrong; none: any number.
-    ramp: Option<Ramp>,
-    /// How often in a row it went wrong.
-    failures: u32,
-}
-
-/// How an account is used more and more again.
+/// No request may be sent to an account.
 #[derive(Debug, Clone, Copy)]
-struct Ramp {
-    /// How many requests there may be at once.
-    allowed: u32,
-    /// Since when; none: nobody has asked it since.
-    since: Option<Timestamp>,
+struct Closed {
+    rest: Rest,
+    turn: u64,
 }
 
-/// An account is left alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Rest {
-    pub(super) state: ClaudeAccountHealthState,
-    pub(super) until: Timestamp,
+/// What upstreams limit by itself: the messages of a model, or what is asked about it and is free.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Lane {
+    model: String,
+    is_charged: bool,
 }
+
+impl Lane {
+    pub(super) fn new(endpoint: Endpoint, model: &str) -> Self {
+        Self { model: model.to_owned(), is_charged: endpoint.is_charged() }
+    }
+
+    /// Where no model is meant.
+    pub(super) fn of_lists() -> Self {
+        Self { model: String::new(), is_charged: false }
+    }
+}
+
+/// An account with the key that it had: with another it is another.
+pub(super) type Tried = (ClaudeAccountId, i32);
 
 /// What a request needs.
 pub(super) struct Wanted<'a> {
     pub(super) accounts: &'a [Arc<RelayAccount>],
-    pub(super) model: &'a str,
+    pub(super) lane: &'a Lane,
     /// The conversation that it belongs to.
     pub(super) session: Option<u64>,
     /// Accounts that have failed it.
-    pub(super) tried: &'a [ClaudeAccountId],
+    pub(super) tried: &'a [Tried],
+    /// The one that has failed it, and may do better now.
+    pub(super) again: Option<ClaudeAccountId>,
 }
 
 /// Who may take a request.
@@ -118,70 +114,72 @@ pub(super) enum Why {
     Resting(Rest),
 }
 
-/// How a request went wrong, as far as it is the account's doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Trouble {
-    /// Too many requests for the model; until then, where the upstream says so.
-    RateLimited(Option<Timestamp>),
-    Overloaded(Option<Timestamp>),
-    Failing,
-    /// The key is not accepted.
-    Unauthorized,
-    /// The account is not paid for.
-    Unpaid,
-}
-
-enum Standing {
-    Ready,
-    /// As many are under way as may be.
-    Full,
-    Resting(Rest),
-    Exhausted(Timestamp),
-}
-
 impl Pool {
-    pub(super) fn new(clock: Clock) -> Arc<Self> {
+    pub(super) fn new(clock: Clock, first_rest: TimeDelta) -> Arc<Self> {
         Arc::new(Self {
             states: Mutex::default(),
             conversations: Cache::new(CONVERSATIONS),
-            changed: Notify::new(),
             clock,
+            first_rest,
             hasher: RandomState::new(),
         })
     }
 
-    /// Chooses an account.
-    pub(super) fn choose(self: &Arc<Self>, wanted: &Wanted<'_>, patience: TimeDelta) -> Choice {
+    /// Chooses an account. Who has to wait gets a place in the queue of one, and keeps the place that it has.
+    pub(super) fn choose(
+        self: &Arc<Self>,
+        wanted: &Wanted<'_>,
+        patience: TimeDelta,
+        place: &mut Option<Place>,
+    ) -> Choice {
         let now = self.clock.now();
         let mut states = self.lock();
         let stays_with = wanted.session.and_then(|session| self.conversations.get(&session));
         let stays_with = stays_with.filter(|(_, heard)| now - *heard < CONVERSATION).map(|(id, _)| id);
-        let (mut best, mut best_rank) = (None, None);
-        let (mut is_full, mut first_back, mut exhausted): (_, Option<Rest>, Option<Timestamp>) = (false, None, None);
-        for account in wanted.accounts.iter().filter(|account| !wanted.tried.contains(&account.id())) {
-            let state = states.accounts.entry(account.id()).or_default();
+        let (mut best, mut full) = (None, None);
+        let (mut first_back, mut exhausted): (Option<Rest>, Option<Timestamp>) = (None, None);
+        for account in wanted.accounts.iter().filter(|account| !wanted.tried.contains(&tried(account))) {
+            let id = account.id();
+            let state = states.accounts.entry(id).or_default();
             state.look_again(account);
-            match state.standing(account, wanted.model, now) {
+            if let Some(until) = account.exhausted_until(now) {
+                exhausted = Some(exhausted.map_or(until, |known| known.min(until)));
+                continue;
+            }
+            let rank =
+                (wanted.again != Some(id), stays_with != Some(id), account.row().priority, state.in_flight, state.turn);
+            match state.standing(wanted.lane, now, place.as_ref()) {
                 Standing::Ready => {
-                    let rank = (stays_with != Some(account.id()), account.row().priority, state.in_flight, state.turn);
-                    if best_rank.is_none_or(|best| rank < best) {
-                        (best, best_rank) = (Some(account), Some(rank));
+                    if best.as_ref().is_none_or(|(known, _)| rank < *known) {
+                        best = Some((rank, account));
                     }
                 }
-                Standing::Full => is_full = true,
+                Standing::Full(queue) => {
+                    let is_known = place.as_ref().is_some_and(|place| place.is_in(&queue));
+                    let rank = (!is_known, rank);
+                    if full.as_ref().is_none_or(|(known, _)| rank < *known) {
+                        full = Some((rank, queue));
+                    }
+                }
                 Standing::Resting(rest) => {
                     if first_back.is_none_or(|first| rest.until < first.until) {
                         first_back = Some(rest);
                     }
                 }
-                Standing::Exhausted(until) => exhausted = Some(exhausted.map_or(until, |known| known.min(until))),
             }
         }
-        if let Some(account) = best {
+        if let Some((_, account)) = best {
             if let Some(session) = wanted.session {
                 self.conversations.insert(session, (account.id(), now));
             }
-            return Choice::Take(states.begin(self, account, wanted.model, now));
+            *place = None;
+            return Choice::Take(states.begin(self, account, wanted.lane, now));
+        }
+        let is_full = full.is_some();
+        if let Some(((is_new, _), queue)) = full
+            && is_new
+        {
+            *place = Some(Place::new(queue));
         }
         match first_back {
             Some(rest) if rest.until - now <= patience => Choice::Wait(Some(rest.until)),
@@ -191,46 +189,32 @@ impl Pool {
         }
     }
 
-    /// Whether another account than this one would take the request now.
-    pub(super) fn has_another(&self, wanted: &Wanted<'_>, than: ClaudeAccountId) -> bool {
-        let now = self.clock.now();
-        let mut states = self.lock();
-        wanted.accounts.iter().any(|account| {
-            let id = account.id();
-            let state = states.accounts.entry(id).or_default();
-            id != than
-                && !wanted.tried.contains(&id)
-                && matches!(state.standing(account, wanted.model, now), Standing::Ready)
-        })
-    }
-
-    /// Done when something changes after this is first polled.
-    pub(super) fn changed(&self) -> impl Future<Output = ()> + '_ {
-        self.changed.notified()
-    }
-
     fn lock(&self) -> MutexGuard<'_, States> {
         // A panic cannot leave more behind than a count that is wrong.
         self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// What a request remembers of an account that it was at.
+pub(super) fn tried(account: &RelayAccount) -> Tried {
+    (account.id(), account.row().api_key_version)
+}
+
 impl States {
-    fn begin(&mut self, pool: &Arc<Pool>, account: &Arc<RelayAccount>, model: &str, now: Timestamp) -> Lease {
+    fn next(&mut self) -> u64 {
         self.turn += 1;
+        self.turn
+    }
+
+    fn begin(&mut self, pool: &Arc<Pool>, account: &Arc<RelayAccount>, lane: &Lane, now: Timestamp) -> Lease {
+        let turn = self.next();
         let state = self.accounts.entry(account.id()).or_default();
-        state.turn = self.turn;
+        state.turn = turn;
         state.in_flight += 1;
-        match state.models.get_mut(model) {
-            Some(known) => {
-                known.in_flight += 1;
-                if let Some(ramp) = &mut known.ramp {
-                    ramp.since.get_or_insert(now);
-                }
-            }
-            None => drop(state.models.insert(model.to_owned(), ModelState { in_flight: 1, ..ModelState::default() })),
+        if let Some(recovery) = state.lanes.get_mut(lane) {
+            recovery.begin(now);
         }
-        Lease { pool: pool.clone(), account: account.clone(), model: model.to_owned() }
+        Lease { pool: pool.clone(), account: account.clone(), lane: lane.clone(), turn }
     }
 }
 
@@ -239,112 +223,112 @@ impl AccountState {
     fn look_again(&mut self, account: &RelayAccount) {
         use ClaudeAccountHealthState::{Healthy, Unknown};
         let row = account.row();
-        let (key_version, version) = self.seen;
-        if key_version != row.api_key_version {
-            self.rest = None;
-            for model in self.models.values_mut() {
-                *model = ModelState { in_flight: model.in_flight, ..ModelState::default() };
-            }
-        } else if version != row.version && matches!(row.health_state, Healthy | Unknown) {
-            self.rest = None;
+        if row.version <= self.version {
+            return;
         }
-        self.seen = (row.api_key_version, row.version);
+        if row.api_key_version != self.key_version {
+            (self.closed, self.is_ill) = (None, false);
+            self.lanes.clear();
+        } else if matches!(row.health_state, Healthy | Unknown) {
+            self.closed = None;
+        }
+        (self.key_version, self.version) = (row.api_key_version, row.version);
     }
 
-    fn standing(&self, account: &RelayAccount, model: &str, now: Timestamp) -> Standing {
-        if let Some(until) = account.exhausted_until(now) {
-            return Standing::Exhausted(until);
-        }
-        let model = self.models.get(model);
-        let rests = [self.rest, model.and_then(|model| model.rest)];
-        if let Some(rest) = rests.into_iter().flatten().filter(|rest| rest.holds(now)).max_by_key(|rest| rest.until) {
-            return Standing::Resting(rest);
-        }
-        match model {
-            Some(model) if model.ramp.is_some_and(|ramp| model.in_flight >= ramp.allowed(now)) => Standing::Full,
-            _ => Standing::Ready,
+    fn standing(&self, lane: &Lane, now: Timestamp, place: Option<&Place>) -> Standing {
+        let closed = self.closed.map(|closed| closed.rest).filter(|rest| rest.holds(now));
+        let lane = self.lanes.get(lane).map_or(Standing::Ready, |recovery| recovery.standing(now, place));
+        match (closed, lane) {
+            (Some(closed), Standing::Resting(rest)) if rest.until > closed.until => Standing::Resting(rest),
+            (Some(rest), _) => Standing::Resting(rest),
+            (None, lane) => lane,
         }
     }
 
     /// The worst that holds of it.
     fn rest(&self, now: Timestamp) -> Option<Rest> {
-        let rests = self.models.values().filter_map(|model| model.rest).chain(self.rest);
-        rests.filter(|rest| rest.holds(now)).max_by_key(|rest| rest.until)
+        let closed = self.closed.map(|closed| closed.rest).filter(|rest| rest.holds(now));
+        self.lanes.values().filter_map(|recovery| recovery.rest(now)).chain(closed).max_by_key(|rest| rest.until)
+    }
+
+    /// Whether what a request learns that had this account holds of it as it is now.
+    fn is_of(&self, account: &RelayAccount) -> bool {
+        account.row().api_key_version >= self.key_version
     }
 }
 
-impl Ramp {
-    /// Twice as many each time that nothing went wrong for a while, since an answer may take long.
-    fn allowed(&self, now: Timestamp) -> u32 {
-        let steps = self.since.map_or(0, |since| (now - since).num_seconds() / STEP.num_seconds());
-        self.allowed.saturating_mul(1 << steps.clamp(0, 16))
-    }
-}
-
-impl Rest {
-    /// A clock that was set back must not make it longer.
-    fn holds(&self, now: Timestamp) -> bool {
-        self.until > now && self.until - now <= LONGEST
-    }
+/// What follows from a request that went wrong.
+pub(super) struct Failed {
+    /// How long nobody asks the account for the same.
+    pub(super) rest: Rest,
+    /// What there is to be told of the account.
+    pub(super) observed: Observed,
 }
 
 /// An account that has a request, until it is done.
 pub(super) struct Lease {
     pool: Arc<Pool>,
     pub(super) account: Arc<RelayAccount>,
-    model: String,
+    lane: Lane,
+    /// Its number.
+    turn: u64,
 }
 
 impl Lease {
     /// The upstream has taken the request. Returns what there is to be told of the account.
     pub(super) fn succeeded(&self) -> Option<Observed> {
         let now = self.pool.clock.now();
-        let is_known = self.account.row().health_state == ClaudeAccountHealthState::Healthy;
         let mut states = self.pool.lock();
         let state = states.accounts.entry(self.account.id()).or_default();
-        state.rest = None;
-        let mut was_held = false;
-        if let Some(model) = state.models.get_mut(&self.model) {
-            was_held = model.ramp.is_some();
-            (model.rest, model.failures) = (None, 0);
-            let allowed = model.ramp.map(|ramp| ramp.allowed(now).saturating_mul(2)).filter(|allowed| *allowed < MANY);
-            model.ramp = allowed.map(|allowed| Ramp { allowed, since: Some(now) });
+        if !state.is_of(&self.account) {
+            return None;
         }
-        let rests = state.rest(now).is_some();
+        if state.closed.is_some_and(|closed| closed.turn < self.turn) {
+            state.closed = None;
+        }
+        if let Some(recovery) = state.lanes.get_mut(&self.lane) {
+            if recovery.is_older(self.turn) {
+                return None;
+            }
+            if recovery.succeed(self.turn, now) {
+                state.lanes.remove(&self.lane);
+            }
+        }
+        let is_known = self.account.row().health_state == ClaudeAccountHealthState::Healthy && !state.is_ill;
+        if is_known || state.rest(now).is_some() {
+            return None;
+        }
+        state.is_ill = false;
         drop(states);
-        if was_held {
-            self.pool.changed.notify_waiters();
-        }
-        (!is_known && !rests).then(|| self.observed(ClaudeAccountHealthState::Healthy, None, None))
+        Some(self.observed(ClaudeAccountHealthState::Healthy, None, None))
     }
 
-    /// The request went wrong, by the account's doing.
-    pub(super) fn failed(&self, trouble: Trouble, message: String) -> Observed {
+    /// The request went wrong, by the account's doing. None: that says nothing of the account as it is now.
+    pub(super) fn failed(&self, trouble: Trouble, message: String) -> Option<Failed> {
         let now = self.pool.clock.now();
         let mut states = self.pool.lock();
+        let turn = states.next();
         let state = states.accounts.entry(self.account.id()).or_default();
-        let rest = match trouble {
-            Trouble::Unauthorized | Trouble::Unpaid => {
-                let rest = Rest { state: trouble.state(), until: now + CLOSED };
-                state.rest = Some(rest);
-                rest
+        if !state.is_of(&self.account) {
+            return None;
+        }
+        let [scatter, ..] = self.pool.hasher.hash_one(turn).to_ne_bytes();
+        let pace = Pace { first: self.pool.first_rest, scatter };
+        let rest = if matches!(trouble, Trouble::Unauthorized | Trouble::Unpaid) {
+            let rest = trouble.rest(1, now, pace);
+            state.closed = Some(Closed { rest, turn });
+            rest
+        } else {
+            if state.lanes.len() >= LANES && !state.lanes.contains_key(&self.lane) {
+                state.lanes.retain(|_, recovery| recovery.is_used() || recovery.rest(now).is_some());
             }
-            Trouble::RateLimited(_) | Trouble::Overloaded(_) | Trouble::Failing => {
-                let model = state.models.entry(self.model.clone()).or_default();
-                let known = model.rest.filter(|rest| rest.holds(now));
-                // Several that were under way go wrong together.
-                model.failures += u32::from(known.is_none());
-                model.ramp = Some(Ramp { allowed: 1, since: None });
-                let until = now + trouble.length(model.failures, now);
-                let until = known.map_or(until, |rest| rest.until.max(until));
-                let rest = Rest { state: trouble.state(), until };
-                model.rest = Some(rest);
-                rest
-            }
+            let recovery = state.lanes.entry(self.lane.clone()).or_insert_with(Recovery::new);
+            recovery.fail(self.turn, turn, trouble, now, pace)?
         };
+        state.is_ill = true;
         let worst = state.rest(now).unwrap_or(rest);
         drop(states);
-        self.observed(worst.state, Some(worst.until), Some(message))
+        Some(Failed { rest, observed: self.observed(worst.state, Some(worst.until), Some(message)) })
     }
 
     fn observed(&self, state: ClaudeAccountHealthState, until: Option<Timestamp>, error: Option<String>) -> Observed {
@@ -365,38 +349,9 @@ impl Drop for Lease {
         let mut states = self.pool.lock();
         if let Some(state) = states.accounts.get_mut(&self.account.id()) {
             state.in_flight = state.in_flight.saturating_sub(1);
-            if let Some(model) = state.models.get_mut(&self.model) {
-                model.in_flight = model.in_flight.saturating_sub(1);
+            if let Some(recovery) = state.lanes.get_mut(&self.lane) {
+                recovery.end(self.turn);
             }
-            if state.models.len() > MODELS {
-                let now = self.pool.clock.now();
-                state.models.retain(|_, model| model.in_flight > 0 || model.rest.is_some_and(|rest| rest.holds(now)));
-            }
-        }
-        drop(states);
-        self.pool.changed.notify_waiters();
-    }
-}
-
-impl Trouble {
-    fn state(self) -> ClaudeAccountHealthState {
-        match self {
-            Self::RateLimited(_) => ClaudeAccountHealthState::RateLimited,
-            Self::Overloaded(_) => ClaudeAccountHealthState::Overloaded,
-            Self::Unauthorized => ClaudeAccountHealthState::Unauthorized,
-            Self::Failing | Self::Unpaid => ClaudeAccountHealthState::Failing,
-        }
-    }
-
-    /// For how long the account is left alone: as the upstream says, within bounds, or twice as long each time.
-    fn length(self, failures: u32, now: Timestamp) -> TimeDelta {
-        let doubled = |first: TimeDelta, last: TimeDelta| (first * (1 << (failures.clamp(1, 6) - 1))).min(last);
-        match self {
-            Self::RateLimited(Some(until)) => (until - now).clamp(TimeDelta::seconds(1), LONGEST),
-            Self::RateLimited(None) => doubled(LIMITED, TimeDelta::minutes(1)),
-            Self::Overloaded(Some(until)) => (until - now).clamp(TimeDelta::seconds(1), TimeDelta::minutes(1)),
-            Self::Overloaded(None) | Self::Failing => doubled(OVERLOADED, OVERLOADED_AT_LAST),
-            Self::Unauthorized | Self::Unpaid => CLOSED,
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::RelayLimits;
-use super::pool::Trouble;
+use super::recovery::Trouble;
 use super::sse::Splitter;
 use super::tally::Tally;
 use super::upstream::without_key;
@@ -150,8 +150,7 @@ impl<V: Voice> Stream<V> {
     /// The same by the account's doing.
     fn break_off(&mut self, kind: &str, message: &str) -> Bytes {
         if let Some(lease) = self.tally.lease() {
-            let relay = self.tally.relay();
-            relay.health.note(&relay.services, lease.failed(Trouble::Failing, message.to_owned()));
+            self.tally.relay().note(lease, Trouble::Failing, message.to_owned());
         }
         self.give_up(kind, message)
     }
@@ -200,8 +199,7 @@ impl<V: Voice> Stream<V> {
             // It has told the caller itself.
             self.tally.breaks(&error.kind);
             if let (Some(lease), "overloaded_error") = (self.tally.lease(), error.kind.as_str()) {
-                let relay = self.tally.relay();
-                relay.health.note(&relay.services, lease.failed(Trouble::Overloaded(None), error.message));
+                self.tally.relay().note(lease, Trouble::Overloaded(None), error.message);
             }
         }
     }

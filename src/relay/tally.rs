@@ -17,9 +17,11 @@ use super::request::{Head, session_id};
 use super::weight::{self, Weight};
 use crate::domain::budget::{Estimate, NotReserved, OverBudget, Reservation, Used};
 use crate::domain::quota::QuotaKind;
+use crate::domain::relay_account::RelayAccount;
 use crate::domain::usage::NewUsageRecord;
 use crate::model::{MicroUsd, Timestamp, Tokens};
 use crate::store::api_key::FoundApiKey;
+use crate::upstream::Progress;
 
 /// What stands in the record of a caller who left before there was an answer.
 const LEFT: u16 = 499;
@@ -43,7 +45,7 @@ impl Endpoint {
     }
 
     /// Whether it uses tokens.
-    fn is_charged(self) -> bool {
+    pub(super) fn is_charged(self) -> bool {
         self != Self::CountTokens
     }
 }
@@ -62,10 +64,20 @@ pub(super) struct Tally {
     started: Instant,
     /// The body, until the upstream has told how much it is.
     body: Option<Bytes>,
+    /// How long the answer may be.
+    most_output: u64,
     reservation: Option<Reservation>,
-    /// The account that it is at.
+    /// The account that it was at last.
+    account: Option<Arc<RelayAccount>>,
+    /// As long as it is there.
     lease: Option<Arc<Lease>>,
     attempts: u32,
+    /// How far the attempt has come that is under way, or was answered.
+    progress: Progress,
+    /// Whether an attempt was lost sight of that the upstream may have done.
+    is_lost: bool,
+    /// Bytes of an answer that came and was not read, since it is not whole.
+    cut_off: usize,
     status: Option<StatusCode>,
     error_type: Option<String>,
     upstream_request_id: Option<String>,
@@ -117,9 +129,14 @@ impl Tally {
             occurred_at,
             started,
             body: endpoint.is_charged().then(|| body.clone()),
+            most_output: head.max_tokens.unwrap_or(u64::MAX),
             reservation: Some(reservation),
+            account: None,
             lease: None,
             attempts: 0,
+            progress: Progress::default(),
+            is_lost: false,
+            cut_off: 0,
             status: None,
             error_type: None,
             upstream_request_id: None,
@@ -132,19 +149,35 @@ impl Tally {
         &self.relay
     }
 
-    /// The request goes to an account.
-    pub(super) fn at(&mut self, lease: Arc<Lease>) {
-        self.lease = Some(lease);
-    }
-
     /// The account that it is at.
     pub(super) fn lease(&self) -> Option<&Arc<Lease>> {
         self.lease.as_ref()
     }
 
-    /// An upstream is asked.
-    pub(super) fn attempt(&mut self) {
+    /// An account is asked. How far that comes is to be noted.
+    pub(super) fn attempt(&mut self, lease: Arc<Lease>) -> &mut Progress {
         self.attempts += 1;
+        self.account = Some(lease.account.clone());
+        self.lease = Some(lease);
+        self.progress = Progress::default();
+        &mut self.progress
+    }
+
+    /// It has said that it does not do it.
+    pub(super) fn attempt_failed(&mut self) {
+        self.lease = None;
+        self.progress = Progress::default();
+    }
+
+    /// It may have done it, and nobody knows.
+    pub(super) fn attempt_lost(&mut self) {
+        self.attempt_failed();
+        self.is_lost = true;
+    }
+
+    /// A whole answer came only in part.
+    pub(super) fn cuts_off(&mut self, received: usize) {
+        self.cut_off = received;
     }
 
     /// How the upstream answers, or the relay in its place.
@@ -197,13 +230,15 @@ impl Tally {
     /// What was used, and whether some of that is a guess.
     fn used(&self) -> (Tokens, bool) {
         let (mut tokens, mut is_guess) = self.meter.tokens();
-        // The upstream was at work, and has not told on what.
-        let was_at_work = self.attempts > 0 && self.status.is_none_or(|status| status.is_success());
+        // The upstream was at work, and has not told on what. It is none of its work to wait for it, or for a connection.
+        let was_at_work = self.is_lost || self.progress.has_connection();
         if let Some(body) = &self.body
             && was_at_work
             && !self.meter.is_told()
         {
-            (tokens.input, is_guess) = (weight::about(body), true);
+            let output = (self.cut_off as u64).div_ceil(weight::CHARACTERS).min(self.most_output);
+            (tokens.input, tokens.output) = (weight::about(body), tokens.output.max(output));
+            is_guess = true;
         }
         (tokens, is_guess)
     }
@@ -220,7 +255,7 @@ impl Tally {
             }
         }
         let used = Used { tokens: tokens.total(), cost: priced.cost };
-        let account = self.lease.as_ref().map(|lease| &lease.account);
+        let account = self.account.as_ref();
         if let Some(account) = account {
             account.count(used.tokens);
         }

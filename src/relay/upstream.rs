@@ -1,6 +1,7 @@
 //! One request to one account, and what its answer means: for the caller, and for the account.
 
-use std::time::Duration;
+use std::borrow::Cow;
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
@@ -11,19 +12,20 @@ use tracing::Instrument as _;
 
 use super::Relay;
 use super::error::{REQUEST_ID, Refusal, Result};
-use super::pool::{Lease, Trouble};
+use super::pool::Lease;
+use super::recovery::Trouble;
 use crate::crypto::SecretText;
 use crate::domain;
 use crate::logs::TRACES;
 use crate::model::Timestamp;
-use crate::upstream::{NotSent, told};
+use crate::upstream::{NotSent, Progress, told};
 
 /// An error's body is read no further.
 const MAX_ERROR: usize = 1024 * 1024;
 /// The largest answer that comes whole.
 pub(super) const MAX_ANSWER: usize = 64 * 1024 * 1024;
-/// What is said in answers to which the upstream names no other reason: the account has no credit.
-const UNPAID: &[u8] = b"credit balance is too low";
+/// How the upstream begins to say that the account has no credit. Further on in a message a caller's own words may stand.
+const UNPAID: &str = "Your credit balance is too low";
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -59,7 +61,7 @@ pub(super) enum Answer {
     Elsewhere(Failure),
     /// It may be over in a moment.
     Again(Failure, Option<Duration>),
-    /// Too long to try again.
+    /// It took so long that the upstream may have done it, and charge for it: it is not tried again.
     GivenUp(Failure),
 }
 
@@ -71,7 +73,7 @@ pub(super) struct Failure {
 }
 
 /// Asks the account.
-pub(super) async fn ask(relay: &Relay, lease: &Lease, errand: &Errand<'_>) -> Answer {
+pub(super) async fn ask(relay: &Relay, lease: &Lease, errand: &Errand<'_>, progress: &mut Progress) -> Answer {
     let services = &*relay.services;
     let opened = lease.account.open_key(&services.keys).and_then(|key| Ok((header_of(&key)?, key)));
     let (header, api_key) = match opened {
@@ -83,13 +85,22 @@ pub(super) async fn ask(relay: &Relay, lease: &Lease, errand: &Errand<'_>) -> An
     let trace = tracing::info_span!(target: TRACES, "upstream", otel.kind = "client");
     let sending = services
         .upstream
-        .send(lease.account.base(), errand.method.clone(), errand.path_and_query, headers, errand.body.clone())
+        .send(
+            lease.account.base(),
+            errand.method.clone(),
+            errand.path_and_query,
+            headers,
+            errand.body.clone(),
+            progress,
+        )
         .instrument(trace);
+    let started = Instant::now();
     let response = match tokio::time::timeout(relay.limits.silence, sending).await {
         Ok(Ok(response)) => response,
-        Ok(Err(error)) => return not_sent(lease, &error),
+        Ok(Err(error)) => return not_sent(lease, &error, started.elapsed() >= relay.limits.soon),
         Err(_) => return Answer::GivenUp(silent()),
     };
+    let is_late = started.elapsed() >= relay.limits.soon;
     if response.status().is_success() {
         return Answer::Success(response);
     }
@@ -100,35 +111,43 @@ pub(super) async fn ask(relay: &Relay, lease: &Lease, errand: &Errand<'_>) -> An
         Err(_) => Bytes::new(),
     };
     let message = told(head.status.as_u16(), &body, &api_key);
-    let wait = wait_of(&head.headers, services.clock.now());
-    let should_retry = head.headers.get(SHOULD_RETRY).is_none_or(|value| value != "false");
-    let resets_at = reset_of(&head.headers, services.clock.now());
+    let retry = Retry {
+        wait: wait_of(&head.headers, services.clock.now()),
+        resets_at: reset_of(&head.headers, services.clock.now()),
+        is_of_use: head.headers.get(SHOULD_RETRY).is_none_or(|value| value != "false"),
+        is_late,
+    };
     let whole = Whole { status: head.status, headers: kept(&head.headers), body };
-    judge(whole, message, wait, resets_at, should_retry)
+    judge(whole, message, retry)
+}
+
+/// What is known of another try.
+struct Retry {
+    /// After how long the upstream says that it may be tried again.
+    wait: Option<Duration>,
+    resets_at: Option<Timestamp>,
+    /// Unless the upstream says otherwise.
+    is_of_use: bool,
+    /// Whether the upstream may have been at work until now.
+    is_late: bool,
 }
 
 /// What an answer means that is no success.
-fn judge(
-    whole: Whole,
-    message: String,
-    wait: Option<Duration>,
-    resets_at: Option<Timestamp>,
-    should_retry: bool,
-) -> Answer {
+fn judge(whole: Whole, message: String, Retry { wait, resets_at, is_of_use, is_late }: Retry) -> Answer {
     let status = whole.status.as_u16();
     let failure = |trouble: Trouble, answer| Failure { trouble: Some((trouble, message)), answer };
-    let again = |failure| if should_retry { Answer::Again(failure, wait) } else { Answer::Elsewhere(failure) };
+    let again = |failure| if is_of_use { Answer::Again(failure, wait) } else { Answer::Elsewhere(failure) };
     match status {
         // The account's key is meant, of which the caller knows nothing: told as it is, it would be taken for the caller's own.
         401 => Answer::Elsewhere(failure(Trouble::Unauthorized, Err(nobody()))),
         402 => Answer::Elsewhere(failure(Trouble::Unpaid, Ok(whole))),
-        400 if memchr::memmem::find(&whole.body, UNPAID).is_some() => {
-            Answer::Elsewhere(failure(Trouble::Unpaid, Ok(whole)))
-        }
+        400 if is_unpaid(&whole.body) => Answer::Elsewhere(failure(Trouble::Unpaid, Ok(whole))),
         // Another account may have what this one lacks; it says nothing of other requests.
         403 => Answer::Elsewhere(Failure { trouble: None, answer: Ok(whole) }),
         429 => again(failure(Trouble::RateLimited(resets_at), Ok(whole))),
         529 => again(failure(Trouble::Overloaded(resets_at), Ok(whole))),
+        // A gateway's word, which has lost sight of the upstream, and not the upstream's that it has not done it.
+        408 | 502 | 504 | 520..=527 if is_late => Answer::GivenUp(failure(Trouble::Failing, Ok(whole))),
         408 | 500..=599 => again(failure(Trouble::Failing, Ok(whole))),
         // A redirect would carry the key to wherever it says.
         300..=399 => {
@@ -139,12 +158,33 @@ fn judge(
     }
 }
 
-fn not_sent(lease: &Lease, error: &NotSent) -> Answer {
+/// Whether the account has no credit, for which the API has no error of its own.
+fn is_unpaid(body: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Body<'a> {
+        #[serde(borrow)]
+        error: Detail<'a>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Detail<'a> {
+        #[serde(rename = "type", borrow)]
+        kind: Cow<'a, str>,
+        #[serde(borrow)]
+        message: Cow<'a, str>,
+    }
+    let error = serde_json::from_slice::<Body<'_>>(body).map(|body| body.error);
+    error.is_ok_and(|error| error.kind == "invalid_request_error" && error.message.starts_with(UNPAID))
+}
+
+fn not_sent(lease: &Lease, error: &NotSent, is_late: bool) -> Answer {
     let account = lease.account.id();
     tracing::warn!(%account, error = error as &dyn std::error::Error, "an upstream could not be asked");
     let refusal = Refusal::new(StatusCode::BAD_GATEWAY, "The upstream could not be reached.");
     let failure = Failure { trouble: Some((Trouble::Failing, format!("{error}."))), answer: Err(refusal) };
-    Answer::Again(failure, None)
+    match error {
+        NotSent::BrokenOff(_) if is_late => Answer::GivenUp(failure),
+        _ => Answer::Again(failure, None),
+    }
 }
 
 fn silent() -> Failure {
@@ -171,29 +211,33 @@ fn header_of(api_key: &SecretText) -> domain::Result<HeaderValue> {
     Ok(value)
 }
 
-/// Why an answer is not there to its end.
+/// An answer that is not there to its end.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Incomplete {
-    #[error("the upstream's answer broke off")]
-    BrokenOff,
-    #[error("the upstream's answer is too long")]
-    TooLong,
-    #[error("the upstream's answer stopped")]
-    Silent,
+#[error("the upstream's answer {how}, after {received} bytes")]
+pub(super) struct Incomplete {
+    how: &'static str,
+    /// How much of it came.
+    pub(super) received: usize,
 }
 
 /// Reads an answer to its end.
 pub(super) async fn collect(body: Incoming, limit: usize, silence: Duration) -> Result<Bytes, Incomplete> {
     let mut body = Limited::new(body, limit);
     let (mut first, mut all) = (None::<Bytes>, Vec::new());
+    let mut received = 0;
     loop {
-        let Ok(frame) = tokio::time::timeout(silence, body.frame()).await else { return Err(Incomplete::Silent) };
+        let Ok(frame) = tokio::time::timeout(silence, body.frame()).await else {
+            return Err(Incomplete { how: "stopped", received });
+        };
         let data = match frame {
             None => break,
             Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
-            Some(Err(error)) if error.is::<LengthLimitError>() => return Err(Incomplete::TooLong),
-            Some(Err(_)) => return Err(Incomplete::BrokenOff),
+            Some(Err(error)) if error.is::<LengthLimitError>() => {
+                return Err(Incomplete { how: "is too long", received });
+            }
+            Some(Err(_)) => return Err(Incomplete { how: "broke off", received }),
         };
+        received += data.len();
         match (&mut first, data) {
             (_, data) if data.is_empty() => {}
             (None, data) => first = Some(data),
@@ -226,12 +270,17 @@ pub(super) fn without_key(body: Bytes, api_key: &SecretText) -> Bytes {
 /// After how long the upstream says that it may be tried again.
 fn wait_of(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    if let Some(milliseconds) = text(&RETRY_AFTER_MS).and_then(|text| text.parse::<u32>().ok()) {
-        return Some(Duration::from_millis(milliseconds.into()));
+    // The SDKs read fractions, too.
+    let number = |text: &str, unit: f64| {
+        let seconds = text.trim().parse::<f64>().ok()? * unit;
+        Duration::try_from_secs_f64(seconds).ok()
+    };
+    if let Some(wait) = text(&RETRY_AFTER_MS).and_then(|text| number(text, 0.001)) {
+        return Some(wait);
     }
     let after = text(&header::RETRY_AFTER)?.trim();
-    if let Ok(seconds) = after.parse::<u32>() {
-        return Some(Duration::from_secs(seconds.into()));
+    if let Some(wait) = number(after, 1.0) {
+        return Some(wait);
     }
     let at = DateTime::parse_from_rfc2822(after).ok()?.to_utc();
     Some((Timestamp::from(at) - now).to_std().unwrap_or_default())
@@ -280,8 +329,28 @@ mod tests {
             ("anthropic-ratelimit-tokens-remaining", "0"),
         ];
         assert_eq!(seconds(&both), Some(3_000));
-        assert_eq!(seconds(&[("retry-after", "soon")]), None);
+        assert_eq!(seconds(&[("retry-after-ms", "812.5")]), Some(812));
+        assert_eq!(seconds(&[("retry-after", "0.5")]), Some(500));
+        for wrong in ["soon", "-1", "inf", "NaN", "1e300", ""] {
+            assert_eq!(seconds(&[("retry-after", wrong)]), None, "{wrong}");
+        }
         assert_eq!(seconds(&[]), None);
+    }
+
+    #[test]
+    fn only_the_upstream_says_that_there_is_no_credit() {
+        let body = |kind: &str, message: &str| {
+            format!(r#"{{"type":"error","error":{{"type":"{kind}","message":"{message}"}},"request_id":"r"}}"#)
+        };
+        let words = "Your credit balance is too low to access the Anthropic API.";
+        assert!(is_unpaid(body("invalid_request_error", words).as_bytes()));
+        for other in [
+            body("invalid_request_error", &format!("Unexpected value(s) `{words}` for the `anthropic-beta` header")),
+            body("not_found_error", words),
+            words.to_owned(),
+        ] {
+            assert!(!is_unpaid(other.as_bytes()), "{other}");
+        }
     }
 
     #[test]

@@ -13,8 +13,8 @@ use hyper::http::uri::{Authority, PathAndQuery, Scheme};
 use hyper::{HeaderMap, Method, Request, Response, Uri, http};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
+use hyper_util::client::legacy::connect::{CaptureConnection, HttpConnector, capture_connection};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls_platform_verifier::ConfigVerifierExt as _;
 use url::Url;
@@ -41,6 +41,18 @@ pub struct Base {
     /// Without a slash at the end.
     path: String,
     reach: Reach,
+}
+
+/// How far a request has come.
+#[derive(Debug, Default)]
+pub struct Progress(Option<CaptureConnection>);
+
+impl Progress {
+    /// Whether it has a connection: from then on the upstream may be at work.
+    #[must_use]
+    pub fn has_connection(&self) -> bool {
+        self.0.as_ref().is_some_and(|connection| connection.connection_metadata().is_some())
+    }
 }
 
 /// Why a request has no answer.
@@ -104,11 +116,13 @@ impl Upstream {
         path_and_query: &str,
         headers: HeaderMap,
         body: Bytes,
+        progress: &mut Progress,
     ) -> Result<Response<Incoming>, NotSent> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = base.uri(path_and_query)?;
         *request.headers_mut() = headers;
+        progress.0 = Some(capture_connection(&mut request));
         self.senders
             .of(base.reach)
             .0

@@ -56,6 +56,7 @@ mod redis;
 mod refused;
 mod registration;
 mod relay;
+mod relay_attempts;
 mod relay_callers;
 mod relay_chat;
 mod relay_clients;

@@ -12,7 +12,7 @@ fn limits() -> RelayLimits {
     RelayLimits { retry: Duration::from_millis(5), ..RelayLimits::default() }
 }
 
-async fn update(relayed: &Relayed, id: &serde_json::Value, input: serde_json::Value) {
+pub(crate) async fn update(relayed: &Relayed, id: &serde_json::Value, input: serde_json::Value) {
     let mut input = input;
     input["id"] = id.clone();
     let query =

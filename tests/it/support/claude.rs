@@ -57,6 +57,8 @@ pub(crate) enum Reply {
     Stream(Vec<Step>),
     /// As usual, once it is released.
     Held,
+    /// Like this, once it is released.
+    HeldThen(Box<Reply>),
 }
 
 /// A piece of a stream.
@@ -158,6 +160,11 @@ impl Reply {
     pub(crate) fn rate_limited(seconds: u32) -> Self {
         Self::Error(429, "rate_limit_error", vec![("retry-after", seconds.to_string())])
     }
+
+    /// Once it is released.
+    pub(crate) fn held(self) -> Self {
+        Self::HeldThen(Box::new(self))
+    }
 }
 
 /// Counts a request as long as it goes on, and those that were left.
@@ -195,7 +202,11 @@ async fn answer(State(state): State<Arc<Shared>>, uri: Uri, headers: HeaderMap, 
     state.seen.lock().unwrap().push(seen.clone());
     let mut open = Open::new(&state);
     state.arrived.notify_one();
-    let reply = state.replies.lock().unwrap().get_mut(&seen.key()).and_then(VecDeque::pop_front);
+    let mut reply = state.replies.lock().unwrap().get_mut(&seen.key()).and_then(VecDeque::pop_front);
+    if let Some(Reply::HeldThen(then)) = reply {
+        state.released.acquire().await.unwrap().forget();
+        reply = Some(*then);
+    }
     let mut response = match reply {
         Some(Reply::Error(status, kind, headers)) => error(status, kind, &headers),
         Some(Reply::Body(status, content_type, body)) => {
@@ -206,6 +217,7 @@ async fn answer(State(state): State<Arc<Shared>>, uri: Uri, headers: HeaderMap, 
             state.released.acquire().await.unwrap().forget();
             usual(&seen)
         }
+        Some(Reply::HeldThen(_)) => panic!("it is held once"),
         None => usual(&seen),
     };
     open.done();
