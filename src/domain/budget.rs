@@ -4,30 +4,33 @@
 //! On PostgreSQL, which several servers share, budgets are rows of it; on SQLite, which one server has, they are in memory, and are
 //! read from the records when they are first asked for (docs/decisions/budgets.md).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::budget_notices::{BudgetNotices, Limited};
+use super::budget_watch::Watch;
 use super::context::Services;
 use super::quota::QuotaKind;
 use super::usage;
 use crate::model::{ApiKeyId, Clock, MicroUsd, NanoUsd, Timestamp, UsageInterval};
 use crate::store::api_key::{ApiKey, FoundApiKey};
-use crate::store::budget::{self as store_budget, Budget, Held, Ledger};
+use crate::store::budget::{self as store_budget, Budget, Held, Ledger, Period, Server};
 use crate::store::{self, Db, usage_rollup};
 
 /// How often a server says that it is there.
 const BEAT: Duration = Duration::from_secs(10);
-/// How long another is silent until what it holds is given back.
-const SILENCE: Duration = Duration::from_secs(35);
-/// How soon it is tried again to give back what could not be.
-const RETRY: Duration = Duration::from_secs(1);
+/// How often it is looked for what is to be settled: what could not be yet, and what was used without a limit.
+const SETTLING: Duration = Duration::from_secs(1);
+/// How far the clocks of servers may lie apart. What is counted of a later time was begun by a clock that was wrong.
+const LEEWAY: TimeDelta = TimeDelta::hours(1);
 
 /// What a request may take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,6 +48,12 @@ pub struct Used {
     pub tokens: u64,
     /// What they cost.
     pub cost: NanoUsd,
+}
+
+impl Used {
+    fn tokens(&self) -> i64 {
+        i64::try_from(self.tokens).unwrap_or(i64::MAX)
+    }
 }
 
 /// A limit that a request does not fit under.
@@ -159,6 +168,8 @@ struct Inner {
     notices: BudgetNotices,
     /// What could not be given back yet.
     owed: Mutex<Vec<Settlement>>,
+    /// What requests have used that held nothing, since their key had no limits when they came: it may have some by now.
+    unheld: Mutex<BTreeMap<(ApiKeyId, Period), (i64, i64)>>,
     woken: Notify,
     /// What is finished though nobody waits for it any more.
     tasks: TaskTracker,
@@ -169,6 +180,8 @@ enum Place {
     Database {
         db: Db,
         server: String,
+        /// How often this server has said that it is there.
+        beat: AtomicI64,
         /// The keys that this server has seen to be counted in the database.
         counted: Mutex<HashMap<ApiKeyId, Ledger>>,
     },
@@ -177,7 +190,7 @@ enum Place {
 /// What is given back, and what was used of it.
 #[derive(Debug, Clone, Copy)]
 struct Settlement {
-    /// What the key had used when it was reserved, for the case that nobody has counted it since.
+    /// What the key had used when it was reserved: of the day and the month that it is settled in.
     start: Ledger,
     limits: Limits,
     held: Held,
@@ -190,12 +203,20 @@ impl Budgets {
     pub fn new(db: &Db, clock: Clock, server: &str) -> Self {
         // By which servers can tell each other something is what they share.
         let place = if db.can_notify() {
-            Place::Database { db: db.clone(), server: server.to_owned(), counted: Mutex::default() }
+            let beat = AtomicI64::default();
+            Place::Database { db: db.clone(), server: server.to_owned(), beat, counted: Mutex::default() }
         } else {
             Place::Memory(Mutex::default())
         };
-        let (notices, owed, woken) = (BudgetNotices::default(), Mutex::default(), Notify::new());
-        Self(Arc::new(Inner { place, clock, notices, owed, woken, tasks: TaskTracker::new() }))
+        Self(Arc::new(Inner {
+            place,
+            clock,
+            notices: BudgetNotices::default(),
+            owed: Mutex::default(),
+            unheld: Mutex::default(),
+            woken: Notify::new(),
+            tasks: TaskTracker::new(),
+        }))
     }
 
     /// Reserves what a request may take, under the limits of the key and no others.
@@ -211,25 +232,34 @@ impl Budgets {
         let key = &key.key;
         let limits = Limits::from(key);
         if limits.are_none() {
-            return Ok(Reservation { budgets: self.0.clone(), settlement: None });
+            let claim = Claim::Unheld(key.id, Period::of(self.0.clock.now()));
+            return Ok(Reservation { budgets: self.0.clone(), claim: Some(claim) });
         }
         let held = Held {
             requests: 1,
             tokens: i64::try_from(estimate.tokens).unwrap_or(i64::MAX),
             cost_nano_usd: NanoUsd::from(estimate.cost).nanos(),
         };
-        let (start, is_new) = match self.0.known(key) {
-            Some(ledger) => (ledger, false),
-            None => (self.counted(services, key).await?, true),
-        };
-        let reserving = self.0.clone().reserve(Settlement { start, limits, held, used: Used::default() }, is_new);
-        match &self.0.place {
-            Place::Memory(_) => reserving.await,
-            // Begun, it is waited for: what is reserved for somebody who has left is given back with the task's answer.
-            Place::Database { .. } => match self.0.tasks.spawn(reserving).await {
-                Ok(reserved) => reserved,
-                Err(broken) => Err(NotReserved::Unavailable(store::Error::Unavailable(broken.into()))),
-            },
+        let mut known = self.0.known(key);
+        loop {
+            let (start, is_new) = match known {
+                Some(ledger) => (ledger, false),
+                None => (self.counted(services, key).await?, true),
+            };
+            let reserving = self.0.clone().reserve(Settlement { start, limits, held, used: Used::default() }, is_new);
+            let reserved = match &self.0.place {
+                Place::Memory(_) => reserving.await,
+                // Begun, it is waited for: what is reserved for somebody who has left is given back with the task's answer.
+                Place::Database { .. } => match self.0.tasks.spawn(reserving).await {
+                    Ok(reserved) => reserved,
+                    Err(broken) => Err(NotReserved::Unavailable(store::Error::Unavailable(broken.into()))),
+                },
+            };
+            match reserved? {
+                Some(reservation) => return Ok(reservation),
+                // What is counted is of another day or month: it begins with what the records have of this one.
+                None => known = None,
+            }
         }
     }
 
@@ -242,15 +272,15 @@ impl Budgets {
             Place::Memory(budgets) => lock(budgets).get(&key.id).map(|budget| (budget.ledger, budget.own)),
             Place::Database { db, .. } => store_budget::find(&mut db.read().await?, key.id).await?,
         };
-        let (mut ledger, held) = match found {
-            Some((ledger, held)) if ledger.key_version >= key.version => (ledger, held),
+        let now = self.0.clock.now();
+        let (ledger, held) = match found {
+            Some((ledger, held)) if ledger.key_version >= key.version && is_of(&ledger, now) => (ledger, held),
             Some((mut ledger, held)) => {
-                agree(&mut ledger, &self.counted(services, key).await?);
+                agree(&mut ledger, &self.counted(services, key).await?, now);
                 (ledger, held)
             }
             None => (self.counted(services, key).await?, Held::default()),
         };
-        turn(&mut ledger, self.0.clock.now());
         Ok(Level {
             requests: held.requests,
             tokens: ledger.tokens.saturating_add(held.tokens),
@@ -262,8 +292,7 @@ impl Budgets {
     async fn counted(&self, services: &Services, key: &ApiKey) -> store::Result<Ledger> {
         // What waits to be written was used too.
         usage::flush(services).await?;
-        let now = self.0.clock.now();
-        let (day, month) = (UsageInterval::Day.start(now), UsageInterval::Month.start(now));
+        let Period { day, month } = Period::of(self.0.clock.now());
         let mut conn = services.db.read().await?;
         let (tokens, cost_nano_usd) =
             usage_rollup::used_by_key(&mut conn, key.organization_id, key.id, (day, month)).await?;
@@ -283,11 +312,22 @@ impl Budgets {
         &self.0.notices
     }
 
-    /// Gives back what could not be given back at once.
+    /// Gives back what could not be given back at once, and counts what was used without a limit.
     ///
     /// # Errors
     /// Where the database fails: what is left is tried again.
     pub async fn settle_owed(&self) -> store::Result<()> {
+        if let Place::Database { db, .. } = &self.0.place {
+            let unheld = std::mem::take(&mut *lock(&self.0.unheld));
+            if !unheld.is_empty()
+                && let Err(error) = store_budget::charge(db, &unheld).await
+            {
+                for ((key, period), (tokens, cost)) in unheld {
+                    self.0.add_unheld(key, period, (tokens, cost));
+                }
+                return Err(error);
+            }
+        }
         while let Some(settlement) = self.0.next_owed() {
             if let Err(error) = self.0.settle(&settlement).await {
                 lock(&self.0.owed).push(settlement);
@@ -295,6 +335,17 @@ impl Budgets {
             }
         }
         Ok(())
+    }
+
+    /// Says to other servers that this one is there.
+    ///
+    /// # Errors
+    /// Where the database fails.
+    pub async fn beat(&self) -> store::Result<()> {
+        let Place::Database { db, server, beat, .. } = &self.0.place else { return Ok(()) };
+        // Of the server, and not of what it holds: that comes and goes.
+        let beat = beat.fetch_add(1, Ordering::Relaxed) + 1;
+        store_budget::beat(db, Server { name: server, beat }).await
     }
 
     /// Gives back all that this server holds: it stops.
@@ -322,28 +373,39 @@ impl Inner {
         known.filter(|known| known.key_version >= key.version)
     }
 
-    async fn reserve(self: Arc<Self>, settlement: Settlement, is_new: bool) -> Result<Reservation, NotReserved> {
+    /// None: what is counted is not of now, and is to be counted anew.
+    async fn reserve(
+        self: Arc<Self>,
+        mut settlement: Settlement,
+        is_new: bool,
+    ) -> Result<Option<Reservation>, NotReserved> {
         let Settlement { start, limits, held, .. } = settlement;
         let now = self.clock.now();
         let reserved = self.change(&start, |budget| {
             if is_new {
-                agree(&mut budget.ledger, &start);
+                agree(&mut budget.ledger, &start, now);
             }
-            turn(&mut budget.ledger, now);
+            if !is_of(&budget.ledger, now) {
+                return Ok(None);
+            }
             limits.check(budget, &held, now).map_err(|over| (over, budget.ledger))?;
             budget.own.add(&held);
-            Ok(())
+            Ok(Some(budget.ledger))
         });
-        if let Err((over, ledger)) = reserved.await? {
-            self.notices.look(&limits, &ledger, over.by_itself());
-            return Err(NotReserved::Over(over));
-        }
+        settlement.start = match reserved.await? {
+            Ok(Some(ledger)) => ledger,
+            Ok(None) => return Ok(None),
+            Err((over, ledger)) => {
+                self.notices.look(&limits, &ledger, over.by_itself());
+                return Err(NotReserved::Over(over));
+            }
+        };
         if let Place::Database { counted, .. } = &self.place
             && is_new
         {
             lock(counted).insert(start.api_key_id, start);
         }
-        Ok(Reservation { budgets: self, settlement: Some(settlement) })
+        Ok(Some(Reservation { budgets: self, claim: Some(Claim::Held(settlement)) }))
     }
 
     async fn change<T>(&self, start: &Ledger, mut apply: impl FnMut(&mut Budget) -> T) -> store::Result<T> {
@@ -352,7 +414,8 @@ impl Inner {
                 let nothing = || Budget { ledger: *start, own: Held::default(), others: Held::default() };
                 Ok(apply(lock(budgets).entry(start.api_key_id).or_insert_with(nothing)))
             }
-            Place::Database { db, server, .. } => loop {
+            Place::Database { db, server, beat, .. } => loop {
+                let server = Server { name: server, beat: beat.load(Ordering::Relaxed) };
                 match store_budget::change(db, server, start, &mut apply).await {
                     // Another server has begun with the key at the same moment: now there is one.
                     Err(store::Error::Duplicate) => {}
@@ -364,17 +427,28 @@ impl Inner {
 
     async fn settle(&self, settlement: &Settlement) -> store::Result<()> {
         let Settlement { start, limits, held, used } = settlement;
-        let now = self.clock.now();
         let settled = self.change(start, |budget| {
-            turn(&mut budget.ledger, now);
             budget.own.give_back(held);
-            let tokens = i64::try_from(used.tokens).unwrap_or(i64::MAX);
-            budget.ledger.tokens = budget.ledger.tokens.saturating_add(tokens);
-            budget.ledger.cost_nano_usd = budget.ledger.cost_nano_usd.saturating_add(used.cost.nanos());
+            budget.ledger.charge(start.period(), used.tokens(), used.cost.nanos());
             budget.ledger
         });
         self.notices.look(limits, &settled.await?, None);
         Ok(())
+    }
+
+    fn add_unheld(&self, key: ApiKeyId, period: Period, (tokens, cost): (i64, i64)) {
+        match &self.place {
+            Place::Memory(budgets) => {
+                if let Some(budget) = lock(budgets).get_mut(&key) {
+                    budget.ledger.charge(period, tokens, cost);
+                }
+            }
+            Place::Database { .. } => {
+                let mut unheld = lock(&self.unheld);
+                let sum = unheld.entry((key, period)).or_default();
+                *sum = (sum.0.saturating_add(tokens), sum.1.saturating_add(cost));
+            }
+        }
     }
 
     fn owe(&self, settlement: Settlement) {
@@ -387,30 +461,26 @@ impl Inner {
     }
 }
 
-/// Begins a new day and a new month where they have come. A clock that is behind goes on with the newer.
-fn turn(ledger: &mut Ledger, now: Timestamp) {
-    let (day, month) = (UsageInterval::Day.start(now), UsageInterval::Month.start(now));
-    if day > ledger.day {
-        (ledger.day, ledger.tokens) = (day, 0);
-    }
-    if month > ledger.month {
-        (ledger.month, ledger.cost_nano_usd) = (month, 0);
-    }
+/// Whether a ledger counts the day and the month of now. By a clock that is behind it may be ahead, but no further than clocks lie apart.
+fn is_of(ledger: &Ledger, now: Timestamp) -> bool {
+    let (from, to) = (Period::of(now), Period::of(now + LEEWAY));
+    (from.day..=to.day).contains(&ledger.day) && (from.month..=to.month).contains(&ledger.month)
 }
 
-/// While a key had no limits, nobody has counted here what it used: the records have.
-fn agree(ledger: &mut Ledger, counted: &Ledger) {
-    if ledger.key_version >= counted.key_version {
-        return;
+/// Makes a ledger agree with the records. Where it counts another day or month, a past one or one that has not come, it begins with
+/// theirs; and while a key had no limits, nobody has counted here what it used.
+fn agree(ledger: &mut Ledger, counted: &Ledger, now: Timestamp) {
+    let (is_new, latest) = (ledger.key_version < counted.key_version, Period::of(now + LEEWAY));
+    ledger.key_version = ledger.key_version.max(counted.key_version);
+    if ledger.day < counted.day || ledger.day > latest.day {
+        (ledger.day, ledger.tokens) = (counted.day, counted.tokens);
+    } else if is_new && ledger.day == counted.day {
+        ledger.tokens = ledger.tokens.max(counted.tokens);
     }
-    ledger.key_version = counted.key_version;
-    if counted.day >= ledger.day {
-        let before = if counted.day > ledger.day { 0 } else { ledger.tokens };
-        (ledger.day, ledger.tokens) = (counted.day, before.max(counted.tokens));
-    }
-    if counted.month >= ledger.month {
-        let before = if counted.month > ledger.month { 0 } else { ledger.cost_nano_usd };
-        (ledger.month, ledger.cost_nano_usd) = (counted.month, before.max(counted.cost_nano_usd));
+    if ledger.month < counted.month || ledger.month > latest.month {
+        (ledger.month, ledger.cost_nano_usd) = (counted.month, counted.cost_nano_usd);
+    } else if is_new && ledger.month == counted.month {
+        ledger.cost_nano_usd = ledger.cost_nano_usd.max(counted.cost_nano_usd);
     }
 }
 
@@ -423,16 +493,28 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 #[must_use = "what is reserved is given back when it is dropped"]
 pub struct Reservation {
     budgets: Arc<Inner>,
-    /// None: the key has no limits, or it was settled.
-    settlement: Option<Settlement>,
+    /// None: it was settled.
+    claim: Option<Claim>,
+}
+
+enum Claim {
+    Held(Settlement),
+    /// Nothing: the key had no limits at that time.
+    Unheld(ApiKeyId, Period),
 }
 
 impl Reservation {
     /// Gives back what was reserved, but for what was used. Where the database fails, it is done as soon as that can be. Record the
     /// request first: a key that is asked for its budget for the first time reads it from the records.
     pub async fn settle(mut self, used: Used) {
-        let Some(settlement) = self.settlement.take() else { return };
-        let (budgets, settlement) = (self.budgets.clone(), Settlement { used, ..settlement });
+        let settlement = match self.claim.take() {
+            Some(Claim::Held(settlement)) => Settlement { used, ..settlement },
+            Some(Claim::Unheld(key, period)) => {
+                return self.budgets.add_unheld(key, period, (used.tokens(), used.cost.nanos()));
+            }
+            None => return,
+        };
+        let budgets = self.budgets.clone();
         let settling = async move {
             if let Err(error) = budgets.settle(&settlement).await {
                 let error = &error as &dyn std::error::Error;
@@ -450,7 +532,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let Some(settlement) = self.settlement.take() else { return };
+        let Some(Claim::Held(settlement)) = self.claim.take() else { return };
         match &self.budgets.place {
             Place::Memory(budgets) => {
                 if let Some(budget) = lock(budgets).get_mut(&settlement.start.api_key_id) {
@@ -462,61 +544,31 @@ impl Drop for Reservation {
     }
 }
 
-/// Says that this server is there, gives back what it owes, and what servers hold that have gone silent, until it is told to stop.
+/// Says that this server is there, settles what it owes, and what servers hold that have gone silent, until it is told to stop.
 pub async fn keep(services: Arc<Services>, stop: CancellationToken) {
     let inner = &services.budgets.0;
-    let Place::Database { db, server, .. } = &inner.place else { return };
+    let Place::Database { .. } = &inner.place else { return };
     let (mut watch, mut next_beat) = (Watch::default(), Instant::now());
     loop {
-        let settled = services.budgets.settle_owed().await;
-        if let Err(error) = &settled {
-            let error = error as &dyn std::error::Error;
+        if let Err(error) = services.budgets.settle_owed().await {
+            let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "what requests have used was not settled; it is tried again");
         }
         if Instant::now() >= next_beat {
             next_beat = Instant::now() + BEAT;
             let kept = async {
-                store_budget::beat(db, server).await?;
-                watch.look(&services, SILENCE).await
+                services.budgets.beat().await?;
+                watch.look(&services).await
             };
             if let Err(error) = kept.await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "budgets were not looked after");
             }
         }
-        let wait = next_beat.saturating_duration_since(Instant::now());
-        let wait = if settled.is_err() { wait.min(RETRY) } else { wait };
+        let wait = next_beat.saturating_duration_since(Instant::now()).min(SETTLING);
         tokio::select! {
             () = stop.cancelled() => return,
             () = inner.woken.notified() => {}
             () = tokio::time::sleep(wait) => {}
         }
-    }
-}
-
-/// Which servers hold something, and since when they have been silent, by this server's own clock.
-#[derive(Debug, Default)]
-pub struct Watch(HashMap<String, (i64, Instant)>);
-
-impl Watch {
-    /// Gives back what servers hold that have been silent for so long.
-    ///
-    /// # Errors
-    /// Where the database fails.
-    pub async fn look(&mut self, services: &Services, silence: Duration) -> store::Result<()> {
-        let found = store_budget::servers(&mut services.db.read().await?).await?;
-        self.0.retain(|server, _| found.iter().any(|(known, _)| known == server));
-        for (server, beat) in found {
-            let now = Instant::now();
-            let (last, since) = self.0.entry(server.clone()).or_insert((beat, now));
-            if *last != beat {
-                (*last, *since) = (beat, now);
-            }
-            if server != services.instance && since.elapsed() >= silence {
-                tracing::warn!(server, "a server has gone silent: what it held of budgets is given back");
-                store_budget::release(&services.db, &server).await?;
-                self.0.remove(&server);
-            }
-        }
-        Ok(())
     }
 }

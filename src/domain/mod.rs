@@ -18,6 +18,7 @@ pub mod audit_retention;
 pub mod billing;
 pub mod budget;
 pub mod budget_notices;
+pub mod budget_watch;
 pub mod bus;
 pub mod claude_account;
 pub mod client;

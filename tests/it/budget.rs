@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use claviger::crypto::SecretText;
 use claviger::domain::Services;
-use claviger::domain::budget::{Estimate, NotReserved, OverBudget, Reservation, Used, Watch};
+use claviger::domain::budget::{Estimate, NotReserved, OverBudget, Reservation, Used};
+use claviger::domain::budget_watch::Watch;
 use claviger::domain::quota::QuotaKind;
 use claviger::model::{MicroUsd, NanoUsd};
 use claviger::store::api_key::FoundApiKey;
@@ -173,6 +174,39 @@ both_databases! {
         reserve(&fresh, &found, 10, 0).await.unwrap().settle(used(10, 0)).await;
     }
 
+    async fn requests_that_run_when_a_limit_is_set_count(app: TestApp) {
+        let (admin, servers) = (app.admin().await, servers(&app).await);
+        let (before, id_of_key, raw) = key(&app, &admin, json!({})).await;
+        let mut running = Vec::new();
+        for server in &servers {
+            running.push((server, reserve(server, &before, 0, 0).await.unwrap()));
+        }
+        crate::api_key::update(&admin, json!({ "id": id_of_key, "tokenLimitPerDay": 100, "costLimitUsdPerMonth": "1" })).await.data();
+        let after = find(&servers[0], &raw).await;
+        reserve(&servers[0], &after, 100, 1_000_000).await.unwrap().settle(used(0, 0)).await;
+        let each = 90 / running.len();
+        for (server, reservation) in running {
+            reservation.settle(used(each as u64, 10_000_000)).await;
+            server.budgets.settle_owed().await.unwrap();
+        }
+        let over = reserve(&servers[0], &after, 11, 0).await.err().unwrap();
+        assert_eq!((over.kind, over.is_held_by_others), (QuotaKind::TokensPerDay, false));
+        assert!(reserve(&servers[0], &after, 1, 1_000_000).await.is_err());
+        reserve(&servers[0], &after, 10, 0).await.unwrap().settle(used(0, 0)).await;
+    }
+
+    async fn what_runs_over_midnight_is_of_the_day_that_it_began_in(app: TestApp) {
+        let (admin, servers) = (app.admin().await, servers(&app).await);
+        let (key, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 100 })).await;
+        let running = reserve(&servers[0], &key, 90, 0).await.unwrap();
+        app.advance(DAY);
+        // It is held until it ends, and then it is not of this day.
+        assert!(reserve(&servers[0], &key, 11, 0).await.is_err());
+        running.settle(used(90, 0)).await;
+        reserve(&servers[0], &key, 100, 0).await.unwrap().settle(used(100, 0)).await;
+        assert!(reserve(&servers[0], &key, 1, 0).await.is_err());
+    }
+
     async fn what_is_left_is_shown(app: TestApp) {
         let (admin, services) = (app.admin().await, app.services());
         let limits = json!({ "concurrencyLimit": 3, "tokenLimitPerDay": 1_000, "costLimitUsdPerMonth": "2.5" });
@@ -202,33 +236,77 @@ both_databases! {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_server_held_that_is_gone_is_given_back() {
+async fn what_a_server_held_that_is_gone_counts_as_used() {
     let app = TestApp::postgres().await;
     let (admin, servers) = (app.admin().await, servers(&app).await);
     let [gone, there, looking] = &servers[..] else { unreachable!("PostgreSQL has three") };
-    let (key, ..) = key(&app, &admin, json!({ "concurrencyLimit": 2 })).await;
-    // It will never say anything again.
-    std::mem::forget(reserve(gone, &key, 1, 1).await.unwrap());
+    let limits = json!({ "concurrencyLimit": 2, "tokenLimitPerDay": 100, "costLimitUsdPerMonth": "1" });
+    let (key, ..) = key(&app, &admin, limits).await;
+    // It will never say anything again, and not what its request took.
+    std::mem::forget(reserve(gone, &key, 60, 300_000).await.unwrap());
     let kept = reserve(there, &key, 1, 1).await.unwrap();
-    assert!(reserve(looking, &key, 1, 1).await.is_err());
     let mut watch = Watch::default();
-    let silence = Duration::from_millis(100);
-    loop {
-        budget::beat(&there.db, &there.instance).await.unwrap();
-        watch.look(looking, silence).await.unwrap();
-        if let Ok(reservation) = reserve(looking, &key, 1, 1).await {
-            reservation.settle(used(0, 0)).await;
-            break;
-        }
-        tokio::time::sleep(silence / 4).await;
+    for look in 0..=Watch::LOOKS {
+        let over = reserve(looking, &key, 1, 1).await.err().unwrap();
+        assert_eq!((over.kind, over.is_held_by_others), (QuotaKind::ConcurrentRequests, true), "{look}");
+        there.budgets.beat().await.unwrap();
+        watch.look(looking).await.unwrap();
     }
+    let found = async || budget::find(&mut looking.db.read().await.unwrap(), key.key.id).await.unwrap().unwrap();
+    let (ledger, held) = found().await;
+    assert_eq!((ledger.tokens, ledger.cost_nano_usd), (60, 300_000_000));
     // Who was heard of has kept what it held.
-    let held = budget::find(&mut looking.db.read().await.unwrap(), key.key.id).await.unwrap().unwrap().1;
-    assert_eq!(held.requests, 1);
+    assert_eq!((held.requests, held.tokens), (1, 1));
+    assert_eq!(reserve(looking, &key, 40, 0).await.err().unwrap().kind, QuotaKind::TokensPerDay);
+    reserve(looking, &key, 39, 699_999).await.unwrap().settle(used(0, 0)).await;
     kept.settle(used(0, 0)).await;
     there.budgets.finish().await.unwrap();
-    let held = budget::find(&mut looking.db.read().await.unwrap(), key.key.id).await.unwrap().unwrap().1;
-    assert_eq!(held.requests, 0);
+    assert_eq!(found().await.1.requests, 0);
+}
+
+/// The day and the month of a key's ledger are rows that any server writes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_was_ahead_for_a_moment_leaves_nothing_behind() {
+    let app = TestApp::postgres().await;
+    let (admin, services) = (app.admin().await, app.services());
+    let (_, id_of_key, raw) = key(&app, &admin, json!({ "tokenLimitPerDay": 100, "costLimitUsdPerMonth": "1" })).await;
+    let whose = Whose { api_key: id(&id_of_key), ..Whose::of(&admin).await };
+    let found = find(&services, &raw).await;
+    reserve(&services, &found, 1, 1).await.unwrap().settle(used(0, 0)).await;
+    use_some(&services, &whose, few(70, 0)).await;
+    let ahead = "UPDATE budgets SET day = '2099-01-02T00:00:00Z', month = '2099-01-01T00:00:00Z', tokens = 0, cost_nano_usd = 0";
+    app.database.execute(ahead).await.unwrap();
+    assert_eq!(windows(&admin, &id_of_key).await[0].2, 70);
+    for _ in 0..2 {
+        // Counted from the records, and by the days that come.
+        assert_eq!(reserve(&services, &found, 31, 0).await.err().unwrap().kind, QuotaKind::TokensPerDay);
+        reserve(&services, &found, 30, 0).await.unwrap().settle(used(0, 0)).await;
+    }
+    app.advance(DAY);
+    reserve(&services, &found, 100, 0).await.unwrap().settle(used(100, 0)).await;
+    assert!(reserve(&services, &found, 1, 0).await.is_err());
+}
+
+/// What it holds comes and goes; that it is there does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_has_another_key_each_time_is_not_taken_for_gone() {
+    let app = TestApp::postgres().await;
+    let (admin, servers) = (app.admin().await, servers(&app).await);
+    let (there, looking) = (&servers[0], &servers[1]);
+    let (mut watch, mut held) = (Watch::default(), None);
+    for _ in 0..=Watch::LOOKS + 2 {
+        let (key, ..) = key(&app, &admin, json!({ "concurrencyLimit": 1 })).await;
+        let next = (reserve(there, &key, 1, 1).await.unwrap(), key);
+        if let Some((before, _)) = held.replace(next) {
+            Reservation::settle(before, used(0, 0)).await;
+        }
+        there.budgets.beat().await.unwrap();
+        watch.look(looking).await.unwrap();
+    }
+    let (running, key) = held.unwrap();
+    assert!(reserve(looking, &key, 1, 1).await.is_err(), "what runs is held");
+    running.settle(used(0, 0)).await;
+    reserve(looking, &key, 1, 1).await.unwrap().settle(used(0, 0)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
