@@ -2,7 +2,8 @@
 //!
 //! Without statistics it plans as though ten rows were of one organization, and reads all of an organization's rows to find
 //! those of a client or those that a search names. These say what is true of whoever has enough rows for it to matter, by the
-//! number of an index's columns alone. The audit log does without: by them a span of time long past would be looked for from
+//! number of an index's columns alone. The sums of usage stand in their primary key, of which it is said too what an hour has, so that
+//! those of one key or user are found by their index. The audit log does without: by them a span of time long past would be looked for from
 //! the newest entry on. They are made at every start, so that an ANALYZE that somebody has run changes the plans until then.
 
 use diesel::connection::SimpleConnection as _;
@@ -18,7 +19,9 @@ const WANTED: &str = "SELECT i.tbl_name AS tbl, i.name AS idx,
          ELSE '1000000 100000 100 10 1'
        END AS stat
      FROM sqlite_schema AS i
-     WHERE i.type = 'index' AND i.sql LIKE '%(organization_id%' AND i.tbl_name <> 'audit_logs'";
+     WHERE i.type = 'index' AND i.sql LIKE '%(organization_id%' AND i.tbl_name <> 'audit_logs'
+     UNION ALL
+     SELECT name, name, '1000000 100000 50000 1000 100 10 5 2 1' FROM sqlite_schema WHERE name = 'usage_rollups'";
 
 /// A line of `sqlite_stat1`.
 #[derive(diesel::QueryableByName, PartialEq)]

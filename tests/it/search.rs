@@ -129,6 +129,11 @@ both_databases! {
             assert!(before.contains(&"clients clients_by_name 1000000 100000 10 1".to_owned()), "{before:?}");
             assert!(before.contains(&"clients clients_by_owner 1000000 100000 100 10 1".to_owned()), "{before:?}");
             assert!(before.iter().all(|line| !line.starts_with("audit_logs")), "{before:?}");
+            for (of, index) in [("api_key_id = 'x' AND", "usage_rollups_by_key"), ("user_id = 'x' AND", "usage_rollups_by_user"), ("", "PRIMARY KEY")] {
+                let sql = format!("SELECT SUM(cost_nano_usd) FROM usage_rollups WHERE organization_id = 'o' AND {of} span = 'DAY' AND start_at >= '2026'");
+                let plan = app.database.plan(&sql).await;
+                assert!(plan.contains(index), "{plan}");
+            }
             // What somebody else makes of them holds until the next start at most.
             for deed in ["ANALYZE", "DELETE FROM sqlite_stat1", "DROP TABLE sqlite_stat1"] {
                 app.database.execute(deed).await.unwrap();
