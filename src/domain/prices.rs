@@ -2,6 +2,7 @@
 //! program, and an admin can put a file in its place.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
@@ -14,7 +15,7 @@ const BUILT_IN: &str = include_str!("prices.json");
 /// The prices of models.
 #[derive(Debug)]
 pub struct Prices {
-    web_search: NanoUsd,
+    web_search: MicroUsd,
     models: Vec<Model>,
 }
 
@@ -22,7 +23,7 @@ pub struct Prices {
 #[derive(Debug)]
 pub struct Model {
     /// What the upstream calls it.
-    pub id: String,
+    pub id: Arc<str>,
     /// What people call it.
     pub display_name: String,
     /// How many tokens it can look at, where that is known.
@@ -44,26 +45,28 @@ struct Tier {
     row: Row,
 }
 
-/// What one token of each kind costs.
+/// What a million tokens of each kind cost, as the table has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
     /// Of the prompt.
-    pub input: NanoUsd,
+    pub input: MicroUsd,
     /// Of the prompt, written to the cache for five minutes.
-    pub cache_write_5m: NanoUsd,
+    pub cache_write_5m: MicroUsd,
     /// Of the prompt, written to the cache for an hour.
-    pub cache_write_1h: NanoUsd,
+    pub cache_write_1h: MicroUsd,
     /// Of the prompt, read from the cache.
-    pub cache_read: NanoUsd,
+    pub cache_read: MicroUsd,
     /// Of the answer.
-    pub output: NanoUsd,
+    pub output: MicroUsd,
 }
 
 /// What a request costs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Priced {
-    /// Exactly the sum by the table.
+    /// The sum by the table: exact, but that a part of a billionth of a dollar is rounded at the end.
     pub cost: NanoUsd,
+    /// The table's own name of the model, where it has it.
+    pub model: Option<Arc<str>>,
     /// Whether the table has the model. One that it has not costs as much as the dearest.
     pub is_known: bool,
 }
@@ -138,10 +141,10 @@ impl Prices {
     /// Says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, PricesError> {
         let file: TableFile = serde_json::from_str(text).map_err(PricesError::Form)?;
-        let web_search = usd(&file.web_search).map_err(|wrong| content("webSearch", wrong))?.into();
+        let web_search = amount(&file.web_search).map_err(|wrong| content("webSearch", wrong))?;
         let mut models: Vec<Model> = Vec::new();
         for model in file.models {
-            if models.iter().any(|known| known.id == model.id) {
+            if models.iter().any(|known| *known.id == *model.id) {
                 return Err(content(&model.id, "stands there twice"));
             }
             models.push(Model::read(model)?);
@@ -155,26 +158,35 @@ impl Prices {
     /// What tokens of a model cost at a time.
     #[must_use]
     pub fn cost(&self, model: &str, tokens: &Tokens, at: Timestamp) -> Priced {
-        let tokens = tokens.bounded();
-        let (row, is_known) = self.row(model, tokens.prompt(), at);
-        let parts = [
+        let (tokens, model) = (tokens.bounded(), self.find(model));
+        let row = self.row(model, tokens.prompt(), at);
+        let of_tokens = sum(&[
             (tokens.input, row.input),
             (tokens.output, row.output),
             (tokens.cache_write_5m, row.cache_write_5m),
             (tokens.cache_write_1h, row.cache_write_1h),
             (tokens.cache_read, row.cache_read),
-            (tokens.web_searches, self.web_search),
-        ];
-        Priced { cost: sum(&parts), is_known }
+        ]);
+        // A search is one, and no millionth of what the table has a price for.
+        let picos = of_tokens + sum(&[(tokens.web_searches, self.web_search)]) * 1_000_000;
+        let cost = NanoUsd::from_nanos(bounded((picos + PER_NANO / 2) / PER_NANO));
+        Priced { cost, model: model.map(|model| model.id.clone()), is_known: model.is_some() }
     }
 
     /// What a request costs at most, web searches aside: as though its prompt were written to the cache at the dearest, and its answer
     /// as long as it may be.
     #[must_use]
     pub fn estimate(&self, model: &str, input_tokens: u64, max_output: u64, at: Timestamp) -> MicroUsd {
-        let (row, _) = self.row(model, input_tokens, at);
+        let row = self.row(self.find(model), input_tokens, at);
         let input = row.input.max(row.cache_write_5m).max(row.cache_write_1h).max(row.cache_read);
-        sum(&[(input_tokens, input), (max_output, row.output)]).rounded_up()
+        let picos = sum(&[(input_tokens, input), (max_output, row.output)]);
+        NanoUsd::from_nanos(bounded((picos + PER_NANO - 1) / PER_NANO)).rounded_up()
+    }
+
+    /// The table's own name of a model that may be named otherwise.
+    #[must_use]
+    pub fn known(&self, model: &str) -> Option<&Arc<str>> {
+        self.find(model).map(|model| &model.id)
     }
 
     /// The models that the table has.
@@ -183,11 +195,8 @@ impl Prices {
         &self.models
     }
 
-    fn row(&self, model: &str, prompt: u64, at: Timestamp) -> (Row, bool) {
-        match self.find(model) {
-            Some(model) => (model.row(prompt, at), true),
-            None => (self.dearest(prompt, at), false),
-        }
+    fn row(&self, model: Option<&Model>, prompt: u64, at: Timestamp) -> Row {
+        model.map_or_else(|| self.dearest(prompt, at), |model| model.row(prompt, at))
     }
 
     /// The row whose answers cost the most; of several the one whose prompts do.
@@ -198,7 +207,7 @@ impl Prices {
 
     /// The model of an id, which may end with the date of the model's version or `-latest`.
     fn find(&self, id: &str) -> Option<&Model> {
-        let by = |id: &str| self.models.iter().find(|model| model.id == id);
+        let by = |id: &str| self.models.iter().find(|model| *model.id == *id);
         by(id).or_else(|| {
             let (model, version) = id.rsplit_once('-')?;
             let is_version = version == "latest" || version.len() == 8 && version.bytes().all(|b| b.is_ascii_digit());
@@ -232,7 +241,7 @@ impl Model {
         Ok(Self {
             display_name: file.display_name.unwrap_or_else(|| id.clone()),
             context_window: file.context_window,
-            id,
+            id: id.into(),
             periods,
         })
     }
@@ -263,11 +272,11 @@ impl TierFile {
     /// The first tier has every price.
     fn whole(&self) -> Result<Row, String> {
         let needed = |name: &str, price: &Option<String>| match price {
-            Some(price) => per_token(price),
+            Some(price) => amount(price),
             None => Err(format!("needs {name} in its first tier")),
         };
         Ok(Row {
-            input: per_token(&self.input)?,
+            input: amount(&self.input)?,
             cache_write_5m: needed("cacheWrite5m", &self.cache_write_5m)?,
             cache_write_1h: needed("cacheWrite1h", &self.cache_write_1h)?,
             cache_read: needed("cacheRead", &self.cache_read)?,
@@ -277,9 +286,9 @@ impl TierFile {
 
     /// What another tier leaves out is as much dearer than in the tier below as its prompts are.
     fn over(&self, lower: Row) -> Result<Row, String> {
-        let input = per_token(&self.input)?;
-        let scaled = |price: &Option<String>, below: NanoUsd| match price {
-            Some(price) => per_token(price),
+        let input = amount(&self.input)?;
+        let scaled = |price: &Option<String>, below: MicroUsd| match price {
+            Some(price) => amount(price),
             None => Ok(scale(below, input, lower.input)),
         };
         Ok(Row {
@@ -294,52 +303,43 @@ impl TierFile {
 
 impl Row {
     const FREE: Self = {
-        let free = NanoUsd::from_nanos(0);
+        let free = MicroUsd::from_micros(0);
         Self { input: free, cache_write_5m: free, cache_write_1h: free, cache_read: free, output: free }
     };
 }
 
-/// What a million costs at the price of one.
-#[must_use]
-pub fn per_million(price: NanoUsd) -> NanoUsd {
-    NanoUsd::from_nanos(price.nanos().saturating_mul(1_000_000))
-}
-
-/// A part of a billionth counts as a whole one.
-fn scale(price: NanoUsd, by: NanoUsd, over: NanoUsd) -> NanoUsd {
-    if over.nanos() == 0 {
+/// A part of a millionth of a dollar counts as a whole one.
+fn scale(price: MicroUsd, by: MicroUsd, over: MicroUsd) -> MicroUsd {
+    if over.micros() == 0 {
         return price;
     }
-    let product = i128::from(price.nanos()) * i128::from(by.nanos());
-    let over = i128::from(over.nanos());
-    NanoUsd::from_nanos(i64::try_from((product + over - 1) / over).unwrap_or(i64::MAX))
+    let product = i128::from(price.micros()) * i128::from(by.micros());
+    let over = i128::from(over.micros());
+    MicroUsd::from_micros(i64::try_from((product + over - 1) / over).unwrap_or(i64::MAX))
 }
 
-fn sum(parts: &[(u64, NanoUsd)]) -> NanoUsd {
-    /// A million dollars: more than any request costs, and less than what sums of costs cannot hold.
-    const MOST: i128 = 1_000_000_000_000_000;
-    let nanos: i128 = parts.iter().map(|(count, price)| i128::from(*count) * i128::from(price.nanos())).sum();
-    NanoUsd::from_nanos(i64::try_from(nanos.min(MOST)).unwrap_or_default())
+/// How many millionths of a millionth of a dollar there are in a billionth.
+const PER_NANO: i128 = 1_000;
+
+/// What so many cost that are a millionth each of what has a price: in millionths of a millionth of a dollar.
+fn sum(parts: &[(u64, MicroUsd)]) -> i128 {
+    parts.iter().map(|(count, price)| i128::from(*count) * i128::from(price.micros())).sum()
+}
+
+/// A million dollars at most: more than any request costs, and less than what sums of costs cannot hold.
+fn bounded(nanos: i128) -> i64 {
+    const MOST: i64 = 1_000_000_000_000_000;
+    i64::try_from(nanos).map_or(MOST, |nanos| nanos.min(MOST))
 }
 
 /// The most that a price may be: what a request costs then still is a number.
 const MOST: MicroUsd = MicroUsd::from_usd(10_000);
 
-fn usd(text: &str) -> Result<MicroUsd, String> {
-    let amount: MicroUsd =
-        text.parse().map_err(|_| format!("has the price {text:?}, which is no amount like 12.50"))?;
+fn amount(text: &str) -> Result<MicroUsd, String> {
+    let amount: MicroUsd = text.parse().map_err(|_| {
+        format!("has the price {text:?}, which is no amount like 12.50, with at most 6 places after the point")
+    })?;
     if amount > MOST { Err(format!("has the price {text:?}, which is more than {MOST}")) } else { Ok(amount) }
-}
-
-/// The price of a token, where a million cost so much.
-fn per_token(text: &str) -> Result<NanoUsd, String> {
-    /// A billionth for a token is a thousandth of a dollar for a million.
-    const STEP: i64 = 1_000;
-    let micros = usd(text)?.micros();
-    if micros % STEP != 0 {
-        return Err(format!("has the price {text:?}, which has more than 3 places after the point"));
-    }
-    Ok(NanoUsd::from_nanos(micros / STEP))
 }
 
 fn content(of: &str, wrong: impl std::fmt::Display) -> PricesError {

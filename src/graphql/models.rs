@@ -5,7 +5,7 @@ use async_graphql::{Context, Object, SimpleObject};
 use super::context::ContextExt;
 use super::declarations::Declared;
 use super::scalars::Decimal;
-use crate::domain::prices::per_million;
+use crate::model::MicroUsd;
 
 /// A Claude model, with its prices as they are now: those of its shortest prompts, where they go by the length.
 #[derive(SimpleObject)]
@@ -39,9 +39,9 @@ impl ModelQuery {
         let now = services.clock.now();
         let models = services.prices.models().iter().map(|model| {
             let row = model.row(0, now);
-            let usd = |price| Decimal(per_million(price).to_string());
+            let usd = |price: MicroUsd| Decimal(price.to_string());
             ClaudeModel {
-                id: model.id.clone(),
+                id: model.id.to_string(),
                 display_name: model.display_name.clone(),
                 input_usd_per_million: usd(row.input),
                 output_usd_per_million: usd(row.output),

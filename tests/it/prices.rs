@@ -1,6 +1,6 @@
 //! What tokens cost: by the table, exactly.
 
-use claviger::domain::prices::{Prices, per_million};
+use claviger::domain::prices::Prices;
 use claviger::model::{NanoUsd, Timestamp, Tokens};
 use proptest::prelude::*;
 use serde_json::json;
@@ -147,20 +147,38 @@ const DATED: &str = r#"{ "webSearch": "0.02", "models": [{ "id": "m", "contextWi
 fn a_price_holds_from_its_date_on() {
     let prices = Prices::parse(DATED).unwrap();
     let model = &prices.models()[0];
-    let input = |time: &str| per_million(model.row(0, at(time)).input).to_string();
+    let input = |time: &str| model.row(0, at(time)).input.to_string();
     assert_eq!((input("2020-01-01T00:00:00Z"), input("2026-11-30T23:59:59.999999Z")), ("3".to_owned(), "3".to_owned()));
     assert_eq!((input("2026-12-01T00:00:00Z"), input("2030-01-01T00:00:00Z")), ("1".to_owned(), "1".to_owned()));
-    // A part of a billionth counts as a whole one.
+    // What the tier leaves out is as much dearer as its input is, to the last place of a price.
     let long = model.row(11, at("2027-01-01T00:00:00Z"));
-    assert_eq!((long.cache_read.nanos(), long.cache_write_5m.nanos(), long.output.nanos()), (2, 1_667, 7_000));
+    assert_eq!(
+        (long.cache_read.micros(), long.cache_write_5m.micros(), long.output.micros()),
+        (1_333, 1_666_250, 7_000_000)
+    );
     let searched = Tokens { web_searches: 3, ..Tokens::default() };
     assert_eq!(prices.cost("m", &searched, now()).cost.to_string(), "0.06");
+}
+
+/// The table of the documentation, whose prices have more places than a billionth for a token.
+#[test]
+fn the_documented_table_is_taken_and_a_cost_is_rounded_once() {
+    let text = include_str!("../../docs/usage.md");
+    let (_, table) = text.split_once("```json\n").unwrap();
+    let prices = Prices::parse(table.split_once("```").unwrap().0).unwrap();
+    let later = at("2027-01-01T00:00:00Z");
+    let cost = |tokens: Tokens| nanos(prices.cost("claude-haiku-5-5", &tokens, later).cost);
+    // 112.5 billionths each.
+    let written = |cache_write_5m| Tokens { cache_write_5m, ..Tokens::default() };
+    assert_eq!((cost(written(2)), cost(written(1_000_000))), (225, 112_500_000));
+    assert_eq!(cost(Tokens { cache_write_5m: 1, input: 1, ..Tokens::default() }), 203);
+    assert_eq!(cost(Tokens { cache_write_5m: 3, input: 1, ..Tokens::default() }), 428);
 }
 
 #[test]
 fn a_table_that_cannot_be_meant_is_refused() {
     for (wrong, says) in [
-        (DATED.replace("\"0.001\"", "\"0.0001\""), "more than 3 places"),
+        (DATED.replace("\"0.001\"", "\"0.0000001\""), "6 places"),
         (DATED.replace("\"15\"", "\"-15\""), "no amount"),
         (DATED.replace("\"15\"", "\"10001\""), "more than 10000"),
         (DATED.replace("\"output\": \"15\"", "\"outptu\": \"15\""), "unknown field"),
