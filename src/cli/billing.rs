@@ -1,6 +1,6 @@
 //! `claviger billing`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write as _};
 
 use clap::ValueEnum;
@@ -54,6 +54,9 @@ const HEADING: [&str; 13] = [
     "costUsd",
 ];
 
+/// How many are asked for at once: SQLite takes no statement with more than some 32,000 values.
+const MOST_IDS: usize = 10_000;
+
 /// A line of the bill: for which client, with which key, of which model, and what that comes to.
 struct Line {
     client: (String, String),
@@ -85,12 +88,20 @@ pub(super) async fn run(settings: &Settings, asked: Billing) -> Result<(), Failu
 }
 
 async fn lines(cx: Cx<'_>, bill: &billing::Billing) -> domain::Result<Vec<Line>> {
-    let ids = |dimension: Dimension| bill.lines.iter().map(move |line| line.group[dimension as usize].clone());
-    let key_ids: Vec<_> = ids(Dimension::ApiKey).filter_map(|id| id.parse().ok()).collect();
-    let client_ids: Vec<_> = ids(Dimension::Client).filter_map(|id| id.parse().ok()).collect();
-    let keys = api_key::find_many(cx, &key_ids).await?.into_iter().map(|key| (key.id.to_string(), key.name));
-    let clients = client::find_many(cx, &client_ids).await?.into_iter().map(|row| (row.id.to_string(), row.name));
-    let names: HashMap<String, String> = keys.chain(clients).collect();
+    let ids = |dimension: Dimension| -> BTreeSet<&str> {
+        bill.lines.iter().map(|line| line.group[dimension as usize].as_str()).collect()
+    };
+    let mut names: HashMap<String, String> = HashMap::new();
+    let key_ids: Vec<_> = ids(Dimension::ApiKey).into_iter().filter_map(|id| id.parse().ok()).collect();
+    for ids in key_ids.chunks(MOST_IDS) {
+        let found = api_key::find_many(cx, ids).await?;
+        names.extend(found.into_iter().map(|key| (key.id.to_string(), key.name)));
+    }
+    let client_ids: Vec<_> = ids(Dimension::Client).into_iter().filter_map(|id| id.parse().ok()).collect();
+    for ids in client_ids.chunks(MOST_IDS) {
+        let found = client::find_many(cx, ids).await?;
+        names.extend(found.into_iter().map(|client| (client.id.to_string(), client.name)));
+    }
     let with_name = |id: &String| (id.clone(), names.get(id).cloned().unwrap_or_default());
     let line = |bucket: &domain::usage_report::Bucket| Line {
         client: with_name(&bucket.group[Dimension::Client as usize]),

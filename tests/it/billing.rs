@@ -82,6 +82,16 @@ both_databases! {
         assert!(text.ends_with("2026-10: 4 requests, 2500003 tokens, 8.000015 USD\n"), "{text}");
         let nothing = String::from_utf8(command(&app, &["billing", "--month", "2020-01"]).stdout).unwrap();
         assert_eq!(nothing, "2020-01: 0 requests, 0 tokens, 0 USD\n");
+        // However many lines: SQLite takes no statement with as many values.
+        let organization = Whose::of(&admin).await.organization;
+        let start = if app.database.url.starts_with("postgres") { "timestamptz '2021-01-03 00:00:00+00'" } else { "'2021-01-03T00:00:00.000000Z'" };
+        let (key, client) = (other["id"].as_str().unwrap(), client["id"].as_str().unwrap());
+        let insert = format!("INSERT INTO usage_rollups WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 33000)
+            SELECT '{organization}', 'DAY', {start}, '{key}', '', '{client}', '', 'm' || i, 1, 0, 1, 1, 0, 0, 1, 1 FROM n");
+        app.database.execute(&insert).await.unwrap();
+        let many = command(&app, &["billing", "--month", "2021-01", "--format", "csv"]);
+        assert!(many.status.success(), "{}", String::from_utf8_lossy(&many.stderr));
+        assert_eq!(String::from_utf8(many.stdout).unwrap().lines().filter(|line| line.contains("Other")).count(), 33_000);
         for wrong in ["2026-13", "202610", "2026-1", "x"] {
             assert_eq!(command(&app, &["billing", "--month", wrong]).status.code(), Some(2), "{wrong}");
         }
