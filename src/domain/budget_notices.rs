@@ -1,6 +1,6 @@
 //! What tells of API keys' limits of tokens and costs that are mostly used, or all of it: once for each day or month, beside the requests.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ pub(super) struct BudgetNotices {
 struct State {
     /// The last of each key's two limits: whoever is at a limit asks again and again.
     told: HashMap<ApiKeyId, [Option<Standing>; 2]>,
-    due: Vec<Alert>,
+    due: VecDeque<Alert>,
 }
 
 impl BudgetNotices {
@@ -96,7 +96,7 @@ impl BudgetNotices {
             return;
         }
         *told = Some(standing);
-        state.due.push(Alert { organization: ledger.organization_id, key: ledger.api_key_id, standing });
+        state.due.push_back(Alert { organization: ledger.organization_id, key: ledger.api_key_id, standing });
         self.woken.notify_one();
     }
 
@@ -112,9 +112,10 @@ pub async fn tell(services: Arc<Services>, stop: CancellationToken) {
     loop {
         let is_last = stop.run_until_cancelled(notices.woken.notified()).await.is_none();
         loop {
-            let Some(alert) = notices.state().due.pop() else { break };
+            let Some(alert) = notices.state().due.pop_front() else { break };
             if let Err(error) = tell_of(&services, &alert).await {
-                notices.state().due.push(alert);
+                // Behind the others: it may be this one alone that cannot be told.
+                notices.state().due.push_back(alert);
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
                     "it was not told how far a limit is used up; it is tried again"
