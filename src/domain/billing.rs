@@ -34,7 +34,8 @@ pub async fn of_month(cx: Cx<'_>, year: i32, month: i32) -> Result<Billing> {
     let by = [Dimension::Client, Dimension::ApiKey, Dimension::Model];
     let report = report_of(cx, &UsageFilter::default(), span, (&by, None), MOST_LINES).await?;
     let Some(Report { total, buckets, .. }) = report else {
-        return Err(Error::internal("a month has more than a million lines"));
+        let message = "has more than a million lines, of clients, keys and models: ask for its usage by fewer of them";
+        return Err(Error::bad_input(vec![FieldError { path: vec!["month"], message: message.into() }]));
     };
     Ok(Billing { total, lines: buckets })
 }

@@ -390,22 +390,26 @@ pub async fn follow_usage(services: &Services, organization: OrganizationId, id:
     }
 }
 
-/// Turns the month of the accounts whose month is over. Returns how many they were.
+/// Turns the month of the accounts whose month is over, and notes of those of which it was not, since that failed, that they are near
+/// their limit or at it: what is at its limit has no next request to be found with. Returns how many they were.
 ///
 /// # Errors
-/// Where the database fails; those that were turned stay so.
-pub async fn turn_months(services: &Services) -> Result<usize> {
+/// Where it failed for one, the last of them: each was tried.
+pub async fn follow_all_usage(services: &Services) -> Result<usize> {
     /// How many are read at once.
     const BATCH: i64 = 100;
-    let mut turned = 0;
+    let (mut followed, mut last, mut failed) = (0, None, None);
     loop {
-        let due = accounts::due_to_turn(&mut services.db.read().await?, services.clock.now(), BATCH).await?;
-        for (organization, id) in &due {
-            follow_usage(services, *organization, *id).await?;
+        let wrong = accounts::to_follow(&mut services.db.read().await?, services.clock.now(), last, BATCH).await?;
+        for (organization, id) in &wrong {
+            match follow_usage(services, *organization, *id).await {
+                Ok(()) => followed += 1,
+                Err(error) => failed = Some(error),
+            }
         }
-        turned += due.len();
-        if i64::try_from(due.len()).is_ok_and(|count| count < BATCH) {
-            return Ok(turned);
+        last = wrong.last().map(|(_, id)| *id);
+        if i64::try_from(wrong.len()).is_ok_and(|count| count < BATCH) {
+            return failed.map_or(Ok(followed), Err);
         }
     }
 }

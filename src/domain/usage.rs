@@ -32,7 +32,9 @@ const GATHERING: Duration = Duration::from_millis(200);
 /// How soon it is tried again to write what could not be.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long an orderly stop waits for a database that fails.
-const LAST_TRIES: Duration = Duration::from_secs(10);
+const LAST_TRIES: Duration = Duration::from_secs(5);
+/// How often a batch is tried at once that others seem to have begun with: there may be more to it.
+const MOST_TRIES: usize = 3;
 /// How many records one transaction writes: others that write wait for it on SQLite.
 const BATCH: usize = 1_000;
 /// How many records wait at most: some tens of megabytes. What comes beyond, while the database fails, is lost, and counted.
@@ -170,7 +172,13 @@ fn row(id: UsageRecordId, new: NewUsageRecord) -> UsageRecord {
         user_id: new.user_id,
         client_id: new.client_id,
         claude_account_id: new.claude_account_id,
-        model: tame(new.model),
+        // Callers name what they like, and sums are for good: a name counts that the table has, or that an upstream has answered to.
+        model: match new.priced.model {
+            Some(model) => model.to_string(),
+            None if new.status_code < 400 => tame(new.model.clone()),
+            None => String::new(),
+        },
+        asked_model: tame(new.model),
         endpoint: tame(new.endpoint),
         status_code: new.status_code.into(),
         error_type: new.error_type.map(tame),
@@ -266,9 +274,11 @@ pub async fn flush(services: &Services) -> store::Result<()> {
 }
 
 async fn write_batch(services: &Services, batch: &mut [UsageRecord]) -> store::Result<()> {
+    let mut tries = 0;
     let written = loop {
+        tries += 1;
         match records::write(&services.db, batch, services.clock.now()).await {
-            Err(store::Error::Duplicate) => {
+            Err(store::Error::Duplicate) if tries < MOST_TRIES => {
                 // Either they are there, and it was the answer that was lost; or another server has begun with the organization's
                 // records at the same moment.
                 if records::is_there(&mut services.db.read().await?, batch[0].id).await? {
@@ -283,8 +293,7 @@ async fn write_batch(services: &Services, batch: &mut [UsageRecord]) -> store::R
     Ok(())
 }
 
-/// Says what was written, here and to other servers. What is to be noted of an account is found again with its next record, should it
-/// fail.
+/// Says what was written, here and to other servers. What is to be noted of an account is found again by a job, should it fail.
 async fn tell(services: &Services, Written { ends, to_follow }: Written) {
     for (organization, sequence) in ends {
         services.usage_commits.publish(Committed { organization, sequence, resource_type: None });
@@ -308,12 +317,18 @@ pub(super) fn whose(cx: Cx<'_>) -> Result<WhoseUsage> {
     }
 }
 
+/// The same filter by the model's own name: it may be asked for by another, and records are added up under one.
+pub(super) fn by_known_model(services: &Services, filter: &UsageFilter) -> UsageFilter {
+    let known = |model: String| services.prices.known(&model).map_or(model, |known| known.to_string());
+    UsageFilter { model: filter.model.clone().map(known), ..filter.clone() }
+}
+
 /// A page of the organization's records, or of the caller's own, the newest first.
 ///
 /// # Errors
 /// Where nobody is signed in, or with a cursor of another list.
 pub async fn page(cx: Cx<'_>, filter: &UsageFilter, page: &Page) -> Result<PageSlice<UsageRecord>> {
-    let whose = whose(cx)?;
+    let (whose, filter) = (whose(cx)?, &by_known_model(cx.services, filter));
     let is_filtered = whose.user().is_some() || *filter != UsageFilter::default();
     let mut conn = cx.services.db.list(page, is_filtered).await?;
     Ok(records::page(&mut conn, &whose, filter, page).await?)
@@ -324,7 +339,7 @@ pub async fn page(cx: Cx<'_>, filter: &UsageFilter, page: &Page) -> Result<PageS
 /// # Errors
 /// Where nobody is signed in.
 pub async fn count(cx: Cx<'_>, filter: &UsageFilter) -> Result<i64> {
-    let whose = whose(cx)?;
+    let (whose, filter) = (whose(cx)?, &by_known_model(cx.services, filter));
     let mut conn = cx.services.db.scan().await?;
     let Some(oldest) = records::oldest(&mut conn, &whose).await? else { return Ok(0) };
     let oldest = UsageInterval::Hour.start(oldest);
@@ -346,7 +361,8 @@ pub async fn find_many(cx: Cx<'_>, ids: &[UsageRecordId]) -> Result<Vec<UsageRec
 /// # Errors
 /// Where nobody is signed in.
 pub async fn next(cx: Cx<'_>, filter: &UsageFilter, span: (i64, i64)) -> Result<Option<UsageRecord>> {
-    Ok(records::next(&mut cx.services.db.scan().await?, &whose(cx)?, filter, span).await?)
+    let filter = by_known_model(cx.services, filter);
+    Ok(records::next(&mut cx.services.db.scan().await?, &whose(cx)?, &filter, span).await?)
 }
 
 /// How far the organization's records are.

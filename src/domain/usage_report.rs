@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::context::Cx;
 use super::error::{Error, FieldError, Result};
-use super::usage::whose;
+use super::usage::{by_known_model, whose};
 use crate::model::{ApiKeyId, Timestamp, UsageInterval};
 use crate::store::usage::{self as records, UsageFilter, WhoseUsage};
 use crate::store::usage_rollup::{self as rollups, Dimension, Group, UsageTotals};
@@ -13,6 +13,9 @@ use crate::store::{self, Conn};
 
 /// The most buckets that a report has.
 const MOST_BUCKETS: usize = 10_000;
+
+/// How many buckets each key of several has at least, whatever the others have: the hours of a month, and more.
+const ALWAYS_OF_KEY: usize = 1_000;
 
 /// What a report asks for: by what usage is told apart, and over which intervals.
 pub type Grouping<'a> = (&'a [Dimension], Option<UsageInterval>);
@@ -59,9 +62,11 @@ pub async fn report(
     span: (Timestamp, Timestamp),
     grouping: Grouping<'_>,
 ) -> Result<Report> {
-    report_of(cx, filter, span, grouping, MOST_BUCKETS).await?.ok_or_else(|| {
-        wrong(vec!["interval"], "makes more than 10,000 buckets: ask for a shorter span, or for longer intervals")
-    })
+    report_of(cx, filter, span, grouping, MOST_BUCKETS).await?.ok_or_else(too_many)
+}
+
+fn too_many() -> Error {
+    wrong(vec!["interval"], "makes more than 10,000 buckets: ask for a shorter span, or for longer intervals")
 }
 
 /// The same, with so many buckets at most; none: there would be more.
@@ -72,7 +77,7 @@ pub(super) async fn report_of(
     grouping: Grouping<'_>,
     most: usize,
 ) -> Result<Option<Report>> {
-    let whose = whose(cx)?;
+    let (whose, filter) = (whose(cx)?, &by_known_model(cx.services, filter));
     let (from, to) = span;
     if to < from {
         return Err(wrong(vec!["to"], "must not be before from"));
@@ -113,7 +118,9 @@ pub async fn reports_by_key(
     let (from, to) = span;
     let filter = UsageFilter { api_key_ids: Some(keys.to_vec()), ..UsageFilter::default() };
     let mut reports = HashMap::new();
-    for bucket in report(cx, &filter, span, (&[Dimension::ApiKey], interval)).await?.buckets {
+    let most = MOST_BUCKETS.max(keys.len().saturating_mul(ALWAYS_OF_KEY));
+    let report = report_of(cx, &filter, span, (&[Dimension::ApiKey], interval), most).await?.ok_or_else(too_many)?;
+    for bucket in report.buckets {
         let Ok(key) = bucket.group[Dimension::ApiKey as usize].parse() else { continue };
         let report: &mut Report = reports.entry(key).or_insert_with(|| Report::empty(from, to));
         report.total.add(&bucket.totals);

@@ -1,29 +1,53 @@
 //! What months have cost, in the API.
 
-use async_graphql::{Context, Object, SimpleObject};
+use async_graphql::{Context, Object};
 
 use super::context::ContextExt;
 use super::declarations::{Declared, Permission, requires};
 use super::error::Result;
-use super::usage::{UsageBucket, UsageTotals};
-use crate::domain::billing;
+use super::usage::{UsageBucket, UsageTotals, buckets};
+use crate::domain::billing::{self, Billing};
 use crate::store::usage_rollup::Dimension;
 
 /// What a calendar month has cost, in UTC.
-#[derive(SimpleObject)]
 pub(super) struct BillingSummary {
-    /// The year.
     year: i32,
-    /// The month, from 1.
     month: i32,
+    bill: Billing,
+}
+
+/// What a calendar month has cost, in UTC.
+#[Object(serial)]
+impl BillingSummary {
+    /// The year.
+    async fn year(&self) -> i32 {
+        self.year
+    }
+
+    /// The month, from 1.
+    async fn month(&self) -> i32 {
+        self.month
+    }
+
     /// Of everything.
-    total: UsageTotals,
+    async fn total(&self) -> UsageTotals {
+        UsageTotals(self.bill.total)
+    }
+
     /// By model, the dearest first.
-    by_model: Vec<UsageBucket>,
+    async fn by_model(&self, ctx: &Context<'_>) -> Result<Vec<UsageBucket>> {
+        buckets(ctx, &self.bill.by(Dimension::Model))
+    }
+
     /// By client, the dearest first; one bucket without a client is for what was for none.
-    by_client: Vec<UsageBucket>,
+    async fn by_client(&self, ctx: &Context<'_>) -> Result<Vec<UsageBucket>> {
+        buckets(ctx, &self.bill.by(Dimension::Client))
+    }
+
     /// By API key, the dearest first.
-    by_api_key: Vec<UsageBucket>,
+    async fn by_api_key(&self, ctx: &Context<'_>) -> Result<Vec<UsageBucket>> {
+        buckets(ctx, &self.bill.by(Dimension::ApiKey))
+    }
 }
 
 #[derive(Default)]
@@ -39,15 +63,7 @@ impl BillingQuery {
         #[graphql(desc = "The year.")] year: i32,
         #[graphql(desc = "The month, 1 to 12.")] month: i32,
     ) -> Result<Option<BillingSummary>> {
-        let billing = billing::of_month(ctx.cx(), year, month).await?;
-        let by = |dimension| billing.by(dimension).into_iter().map(UsageBucket).collect();
-        Ok(Some(BillingSummary {
-            year,
-            month,
-            total: UsageTotals(billing.total),
-            by_model: by(Dimension::Model),
-            by_client: by(Dimension::Client),
-            by_api_key: by(Dimension::ApiKey),
-        }))
+        let bill = billing::of_month(ctx.cx(), year, month).await?;
+        Ok(Some(BillingSummary { year, month, bill }))
     }
 }

@@ -58,6 +58,8 @@ macro_rules! loaders {
         /// The loaders of one request.
         pub(super) struct Loaders {
             now: Timestamp,
+            /// How many values of buckets the answer has.
+            bucket_values: AtomicU64,
             $($field: Gathering<$read>,)+
         }
 
@@ -65,7 +67,8 @@ macro_rules! loaders {
             /// Loaders that read as this caller.
             pub(super) fn new(caller: &Arc<Caller>) -> Self {
                 let asked = Arc::default();
-                Self { now: caller.services.clock.now(), $($field: Gathering::new(caller, &asked),)+ }
+                let now = caller.services.clock.now();
+                Self { now, bucket_values: AtomicU64::default(), $($field: Gathering::new(caller, &asked),)+ }
             }
 
             /// Forgets what was read.
@@ -110,6 +113,11 @@ impl Loaders {
     /// The time that a whole request is answered for: lists that are asked for together are of one moment.
     pub(super) fn now(&self) -> Timestamp {
         self.now
+    }
+
+    /// Counts so many more values of buckets; returns how many they are.
+    pub(super) fn add_bucket_values(&self, more: u64) -> u64 {
+        self.bucket_values.fetch_add(more, Ordering::Relaxed).saturating_add(more)
     }
 
     /// The caller's organization, by its id.

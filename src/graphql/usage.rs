@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use async_graphql::{Context, Enum, ID, InputObject, Object};
+use async_graphql::{Context, Enum, ID, InputObject, Object, SelectionField, Value};
 
 use super::api_key::ApiKey;
 use super::claude_account::ClaudeAccount;
@@ -17,8 +17,9 @@ use super::loaders::{Loaders, UsageOfKey};
 use super::rows::One;
 use super::scalars::{BigInt, DateTime, Decimal};
 use super::user::{self, User};
-use crate::domain;
+use super::walls::{DEFAULT_PAGE, LARGEST_PAGE};
 use crate::domain::usage_report::{self, Bucket, Report};
+use crate::domain::{self, FieldError};
 use crate::model::{ApiKeyId, ClaudeAccountId, ClientId, ManageClaudeAccounts, NanoUsd, Permit, Timestamp, UserId};
 use crate::store::usage::{self as records, UsageFilter as Filter, UsageRecord as Row};
 use crate::store::usage_rollup::{Dimension, UsageTotals as Totals};
@@ -82,9 +83,9 @@ impl UsageRecord {
         id(self.0.claude_account_id)
     }
 
-    /// The model that was asked for.
+    /// The model that was asked for, by the name that the caller gave it.
     async fn model(&self) -> &str {
-        &self.0.model
+        &self.0.asked_model
     }
 
     /// Whether the table of prices has the model. One that it has not costs as much as the dearest.
@@ -250,7 +251,7 @@ pub(super) struct UsageFilter {
     client_id: Option<ID>,
     /// By this Claude account.
     claude_account_id: Option<ID>,
-    /// Of this model.
+    /// Of this model, whichever of its names was asked for.
     model: Option<String>,
 }
 
@@ -326,9 +327,37 @@ impl UsageReport {
     }
 
     /// By what was asked for: in the order of time, then the dearest first. What has no usage has no bucket.
-    async fn buckets(&self) -> Vec<UsageBucket> {
-        self.0.buckets.iter().cloned().map(UsageBucket).collect()
+    async fn buckets(&self, ctx: &Context<'_>) -> Result<Vec<UsageBucket>> {
+        buckets(ctx, &self.0.buckets)
     }
+}
+
+/// The most values that all buckets of a request have: what is counted of a request before it is answered does not know of how many there
+/// will be.
+const MOST_VALUES: u64 = 200_000;
+
+/// Buckets, as long as the request has not too many with all that it asks of them.
+pub(super) fn buckets(ctx: &Context<'_>, buckets: &[Bucket]) -> Result<Vec<UsageBucket>> {
+    let each: u64 = ctx.field().selection_set().map(values).sum();
+    if Loaders::of(ctx).add_bucket_values(each.saturating_mul(buckets.len() as u64)) > MOST_VALUES {
+        let message = format!(
+            "makes buckets of more than {MOST_VALUES} values: ask for fewer fields, a shorter span, or longer intervals"
+        );
+        return Err(
+            domain::Error::bad_input(vec![FieldError { path: vec!["buckets"], message: message.into() }]).into()
+        );
+    }
+    Ok(buckets.iter().cloned().map(UsageBucket).collect())
+}
+
+/// How many values a field has at most, with those inside of it.
+fn values(field: SelectionField<'_>) -> u64 {
+    let arguments = field.arguments().unwrap_or_default();
+    let sizes = arguments.iter().filter(|(name, _)| matches!(name.as_str(), "first" | "last"));
+    let size = sizes.filter_map(|(_, size)| if let Value::Number(size) = size { size.as_u64() } else { None }).max();
+    let is_page = size.is_some() || field.selection_set().any(|inside| matches!(inside.name(), "nodes" | "edges"));
+    let rows = if is_page { size.unwrap_or(DEFAULT_PAGE).clamp(1, LARGEST_PAGE) } else { 1 };
+    field.selection_set().map(values).fold(0, u64::saturating_add).saturating_mul(rows).saturating_add(1)
 }
 
 /// What an API key has used: with what all keys of the page have, in one go.
@@ -448,7 +477,7 @@ impl UsageBucket {
         id(self.value(Dimension::ClaudeAccount))
     }
 
-    /// The model.
+    /// The model, as the table of prices names it; null for what was asked of one that the table has not and no upstream answered for.
     async fn model(&self) -> Option<&str> {
         self.value(Dimension::Model)
     }

@@ -100,9 +100,9 @@ struct Operation {
 }
 
 /// What a page counts as whose size nobody asks for.
-const DEFAULT_PAGE: u64 = DEFAULT_PAGE_SIZE as u64;
+pub(super) const DEFAULT_PAGE: u64 = DEFAULT_PAGE_SIZE as u64;
 /// What a page counts as whose size no number says: the size is refused later, by the field itself.
-const LARGEST_PAGE: u64 = MAX_PAGE_SIZE as u64;
+pub(super) const LARGEST_PAGE: u64 = MAX_PAGE_SIZE as u64;
 
 impl Measured {
     /// The operation with the name, or the only one: its place and its kind.

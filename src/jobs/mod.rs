@@ -42,9 +42,9 @@ pub fn all(settings: &Settings) -> Vec<Job> {
                 notification::tell_of_lockouts(&services).await.map(drop)
             }),
             Job::new("account-months", MINUTE, |services| async move {
-                let turned = claude_account::turn_months(&services).await?;
-                if turned > 0 {
-                    tracing::info!(turned, "a new month of Claude accounts has begun");
+                let followed = claude_account::follow_all_usage(&services).await?;
+                if followed > 0 {
+                    tracing::info!(followed, "the usage of Claude accounts was looked after");
                 }
                 Ok(())
             }),

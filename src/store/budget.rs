@@ -121,12 +121,7 @@ pub struct Budget {
 ///
 /// # Errors
 /// [`Error::Duplicate`](super::Error::Duplicate) where another has begun with it at the same moment.
-pub async fn change<T>(
-    db: &Db,
-    server: Server<'_>,
-    start: &Ledger,
-    apply: impl FnOnce(&mut Budget) -> T,
-) -> Result<T> {
+pub async fn change<T>(db: &Db, server: Server<'_>, start: &Ledger, apply: impl FnOnce(&mut Budget) -> T) -> Result<T> {
     Tx::bookkeeping(db, async |tx| change_locked(tx, server, start, apply).await).await
 }
 
@@ -303,13 +298,10 @@ pub async fn charge(db: &Db, used: &BTreeMap<(ApiKeyId, Period), (i64, i64)>) ->
     let keys: BTreeSet<ApiKeyId> = used.keys().map(|(key, _)| *key).collect();
     let mut conn = db.read().await?;
     // Most keys have no limits, and are not counted: only those that are cost a transaction.
-    let counted: BTreeSet<ApiKeyId> = on_conn!(&mut conn, |c| b::table
-        .filter(b::api_key_id.eq_any(keys))
-        .select(b::api_key_id)
-        .load(c)
-        .await?)
-    .into_iter()
-    .collect();
+    let counted: BTreeSet<ApiKeyId> =
+        on_conn!(&mut conn, |c| b::table.filter(b::api_key_id.eq_any(keys)).select(b::api_key_id).load(c).await?)
+            .into_iter()
+            .collect();
     drop(conn);
     if counted.is_empty() {
         return Ok(());

@@ -1,6 +1,8 @@
 //! Claude accounts: upstream API keys, sealed, with what the relay needs to know of them.
 
+use diesel::dsl::sql;
 use diesel::prelude::*;
+use diesel::sql_types::Bool;
 use diesel_async::RunQueryDsl;
 
 use super::backend::{Conn, on_conn};
@@ -243,19 +245,30 @@ pub async fn find_active(conn: &mut Conn, permit: &Permit<UseRelay>) -> Result<V
         .await?))
 }
 
-/// Accounts whose month is over, whosever they are.
+/// The next accounts after one whose state does not say how far their limit is used up, whosever they are: since their month is over,
+/// or since it was not noted when it came to that.
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn due_to_turn(conn: &mut Conn, now: Timestamp, most: i64) -> Result<Vec<(OrganizationId, ClaudeAccountId)>> {
+pub async fn to_follow(
+    conn: &mut Conn,
+    now: Timestamp,
+    after: Option<ClaudeAccountId>,
+    most: i64,
+) -> Result<Vec<(OrganizationId, ClaudeAccountId)>> {
     use claude_accounts as t;
-    Ok(on_conn!(conn, |c| t::table
-        .filter(t::usage_resets_at.le(now))
-        .order((t::usage_resets_at, t::id))
-        .limit(most)
-        .select((t::organization_id, t::id))
-        .load(c)
-        .await?))
+    // As `LimitLevel` has it; what has no limit is below it.
+    let near = "coalesce(current_usage >= usage_limit - usage_limit / 5, 1 = 0)";
+    let reached = "coalesce(current_usage >= usage_limit, 1 = 0)";
+    let is_wrong = format!("((is_near_limit <> {near}) OR ((health_state = 'EXHAUSTED') <> {reached}))");
+    Ok(on_conn!(conn, |c: Backend| {
+        let wrong = t::usage_resets_at.le(now).or(sql::<Bool>(&is_wrong));
+        let mut query = t::table.filter(wrong).into_boxed::<Backend>();
+        if let Some(after) = after {
+            query = query.filter(t::id.gt(after));
+        }
+        query.order(t::id).limit(most).select((t::organization_id, t::id)).load(c).await?
+    }))
 }
 
 /// One account, locked to the end of the transaction.

@@ -430,6 +430,7 @@ diesel::table! {
         client_id -> Nullable<Text>,
         claude_account_id -> Nullable<Text>,
         model -> Text,
+        asked_model -> Text,
         endpoint -> Text,
         status_code -> Integer,
         error_type -> Nullable<Text>,

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use diesel::dsl::sql;
+use diesel::dsl::{SqlTypeOf, sql};
 use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_async::RunQueryDsl;
@@ -48,8 +48,10 @@ pub struct UsageRecord {
     pub client_id: Option<ClientId>,
     /// By which account it was answered.
     pub claude_account_id: Option<ClaudeAccountId>,
-    /// The model that was asked for.
+    /// The model that it is added up as: as the table of prices names it. One that the table has not, and that did not answer, is ''.
     pub model: String,
+    /// The model that was asked for, by whatever name.
+    pub asked_model: String,
     /// The path.
     pub endpoint: String,
     /// How the caller was answered.
@@ -274,42 +276,62 @@ async fn charge_accounts(
     Ok(charged.iter().filter(|charged| is_to_follow(charged)).map(|(whose, account)| (*whose, account.id)).collect())
 }
 
+/// A column, by which an index may be chosen.
+macro_rules! indexed {
+    ($column:ident) => {
+        usage_records::$column
+    };
+}
+
+/// The same where no index may be chosen by it: what is found by its place is found by that alone, and not by all that its user has.
+macro_rules! unindexed {
+    ($column:ident) => {
+        sql::<SqlTypeOf<usage_records::$column>>(concat!(
+            "coalesce(usage_records.",
+            stringify!($column),
+            ", usage_records.",
+            stringify!($column),
+            ")"
+        ))
+    };
+}
+
 macro_rules! filtered {
     ($backend:ident, $whose:expr, $filter:expr) => {
-        filtered!($backend, usage_records::table, $whose, $filter)
+        filtered!($backend, usage_records::table, $whose, $filter, indexed)
     };
-    ($backend:ident, $from:expr, $whose:expr, $filter:expr) => {{
+    ($backend:ident, $from:expr, $whose:expr, $filter:expr, $column:ident) => {{
         use usage_records as t;
         let filter: &UsageFilter = $filter;
         let mut query = $from.filter(t::organization_id.eq($whose.organization())).into_boxed::<$backend>();
         if let Some(user) = $whose.user() {
-            query = query.filter(t::user_id.eq(user));
+            query = query.filter($column!(user_id).eq(user));
         }
         if let Some(from) = filter.from {
-            query = query.filter(t::occurred_at.ge(from));
+            query = query.filter($column!(occurred_at).ge(from));
         }
         if let Some(to) = filter.to {
-            query = query.filter(t::occurred_at.lt(to));
+            query = query.filter($column!(occurred_at).lt(to));
         }
         if let Some(keys) = &filter.api_key_ids {
             query = match keys.as_slice() {
                 // PostgreSQL does not see that a list of one leaves the rows in the order of the index.
-                [key] => query.filter(t::api_key_id.eq(*key)),
-                keys => query.filter(t::api_key_id.eq_any(distinct(keys))),
+                [key] => query.filter($column!(api_key_id).eq(*key)),
+                keys => query.filter($column!(api_key_id).eq_any(distinct(keys))),
             };
         }
         if let Some(user) = filter.user_id {
-            query = query.filter(t::user_id.eq(user));
+            query = query.filter($column!(user_id).eq(user));
         }
         if let Some(client) = filter.client_id {
-            query = query.filter(t::client_id.eq(client));
+            query = query.filter($column!(client_id).eq(client));
         }
         if let Some(account) = filter.claude_account_id {
-            query = query.filter(t::claude_account_id.eq(account));
+            query = query.filter($column!(claude_account_id).eq(account));
         }
         if let Some(model) = &filter.model {
             query = match askable(model) {
-                Some(model) => query.filter(t::model.eq(model)),
+                Some(model) => query.filter($column!(model).eq(model)),
                 None => query.filter(diesel::dsl::sql::<diesel::sql_types::Bool>("1 = 0")),
             };
         }
@@ -360,7 +382,7 @@ pub async fn sums(
     let (selected, grouped) = usage_rollup::columns(by, numbers, "occurred_at", false);
     let rows: Vec<SumRow> = on_conn!(conn, |c: Backend| {
         let from = usage_records::table.group_by(sql::<Text>(&grouped)).select(sql::<SumColumns>(&selected));
-        filtered!(Backend, from, whose, filter).limit(most).load(c).await?
+        filtered!(Backend, from, whose, filter, indexed).limit(most).load(c).await?
     });
     Ok(rows.into_iter().map(usage_rollup::sum_of).map(|(group, _, totals)| (group, totals)).collect())
 }
@@ -388,6 +410,17 @@ pub async fn is_there(conn: &mut Conn, id: UsageRecordId) -> Result<bool> {
     Ok(found.is_some())
 }
 
+macro_rules! next_of {
+    ($backend:ident, $whose:expr, $filter:expr, $after:expr, $until:expr) => {{
+        use usage_records as t;
+        filtered!($backend, t::table, $whose, $filter, unindexed)
+            .filter(t::sequence.gt($after).and(t::sequence.le($until)))
+            .order(t::sequence)
+            .limit(1)
+            .select(UsageRecord::as_select())
+    }};
+}
+
 /// The record after the place `after`, up to `until`, that passes the filter.
 ///
 /// # Errors
@@ -398,14 +431,7 @@ pub async fn next(
     filter: &UsageFilter,
     (after, until): (i64, i64),
 ) -> Result<Option<UsageRecord>> {
-    use usage_records as t;
-    Ok(on_conn!(conn, |c: Backend| filtered!(Backend, whose, filter)
-        .filter(t::sequence.gt(after).and(t::sequence.le(until)))
-        .order(t::sequence)
-        .select(UsageRecord::as_select())
-        .first(c)
-        .await
-        .optional()?))
+    Ok(on_conn!(conn, |c: Backend| next_of!(Backend, whose, filter, after, until).load(c).await?).pop())
 }
 
 /// How far an organization's records are.
@@ -471,4 +497,64 @@ async fn delete(tx: &mut Tx, organization: OrganizationId, before: Timestamp, mo
         let ids: Vec<UsageRecordId> = old.order((t::occurred_at, t::id)).limit(most).select(t::id).load(c).await?;
         diesel::delete(t::table.filter(t::id.eq_any(&ids))).execute(c).await?
     }))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test's failure is its answer")]
+mod tests {
+    use std::time::Duration;
+
+    use diesel::sqlite::Sqlite;
+
+    use super::*;
+    use crate::model::{Access, Id, Kind, Role};
+    use crate::settings::DatabaseUrl;
+
+    #[derive(QueryableByName)]
+    struct Step {
+        #[diesel(sql_type = Text)]
+        detail: String,
+    }
+
+    fn id<K: Kind>() -> Id<K> {
+        Id::new(Timestamp::MAX, &[7; 10])
+    }
+
+    /// However many records its user, key or model has.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_next_record_is_found_by_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::Sqlite(folder.path().join("test.db"));
+        let db = Db::open(&url, 1, Duration::from_secs(1)).await.unwrap();
+        db.migrate_up().await.unwrap();
+        let access = |role| Access::new(id(), role);
+        let own = WhoseUsage::Own(access(Role::ReadOnly).require().unwrap(), id());
+        let all = WhoseUsage::Everybodys(access(Role::Admin).require().unwrap());
+        let any = UsageFilter::default;
+        for (whose, filter) in [
+            (&own, any()),
+            (&all, any()),
+            (&all, UsageFilter { from: Some(Timestamp::MAX), to: Some(Timestamp::MAX), ..any() }),
+            (&all, UsageFilter { api_key_ids: Some(vec![id()]), ..any() }),
+            (&all, UsageFilter { user_id: Some(id()), ..any() }),
+            (&all, UsageFilter { client_id: Some(id()), ..any() }),
+            (&all, UsageFilter { claude_account_id: Some(id()), ..any() }),
+            (&all, UsageFilter { model: Some("m".to_owned()), ..any() }),
+        ] {
+            let query = next_of!(Sqlite, whose, &filter, 1_i64, 2_i64);
+            let text = diesel::debug_query::<Sqlite, _>(&query).to_string();
+            let (query, _) = text.split_once(" -- binds").unwrap();
+            let mut conn = db.read().await.unwrap();
+            let steps: Vec<Step> = on_conn!(&mut conn, |c| diesel::sql_query(format!("EXPLAIN QUERY PLAN {query}"))
+                .load(c)
+                .await
+                .unwrap());
+            let plan: Vec<_> = steps.into_iter().map(|step| step.detail).collect();
+            assert_eq!(plan.len(), 1, "{plan:?}");
+            assert!(
+                plan[0].contains("USING INDEX usage_records_by_sequence (organization_id=? AND sequence>?"),
+                "{plan:?}"
+            );
+        }
+    }
 }

@@ -563,7 +563,7 @@ both_databases! {
         // What was used before the month turned, but comes after, is not the new month's.
         let late = request(&services, &whose, services.clock.now(), "claude-opus-5", few(70, 0));
         app.advance(32 * 24 * 60 * 60);
-        claude_account::turn_months(&services).await.unwrap();
+        claude_account::follow_all_usage(&services).await.unwrap();
         let admin = app.admin().await;
         let query = "query($id: ID!) { node(id: $id) { ... on ClaudeAccount { currentUsage health { state until } } } }";
         let turned = admin.with(query, json!({ "id": account["id"] })).await.data()["node"].clone();
@@ -574,6 +574,88 @@ both_databases! {
         let entries = admin.run("{ auditLogs(first: 20, filter: { resourceType: [CLAUDE_ACCOUNT] }) { nodes { operation changes } } }").await;
         let by_usage = entries.data()["auditLogs"]["nodes"].as_array().unwrap().iter().filter(|entry| entry["operation"] == "usage" && !entry["changes"].is_null()).count();
         assert_eq!(by_usage, 3, "twice at the limit, once turned");
+    }
+
+    async fn an_account_at_its_limit_is_found_though_it_was_not_noted(app: TestApp) {
+        let (admin, services) = (app.admin().await, app.services());
+        let mut accounts = Vec::new();
+        for (key, used) in [("1", 79), ("2", 80), ("3", 100)] {
+            let input = json!({ "apiKey": format!("sk-ant-{key}"), "accountName": key, "usageLimit": 100 });
+            let id = crate::claude_account::create(&admin, input).await["id"].as_str().unwrap().to_owned();
+            // Counted, and no more than that: the database failed by then, or the server was killed.
+            app.database.execute(&format!("UPDATE claude_accounts SET current_usage = {used} WHERE id = '{id}'")).await.unwrap();
+            accounts.push(id);
+        }
+        claude_account::follow_all_usage(&services).await.unwrap();
+        let query = "{ claudeAccounts(first: 5, orderBy: { field: CREATED_AT, direction: ASC }) { nodes { health { state } } }
+            notifications(first: 5) { nodes { kind resource { id } } } }";
+        let seen = admin.run(query).await.data().clone();
+        let states: Vec<_> = seen["claudeAccounts"]["nodes"].as_array().unwrap().iter().map(|one| one["health"]["state"].clone()).collect();
+        assert_eq!(states, ["UNKNOWN", "UNKNOWN", "EXHAUSTED"]);
+        let mut told: Vec<_> = seen["notifications"]["nodes"].as_array().unwrap().iter()
+            .map(|one| (one["kind"].as_str().unwrap().to_owned(), one["resource"]["id"].as_str().unwrap().to_owned())).collect();
+        told.sort();
+        assert_eq!(told, [("USAGE_LIMIT_NEAR".to_owned(), accounts[1].clone()), ("USAGE_LIMIT_REACHED".to_owned(), accounts[2].clone())]);
+        assert_eq!(claude_account::follow_all_usage(&services).await.unwrap(), 0);
+    }
+
+    async fn names_of_models_that_callers_make_up_are_not_added_up(app: TestApp) {
+        let (admin, services) = (app.admin().await, app.services());
+        let (whose, now) = (Whose::of(&admin).await, services.clock.now());
+        let at = |model: &str, status| NewUsageRecord {
+            status_code: status,
+            ..request(&services, &whose, now, model, if status < 400 { few(1, 1) } else { few(0, 0) })
+        };
+        for n in 0..20 {
+            services.usage.record(at(&format!("claude-x-{n}"), 404));
+        }
+        for model in ["claude-opus-5", "claude-opus-5-latest", "claude-opus-5-20260101"] {
+            services.usage.record(at(model, 200));
+        }
+        // The upstream has it, though the table has not.
+        services.usage.record(at("claude-new", 200));
+        flush(&services).await.unwrap();
+        let (from, to) = (time("2020-01-01T00:00:00Z"), time("2040-01-01T00:00:00Z"));
+        let by_model = report(&admin, span(from, to), json!(["MODEL"]), json!(null)).await;
+        let mut found: Vec<_> = by_model["buckets"].as_array().unwrap().iter()
+            .map(|bucket| (bucket["model"].as_str().map(str::to_owned), bucket["totals"]["requests"].as_i64().unwrap())).collect();
+        found.sort();
+        let name = |name: &str| Some(name.to_owned());
+        assert_eq!(found, [(None, 20), (name("claude-new"), 1), (name("claude-opus-5"), 3)]);
+        let mut filter = span(from, to);
+        filter["model"] = json!("claude-opus-5-latest");
+        assert_eq!(report(&admin, filter.clone(), json!(null), json!(null)).await["total"]["requests"], 3);
+        let listed = admin.with("query($filter: UsageFilter) { usageRecords(first: 30, filter: $filter) { totalCount nodes { model } } }", json!({ "filter": filter })).await;
+        assert_eq!(listed.data()["usageRecords"]["totalCount"], 3);
+        assert_eq!(listed.data()["usageRecords"]["nodes"].as_array().unwrap().len(), 3);
+        let all = admin.run("{ usageRecords(first: 30) { nodes { model } } }").await;
+        assert!(all.data()["usageRecords"]["nodes"].as_array().unwrap().contains(&json!({ "model": "claude-x-7" })));
+    }
+
+    async fn a_key_has_its_hours_whatever_other_keys_have(app: TestApp) {
+        let admin = app.admin().await;
+        let organization = Whose::of(&admin).await.organization;
+        let start = if app.database.url.starts_with("postgres") {
+            "timestamptz '2026-01-01 00:00:00+00' + i * interval '1 hour'"
+        } else {
+            "strftime('%Y-%m-%dT%H:00:00.000000Z', '2026-01-01', '+' || i || ' hours')"
+        };
+        let rows = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 743)";
+        for name in 0..15 {
+            let (key, _) = crate::api_key::create(&admin, json!({ "name": name.to_string() })).await;
+            let key = key["id"].as_str().unwrap();
+            let insert = format!("INSERT INTO usage_rollups {rows} SELECT '{organization}', 'HOUR', {start}, '{key}', '', '', '', 'm', 1, 0, 1, 1, 0, 0, 1, 1 FROM n");
+            app.database.execute(&insert).await.unwrap();
+        }
+        let usage = "usage(from: \"2026-01-01T00:00:00Z\", to: \"2026-02-01T00:00:00Z\", interval: HOUR) { buckets { start } }";
+        let keys = admin.run(&format!("{{ apiKeys(first: 15) {{ nodes {{ {usage} }} }} }}")).await;
+        let lengths: Vec<_> = keys.data()["apiKeys"]["nodes"].as_array().unwrap().iter().map(|key| key["usage"]["buckets"].as_array().unwrap().len()).collect();
+        assert_eq!(lengths, [744; 15]);
+        // Of many buckets not as much can be asked for: an answer has an end.
+        let much = (0..20).map(|n| format!("a{n}: start ")).collect::<String>();
+        let usage = usage.replace("start", &much);
+        let keys = admin.run(&format!("{{ apiKeys(first: 15) {{ nodes {{ {usage} }} }} }}")).await;
+        assert_eq!(keys.code(), "BAD_USER_INPUT");
     }
 
     async fn usage_is_heard_of_when_it_is_recorded(app: TestApp) {

@@ -1,4 +1,3 @@
-DROP INDEX claude_accounts_by_turn;
 ALTER TABLE claude_accounts DROP COLUMN is_near_limit;
 DROP TABLE budget_holds;
 DROP TABLE budgets;

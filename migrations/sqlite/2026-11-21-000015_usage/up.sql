@@ -1,6 +1,6 @@
 -- One row a request of the relay. Nothing refers from here to what it is of: a key, a user, a client or an account may go, and what
 -- was used stays. The sequence is the row's place among its organization's, from 1: rows come in its order, whichever server writes
--- them. Costs are in billionths of a US dollar.
+-- them. Costs are in billionths of a US dollar. The model is by what rows are added up: callers name what they like, and sums are for good.
 CREATE TABLE usage_records (
   id                    TEXT    PRIMARY KEY NOT NULL,
   organization_id       TEXT    NOT NULL,
@@ -11,6 +11,7 @@ CREATE TABLE usage_records (
   client_id             TEXT,
   claude_account_id     TEXT,
   model                 TEXT    NOT NULL,
+  asked_model           TEXT    NOT NULL,
   endpoint              TEXT    NOT NULL,
   status_code           INTEGER NOT NULL,
   error_type            TEXT,
@@ -94,6 +95,3 @@ CREATE TABLE budget_holds (
 
 -- Whether it is known, and told, that most of the account's limit is used.
 ALTER TABLE claude_accounts ADD COLUMN is_near_limit INTEGER NOT NULL DEFAULT 0;
-
--- For the turn of the month.
-CREATE INDEX claude_accounts_by_turn ON claude_accounts (usage_resets_at);
