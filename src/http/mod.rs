@@ -20,6 +20,7 @@ mod router;
 mod serve;
 mod socket;
 mod subscription;
+mod unread;
 mod websocket;
 
 pub use live::LiveLimits;

@@ -22,7 +22,7 @@ use super::graphql::GraphqlReads;
 use super::live::{Live, LiveLimits};
 use super::metrics::Metrics;
 use super::rate_limit::{RATE_LIMIT, RATE_LIMIT_POLICY};
-use super::{graphql, health, metrics, observe, panics, playground, relay};
+use super::{graphql, health, metrics, observe, panics, playground, relay, unread};
 use crate::domain::Services;
 use crate::graphql::Api;
 use crate::jobs::Runs;
@@ -120,6 +120,7 @@ pub fn router(server: Arc<Server>) -> Router {
     }
     router
         .layer(middleware::from_fn(panics::catch))
+        .layer(middleware::from_fn(unread::announce_close))
         .layer(cors(&server))
         .layer(middleware::from_fn_with_state(server.clone(), observe::observe))
         .with_state(server)

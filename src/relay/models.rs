@@ -187,7 +187,7 @@ fn priced(relay: &Relay) -> Models {
     let models = relay.services.prices.models().iter();
     let made = models.map(|model| {
         json!({
-            "type": "model", "id": model.id, "display_name": model.display_name, "created_at": "1970-01-01T00:00:00Z",
+            "type": "model", "id": &*model.id, "display_name": model.display_name, "created_at": "1970-01-01T00:00:00Z",
         })
     });
     made.collect()

@@ -146,6 +146,8 @@ async fn hostile_requests_get_a_clear_error() {
         let answer = post(&app, GRAPHQL, body).await;
         assert_eq!((answer.status.as_u16(), answer.code()), (status, code), "{start}");
         assert!(answer.body.get("data").is_none(), "{start}");
+        // What was not read to its end is not followed by another request.
+        assert_eq!(answer.headers.get("connection").is_some_and(|end| end == "close"), status == 413, "{start}");
         assert_eq!(
             answer.body["errors"][0]["extensions"]["requestId"],
             answer.headers["x-request-id"].to_str().unwrap()

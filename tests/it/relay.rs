@@ -241,6 +241,7 @@ both_databases! {
         let response = relayed.raw("/v1/messages", large).send().await;
         // The connection may be closed before all of it was sent.
         if let Ok(response) = response {
+            assert_eq!(response.headers()["connection"], "close");
             assert_eq!(error(response).await, (413, "request_too_large".to_owned()));
         }
         let response = relayed.request("/v1/complete", &json!({})).send().await.unwrap();
