@@ -319,7 +319,7 @@ pub(super) fn whose(cx: Cx<'_>) -> Result<WhoseUsage> {
 
 /// The same filter by the model's own name: it may be asked for by another, and records are added up under one.
 pub(super) fn by_known_model(services: &Services, filter: &UsageFilter) -> UsageFilter {
-    let known = |model: String| services.prices.known(&model).map_or(model, |known| known.to_string());
+    let known = |model: String| services.prices.known(&model).map_or(model, ToString::to_string);
     UsageFilter { model: filter.model.clone().map(known), ..filter.clone() }
 }
 

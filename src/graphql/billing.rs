@@ -35,16 +35,19 @@ impl BillingSummary {
     }
 
     /// By model, the dearest first.
+    #[expect(clippy::unused_async, reason = "a resolver is async")]
     async fn by_model(&self, ctx: &Context<'_>) -> Result<Vec<UsageBucket>> {
         buckets(ctx, &self.bill.by(Dimension::Model))
     }
 
     /// By client, the dearest first; one bucket without a client is for what was for none.
+    #[expect(clippy::unused_async, reason = "a resolver is async")]
     async fn by_client(&self, ctx: &Context<'_>) -> Result<Vec<UsageBucket>> {
         buckets(ctx, &self.bill.by(Dimension::Client))
     }
 
     /// By API key, the dearest first.
+    #[expect(clippy::unused_async, reason = "a resolver is async")]
     async fn by_api_key(&self, ctx: &Context<'_>) -> Result<Vec<UsageBucket>> {
         buckets(ctx, &self.bill.by(Dimension::ApiKey))
     }

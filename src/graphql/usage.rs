@@ -327,6 +327,7 @@ impl UsageReport {
     }
 
     /// By what was asked for: in the order of time, then the dearest first. What has no usage has no bucket.
+    #[expect(clippy::unused_async, reason = "a resolver is async")]
     async fn buckets(&self, ctx: &Context<'_>) -> Result<Vec<UsageBucket>> {
         buckets(ctx, &self.0.buckets)
     }

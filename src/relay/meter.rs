@@ -17,10 +17,8 @@ pub(super) struct Meter {
     usage: Usage,
     /// The model that answered.
     pub(super) model: Option<String>,
-    /// Whether the answer was there to its end.
-    pub(super) is_complete: bool,
-    /// Whether something of the answer's content was there.
-    pub(super) has_content: bool,
+    /// How much of the answer was there.
+    extent: Extent,
     /// The error that came in the middle of it.
     pub(super) error: Option<MeterError>,
     /// Characters of content that came by, about.
@@ -29,6 +27,17 @@ pub(super) struct Meter {
     is_output_told: bool,
     /// Whether it has said something of usage that cannot be read.
     is_odd: bool,
+}
+
+/// How much of an answer there is.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Extent {
+    /// None of its content.
+    #[default]
+    Nothing,
+    /// Some of its content.
+    Part,
+    Whole,
 }
 
 /// An error that came after an answer had begun.
@@ -207,7 +216,7 @@ impl Meter {
     fn read_named(&mut self, name: &[u8], data: &[u8]) {
         match name {
             b"content_block_delta" => {
-                self.has_content = true;
+                self.extent = self.extent.max(Extent::Part);
                 self.is_output_told = false;
                 self.characters += data.len().saturating_sub(AROUND_TEXT) as u64;
             }
@@ -223,7 +232,7 @@ impl Meter {
                 self.is_output_told |= usage.get().is_some_and(|usage| usage.output_tokens.get().is_some());
                 self.hears(usage);
             }
-            b"message_stop" => self.is_complete = true,
+            b"message_stop" => self.extent = Extent::Whole,
             b"error" => {
                 let error = serde_json::from_slice::<ErrorEvent>(data).ok().map(|event| event.error);
                 let (kind, message) =
@@ -236,8 +245,7 @@ impl Meter {
 
     /// Reads a whole answer.
     pub(super) fn read_whole(&mut self, body: &[u8]) {
-        self.has_content = true;
-        self.is_complete = true;
+        self.extent = Extent::Whole;
         self.characters = body.len() as u64;
         match serde_json::from_slice::<Message>(body) {
             Ok(message) => {
@@ -261,6 +269,16 @@ impl Meter {
         }
     }
 
+    /// Whether the answer was there to its end.
+    pub(super) fn is_complete(&self) -> bool {
+        self.extent == Extent::Whole
+    }
+
+    /// Whether something of the answer's content was there, or all of an answer that may have none.
+    pub(super) fn has_content(&self) -> bool {
+        self.extent > Extent::Nothing
+    }
+
     /// Whether the upstream has said anything of usage.
     pub(super) fn is_told(&self) -> bool {
         self.usage.input_tokens.get().is_some()
@@ -271,7 +289,7 @@ impl Meter {
     pub(super) fn tokens(&self) -> (Tokens, bool) {
         let mut tokens = self.usage.tokens();
         let passed = self.characters.div_ceil(CHARACTERS);
-        let is_output_guessed = (self.is_complete || self.has_content) && !self.is_output_told;
+        let is_output_guessed = self.has_content() && !self.is_output_told;
         if is_output_guessed {
             tokens.output = tokens.output.max(passed);
         }
@@ -301,7 +319,7 @@ mod tests {
         let expected =
             Tokens { input: 10, output: 40, cache_write_5m: 20, cache_write_1h: 10, cache_read: 0, web_searches: 2 };
         assert_eq!(meter.tokens(), (expected, false));
-        assert!(meter.is_complete);
+        assert!(meter.is_complete());
         assert_eq!(meter.model.as_deref(), Some("claude-x"));
     }
 

@@ -20,15 +20,15 @@ pub(super) struct Splitter {
 
 impl Splitter {
     /// Whole events, as their bytes came; empty: none is whole yet.
-    pub(super) fn push(&mut self, bytes: Bytes) -> Bytes {
+    pub(super) fn push(&mut self, bytes: &Bytes) -> Bytes {
         if self.begun.is_empty() {
-            let end = self.cut(end_of_last(&bytes, 0), bytes.len());
+            let end = self.cut(end_of_last(bytes, 0), bytes.len());
             self.begun.extend_from_slice(&bytes[end..]);
             return bytes.slice(..end);
         }
         // The end may lie across the two.
         let from = self.begun.len().saturating_sub(MAX_END);
-        self.begun.extend_from_slice(&bytes);
+        self.begun.extend_from_slice(bytes);
         let end = self.cut(end_of_last(&self.begun, from), self.begun.len());
         if end == 0 {
             return Bytes::new();
@@ -116,7 +116,7 @@ mod tests {
         b"event: a\ndata: {\"x\":1}\n\n: comment\n\nevent: b\r\ndata:2\r\n\r\ndata: 3\n\nevent: c\ndata: 4\n";
 
     fn pushed(splitter: &mut Splitter, parts: &[&[u8]]) -> Vec<Bytes> {
-        let pushed = parts.iter().map(|part| splitter.push(Bytes::copy_from_slice(part)));
+        let pushed = parts.iter().map(|part| splitter.push(&Bytes::copy_from_slice(part)));
         pushed.filter(|bytes| !bytes.is_empty()).collect()
     }
 
@@ -141,7 +141,7 @@ mod tests {
     fn within_an_event_of_enormous_size_one_is_inside_until_it_ends_wherever_that_is_cut() {
         let mut splitter = Splitter::default();
         let mut push = |bytes: &[u8]| {
-            let passed = splitter.push(Bytes::copy_from_slice(bytes)).len();
+            let passed = splitter.push(&Bytes::copy_from_slice(bytes)).len();
             (passed, splitter.is_inside())
         };
         assert_eq!(push(b"data: small\n\n"), (13, false));

@@ -156,7 +156,7 @@ impl<V: Voice> Stream<V> {
     }
 
     /// What came from the upstream, as the caller gets it.
-    fn pass(&mut self, bytes: Bytes) -> Bytes {
+    fn pass(&mut self, bytes: &Bytes) -> Bytes {
         let mut events = self.splitter.push(bytes);
         if self.splitter.is_inside() && !V::TAKES_PIECES {
             return self.give_up("api_error", "An event of the upstream's is too large.");
@@ -185,14 +185,14 @@ impl<V: Voice> Stream<V> {
 
     /// Whether the upstream has said the last that counts. What it does after is nobody's matter.
     fn is_over(&self) -> bool {
-        self.tally.meter.is_complete || self.tally.meter.error.is_some()
+        self.tally.meter.is_complete() || self.tally.meter.error.is_some()
     }
 
     fn end(&mut self, goes_on: bool) {
         if let (Some(upstream), true) = (self.upstream.take(), goes_on) {
             self.tally.relay().tasks.spawn(drain(upstream));
         }
-        if self.tally.meter.is_complete {
+        if self.tally.meter.is_complete() {
             return self.tally.ends();
         }
         if let Some(error) = self.tally.meter.error.take() {
@@ -245,7 +245,7 @@ impl<V: Voice> Stream<V> {
                             self.give_up("timeout_error", "The answer has gone on for too long."),
                         ));
                     }
-                    let bytes = self.pass(bytes);
+                    let bytes = self.pass(&bytes);
                     if !bytes.is_empty() {
                         self.sent = now;
                         return Poll::Ready(Some(bytes));

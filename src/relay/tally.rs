@@ -207,7 +207,7 @@ impl Tally {
     /// Something of a stream came by.
     pub(super) fn reads(&mut self, events: &[u8]) {
         self.meter.read_events(events);
-        if self.first_token.is_none() && self.meter.has_content {
+        if self.first_token.is_none() && self.meter.has_content() {
             self.first_token = Some(self.started.elapsed());
         }
         if self.body.is_some() && self.meter.is_told() {
@@ -261,7 +261,7 @@ impl Tally {
         }
         let key = &self.key.key;
         // A caller that has read the last event need not wait for the end.
-        let is_interrupted = !self.is_answered && !self.meter.is_complete;
+        let is_interrupted = !self.is_answered && !self.meter.is_complete();
         let error = self.error_type.take().or(self.meter.error.as_ref().map(|error| error.kind.clone()));
         services.usage.record(NewUsageRecord {
             organization_id: key.organization_id,

@@ -201,8 +201,9 @@ async fn answer(State(state): State<Arc<Shared>>, uri: Uri, headers: HeaderMap, 
     let seen = Seen { uri, headers, body };
     state.seen.lock().unwrap().push(seen.clone());
     let mut open = Open::new(&state);
-    state.arrived.notify_one();
     let mut reply = state.replies.lock().unwrap().get_mut(&seen.key()).and_then(VecDeque::pop_front);
+    // Whoever waits for it may send the next request at once, which must not take its reply.
+    state.arrived.notify_one();
     if let Some(Reply::HeldThen(then)) = reply {
         state.released.acquire().await.unwrap().forget();
         reply = Some(*then);
