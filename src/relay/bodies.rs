@@ -1,8 +1,9 @@
-//! How much memory the bodies of requests take, of one key and of all: a body counts from its first byte until the last who holds
-//! it lets go of it.
+//! How much memory the bodies of requests take, of one key, of one organization, and of all: a body counts from its first byte until
+//! the last who holds it lets go of it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,10 +15,12 @@ use hyper::body::Body as _;
 use super::Relay;
 use super::caller::Admitted;
 use super::error::{Refusal, Result};
-use crate::model::ApiKeyId;
+use crate::model::{ApiKeyId, OrganizationId};
 
-/// One key's share of all.
+/// One organization's share of all, and one key's of that.
 const SHARE: usize = 2;
+/// A body of so many bytes has room also where large ones of others leave none.
+const SMALL: usize = 64 * 1024;
 /// When to try again: bodies come and go.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -30,8 +33,12 @@ pub(super) struct Bodies {
 #[derive(Default)]
 struct Held {
     all: usize,
+    organizations: HashMap<OrganizationId, usize>,
     keys: HashMap<ApiKeyId, usize>,
 }
+
+/// Whose body it is.
+pub(super) type Owner = (OrganizationId, ApiKeyId);
 
 impl Bodies {
     /// So many bytes at most.
@@ -39,9 +46,9 @@ impl Bodies {
         Arc::new(Self { most, held: Mutex::default() })
     }
 
-    /// Room for a body of a key: none so far.
-    pub(super) fn room(self: &Arc<Self>, key: ApiKeyId) -> Room {
-        Room { bodies: self.clone(), key, bytes: 0 }
+    /// Room for a body: none so far.
+    pub(super) fn room(self: &Arc<Self>, owner: Owner) -> Room {
+        Room { bodies: self.clone(), owner, bytes: 0 }
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -53,7 +60,7 @@ impl Bodies {
 /// What is held for one body. Dropped, it is free again.
 pub(super) struct Room {
     bodies: Arc<Bodies>,
-    key: ApiKeyId,
+    owner: Owner,
     bytes: usize,
 }
 
@@ -63,23 +70,39 @@ impl Room {
     /// # Errors
     /// Where there is no more.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<()> {
-        let share = self.bodies.most / SHARE;
-        if self.bytes.saturating_add(bytes) > share {
+        let of_organization = self.bodies.most / SHARE;
+        let of_key = of_organization / SHARE;
+        if self.bytes.saturating_add(bytes) > of_key {
             return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "The body takes too much memory."));
         }
+        let (organization, key) = self.owner;
         let mut held = self.bodies.lock();
-        if held.all + bytes > self.bodies.most {
+        if held.all + bytes > self.bodies.most && self.bytes + bytes > SMALL {
             return Err(Refusal::overloaded("The relay has too many large requests. Try again later.", SOON));
         }
-        let own = held.keys.entry(self.key).or_default();
-        if *own + bytes > share {
+        let held_of_key = held.keys.get(&key).map_or(bytes, |held| held + bytes);
+        if held_of_key > of_key {
             let message = "The requests of this API key are too large together. Wait until one ends.";
             return Err(Refusal::rate_limited(message, SOON));
         }
-        *own += bytes;
+        let held_of_organization = held.organizations.get(&organization).map_or(bytes, |held| held + bytes);
+        if held_of_organization > of_organization {
+            let message = "The requests of this organization are too large together. Wait until one ends.";
+            return Err(Refusal::rate_limited(message, SOON));
+        }
+        held.keys.insert(key, held_of_key);
+        held.organizations.insert(organization, held_of_organization);
         held.all += bytes;
         self.bytes += bytes;
         Ok(())
+    }
+
+    /// Takes so much in all, if it is more.
+    ///
+    /// # Errors
+    /// Where there is no more.
+    fn grow_to(&mut self, bytes: usize) -> Result<()> {
+        self.grow(bytes.saturating_sub(self.bytes))
     }
 
     /// The body, which has the room for as long as anybody has it.
@@ -90,13 +113,19 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
+        let (organization, key) = self.owner;
         let mut held = self.bodies.lock();
         held.all -= self.bytes;
-        if let Entry::Occupied(mut own) = held.keys.entry(self.key) {
-            *own.get_mut() -= self.bytes;
-            if *own.get() == 0 {
-                own.remove();
-            }
+        release(&mut held.organizations, organization, self.bytes);
+        release(&mut held.keys, key, self.bytes);
+    }
+}
+
+fn release<K: Eq + Hash>(held: &mut HashMap<K, usize>, whose: K, bytes: usize) {
+    if let Entry::Occupied(mut own) = held.entry(whose) {
+        *own.get_mut() -= bytes;
+        if *own.get() == 0 {
+            own.remove();
         }
     }
 }
@@ -114,7 +143,7 @@ impl<B: AsRef<[u8]>> AsRef<[u8]> for Housed<B> {
 
 /// Reads the body of a request.
 pub(super) async fn read(relay: &Relay, admitted: &Admitted, body: Body) -> Result<Bytes> {
-    let room = relay.bodies.room(admitted.key.key.id);
+    let room = relay.bodies.room(admitted.owner());
     match tokio::time::timeout(relay.limits.upload, collect(body, relay.limits.body, room)).await {
         Ok(collected) => collected,
         Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "The body did not come in time.")),
@@ -128,14 +157,23 @@ async fn collect(body: Body, limit: usize, mut room: Room) -> Result<Bytes> {
     let (mut first, mut all) = (Bytes::new(), Vec::new());
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|error| broken(&*error, limit))?.into_data() else { continue };
-        room.grow(data.len())?;
         if first.is_empty() {
+            room.grow(data.len())?;
             first = data;
             continue;
         }
         if all.is_empty() {
-            all.reserve(announced);
+            all.reserve_exact(announced.max(first.len()));
             all.extend_from_slice(&first);
+        }
+        let length = all.len() + data.len();
+        if length > all.capacity() {
+            // It was not announced to be that long: it grows in steps, which count as soon as they are taken.
+            let capacity = length.max(all.capacity() + all.capacity() / 2);
+            room.grow_to(capacity)?;
+            all.reserve_exact(capacity - all.len());
+        } else {
+            room.grow_to(length)?;
         }
         all.extend_from_slice(&data);
     }
@@ -189,24 +227,48 @@ mod tests {
 
     #[test]
     fn a_key_has_its_share_and_all_have_what_there_is() {
-        let key = |number: u8| ApiKeyId::new(Timestamp::from_micros(0).unwrap(), &[number; 10]);
-        let bodies = Bodies::new(100);
-        let mut first = bodies.room(key(1));
-        first.grow(30).unwrap();
-        first.grow(20).unwrap();
+        const MIB: usize = 1024 * 1024;
+        let at = Timestamp::from_micros(0).unwrap();
+        let owner = |organization: u8, key: u8| -> Owner {
+            (OrganizationId::new(at, &[organization; 10]), ApiKeyId::new(at, &[key; 10]))
+        };
+        let bodies = Bodies::new(8 * MIB);
+        let mut first = bodies.room(owner(1, 1));
+        first.grow(MIB).unwrap();
+        first.grow(MIB).unwrap();
         assert_eq!(first.grow(1).unwrap_err().status(), 413);
-        assert_eq!(bodies.room(key(1)).grow(1).unwrap_err().status(), 429);
-        let mut second = bodies.room(key(2));
-        second.grow(40).unwrap();
-        assert_eq!(bodies.room(key(3)).grow(11).unwrap_err().status(), 529);
+        assert_eq!(bodies.room(owner(1, 1)).grow(1).unwrap_err().status(), 429);
+        let mut second = bodies.room(owner(1, 2));
+        second.grow(2 * MIB).unwrap();
+        assert_eq!(bodies.room(owner(1, 3)).grow(1).unwrap_err().status(), 429);
+        let others: Vec<_> = [(2, 4), (2, 5)]
+            .map(|(organization, key)| {
+                let mut room = bodies.room(owner(organization, key));
+                room.grow(2 * MIB).unwrap();
+                room
+            })
+            .into();
+        assert_eq!(bodies.room(owner(3, 6)).grow(SMALL + 1).unwrap_err().status(), 529);
+        bodies.room(owner(3, 6)).grow(SMALL).unwrap();
         // It is held as long as anybody has some of it.
         let part = first.hold(vec![0_u8; 50]).slice(10..20);
-        assert_eq!(bodies.room(key(1)).grow(1).unwrap_err().status(), 429);
+        assert_eq!(bodies.room(owner(1, 1)).grow(1).unwrap_err().status(), 429);
         drop(part);
-        bodies.room(key(1)).grow(50).unwrap();
-        drop(second);
+        bodies.room(owner(1, 1)).grow(2 * MIB).unwrap();
+        drop((second, others));
         let held = bodies.lock();
-        assert!(held.all == 0 && held.keys.is_empty());
+        assert!(held.all == 0 && held.keys.is_empty() && held.organizations.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_was_not_announced_counts_as_it_grows() {
+        let at = Timestamp::from_micros(0).unwrap();
+        let owner = (OrganizationId::new(at, &[1; 10]), ApiKeyId::new(at, &[1; 10]));
+        let bodies = Bodies::new(4 * 1024 * 1024);
+        let parts = (0..100).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; 5_000])));
+        let body = Body::from_stream(futures_util::stream::iter(parts));
+        let body = collect(body, 1024 * 1024, bodies.room(owner)).await.unwrap();
+        assert!(body.len() == 500_000 && (500_001..=750_000).contains(&bodies.lock().all), "{}", bodies.lock().all);
     }
 
     #[test]

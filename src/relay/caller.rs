@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use chrono::TimeDelta;
 
 use super::Relay;
+use super::bodies::Owner;
 use super::error::{Refusal, Result};
 use crate::crypto::{RawApiKey, SecretText};
 use crate::domain::{Code, quota};
@@ -39,6 +40,11 @@ pub(super) struct Admitted {
 impl Admitted {
     pub(super) fn organization(&self) -> OrganizationId {
         self.permit.organization()
+    }
+
+    /// Whose bodies its are.
+    pub(super) fn owner(&self) -> Owner {
+        (self.organization(), self.key.key.id)
     }
 }
 

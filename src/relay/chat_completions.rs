@@ -17,7 +17,7 @@ use super::error::{Refusal, Result, Shape};
 use super::messages::{Received, exchange, stream_headers};
 use super::request::forwarded;
 use super::stream::Relayed;
-use super::tally::Endpoint;
+use super::tally::{Endpoint, Tally};
 use super::upstream::{Errand, Whole};
 
 /// The version of the API whose answers are translated.
@@ -45,7 +45,7 @@ async fn answer(relay: &Arc<Relay>, caller: &Caller, headers: &HeaderMap, body: 
     sent.insert("anthropic-version", API_VERSION);
     let errand =
         Errand { method: Method::POST, path_and_query: Endpoint::Messages.path(), headers: sent, body: request.body };
-    let (received, tally) = exchange(relay, caller, &admitted, Endpoint::ChatCompletions, headers, &errand).await?;
+    let (received, mut tally) = exchange(relay, caller, &admitted, Endpoint::ChatCompletions, headers, &errand).await?;
     let created = relay.services.clock.now().to_utc().timestamp();
     let mut response = match received {
         Received::Stream(mut headers, stream) if request.is_streamed => {
@@ -59,7 +59,7 @@ async fn answer(relay: &Arc<Relay>, caller: &Caller, headers: &HeaderMap, body: 
         }
         Received::Whole(Whole { status, headers, body }) => {
             let body = if status.is_success() {
-                let message: Message = serde_json::from_slice(&body).map_err(|_| unreadable())?;
+                let message: Message = serde_json::from_slice(&body).map_err(|_| unreadable(&mut tally))?;
                 message.completion(created, &tally.meter.tokens().0).to_string()
             } else {
                 error(status, &body)
@@ -71,7 +71,7 @@ async fn answer(relay: &Arc<Relay>, caller: &Caller, headers: &HeaderMap, body: 
             response.headers_mut().remove(header::CONTENT_ENCODING);
             response
         }
-        Received::Stream(..) => return Err(unreadable()),
+        Received::Stream(..) => return Err(unreadable(&mut tally)),
     };
     response.headers_mut().extend(admitted.limits);
     Ok(response)
@@ -81,15 +81,17 @@ async fn answer(relay: &Arc<Relay>, caller: &Caller, headers: &HeaderMap, body: 
 async fn translated(relay: &Relay, admitted: &Admitted, body: Bytes) -> Result<Translated> {
     /// What takes longer than a moment.
     const LARGE: usize = 256 * 1024;
-    let mut room = relay.bodies.room(admitted.key.key.id);
+    let mut room = relay.bodies.room(admitted.owner());
     room.grow(memory_of_values(&body))?;
-    let mut translated = if body.len() < LARGE {
-        translate(&body)?
-    } else {
-        tokio::task::spawn_blocking(move || translate(&body)).await.map_err(|_| failed())??
+    let is_large = body.len() >= LARGE;
+    // Who leaves does not end it: as long as it goes on, it has its room.
+    let translation = move || {
+        let _room = room;
+        translate(&body)
     };
-    drop(room);
-    let mut room = relay.bodies.room(admitted.key.key.id);
+    let mut translated =
+        if is_large { tokio::task::spawn_blocking(translation).await.map_err(|_| failed())?? } else { translation()? };
+    let mut room = relay.bodies.room(admitted.owner());
     room.grow(translated.body.len())?;
     translated.body = room.hold(translated.body);
     Ok(translated)
@@ -99,6 +101,9 @@ fn failed() -> Refusal {
     Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "The request could not be translated.")
 }
 
-fn unreadable() -> Refusal {
-    Refusal::new(StatusCode::BAD_GATEWAY, "The upstream's answer cannot be read.")
+/// The upstream's success is none of the caller's.
+fn unreadable(tally: &mut Tally) -> Refusal {
+    let refusal = Refusal::new(StatusCode::BAD_GATEWAY, "The upstream's answer cannot be read.");
+    tally.refuses(&refusal);
+    refusal
 }

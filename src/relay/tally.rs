@@ -103,7 +103,7 @@ impl Tally {
         let key = &admitted.key;
         let has_budget = key.key.token_limit_per_day.is_some() || key.key.cost_limit_micro_usd_per_month.is_some();
         let estimate = if has_budget && endpoint.is_charged() {
-            let (Weight { input, searches }, output) = (weight::at_most(body), head.max_tokens.unwrap_or(0));
+            let (Weight { input, searches }, output) = (at_most(body).await?, head.max_tokens.unwrap_or(0));
             let cost = services.prices.estimate(&head.model, input, output, occurred_at);
             let searches = Tokens { web_searches: searches, ..Tokens::default() };
             let searches = services.prices.cost(&head.model, &searches, occurred_at).cost.rounded_up();
@@ -299,6 +299,18 @@ impl Drop for Tally {
     fn drop(&mut self) {
         self.settle();
     }
+}
+
+/// How much a request is at most.
+async fn at_most(body: &Bytes) -> Result<Weight> {
+    /// What takes longer than a moment to read.
+    const LARGE: usize = 1024 * 1024;
+    if body.len() < LARGE {
+        return Ok(weight::at_most(body));
+    }
+    let body = body.clone();
+    let weighed = tokio::task::spawn_blocking(move || weight::at_most(&body)).await;
+    weighed.map_err(|_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "The request could not be read."))
 }
 
 /// What a caller is told whose key has nothing left.

@@ -244,6 +244,9 @@ both_databases! {
             assert_eq!(response.headers()["connection"], "close");
             assert_eq!(error(response).await, (413, "request_too_large".to_owned()));
         }
+        // What came with its head and was not looked at ends no connection.
+        let refused = relayed.http.post(format!("{}/v1/messages", relayed.url)).body("{}").send().await.unwrap();
+        assert!(refused.status() == 401 && !refused.headers().contains_key("connection"), "{refused:?}");
         let response = relayed.request("/v1/complete", &json!({})).send().await.unwrap();
         assert_eq!(error(response).await, (404, "not_found_error".to_owned()));
         assert_eq!(relayed.claude.seen().len(), 0);
