@@ -49,6 +49,22 @@ async fn alerts_are_about_metrics_that_there_are() {
     assert!(missing.is_empty(), "{missing:?}");
 }
 
+/// Where a proxy gives up first, callers of the relay get its error for an answer that is paid for.
+#[test]
+fn proxies_wait_for_longer_than_the_relay_does() {
+    let table = std::fs::read_to_string("README.md").unwrap();
+    let row = table.lines().find(|line| line.starts_with("| `UPSTREAM_TIMEOUT` |")).unwrap();
+    let upstream: u64 = row.split('`').nth(3).unwrap().parse().unwrap();
+    for (file, name) in [("deploy/nginx.conf", "proxy_read_timeout "), ("deploy/Caddyfile", "read_timeout ")] {
+        let text = std::fs::read_to_string(file).unwrap();
+        let waits: Vec<u64> = text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix(name)?.trim_end_matches(';').strip_suffix('s')?.parse().ok())
+            .collect();
+        assert!(waits.len() == 1 && waits[0] >= upstream + 60, "{file}: {waits:?}");
+    }
+}
+
 /// An alert on a value that no metric has would never be heard.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alerts_ask_for_values_that_there_are() {
