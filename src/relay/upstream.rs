@@ -24,6 +24,8 @@ use crate::upstream::{NotSent, Progress, told};
 const MAX_ERROR: usize = 1024 * 1024;
 /// The largest answer that comes whole.
 pub(super) const MAX_ANSWER: usize = 64 * 1024 * 1024;
+/// However long an upstream says that nobody should ask it, it is no longer: beyond some length there are no times any more.
+const LONGEST_TOLD: Duration = Duration::from_secs(24 * 60 * 60);
 /// How the upstream begins to say that the account has no credit. Further on in a message a caller's own words may stand.
 const UNPAID: &str = "Your credit balance is too low";
 
@@ -147,7 +149,9 @@ fn judge(whole: Whole, message: String, Retry { wait, resets_at, is_of_use, is_l
         429 => again(failure(Trouble::RateLimited(resets_at), Ok(whole))),
         529 => again(failure(Trouble::Overloaded(resets_at), Ok(whole))),
         // A gateway's word, which has lost sight of the upstream, and not the upstream's that it has not done it.
-        408 | 502 | 504 | 520..=527 if is_late => Answer::GivenUp(failure(Trouble::Failing, Ok(whole))),
+        408 | 502 | 504 | 520 | 524 if is_late => Answer::GivenUp(failure(Trouble::Failing, Ok(whole))),
+        // One that has not come so far as to send it, and was at it for long.
+        521..=523 | 525 | 526 if is_late => Answer::Elsewhere(failure(Trouble::Failing, Ok(whole))),
         408 | 500..=599 => again(failure(Trouble::Failing, Ok(whole))),
         // A redirect would carry the key to wherever it says.
         300..=399 => {
@@ -272,8 +276,8 @@ fn wait_of(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     // The SDKs read fractions, too.
     let number = |text: &str, unit: f64| {
-        let seconds = text.trim().parse::<f64>().ok()? * unit;
-        Duration::try_from_secs_f64(seconds).ok()
+        let seconds = text.trim().parse::<f64>().ok().filter(|number| number.is_finite())? * unit;
+        Duration::try_from_secs_f64(seconds.min(LONGEST_TOLD.as_secs_f64())).ok()
     };
     if let Some(wait) = text(&RETRY_AFTER_MS).and_then(|text| number(text, 0.001)) {
         return Some(wait);
@@ -283,14 +287,14 @@ fn wait_of(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
         return Some(wait);
     }
     let at = DateTime::parse_from_rfc2822(after).ok()?.to_utc();
-    Some((Timestamp::from(at) - now).to_std().unwrap_or_default())
+    Some((Timestamp::from(at) - now).to_std().unwrap_or_default().min(LONGEST_TOLD))
 }
 
 /// When the upstream says that the account may be used again: after a wait, or when the limit that is used up begins anew.
 fn reset_of(headers: &HeaderMap, now: Timestamp) -> Option<Timestamp> {
     const LIMITS: [&str; 5] = ["requests", "tokens", "input-tokens", "output-tokens", "unified"];
     if let Some(wait) = wait_of(headers, now) {
-        return Some(now + TimeDelta::from_std(wait).unwrap_or(TimeDelta::MAX));
+        return Some(now + TimeDelta::from_std(wait).unwrap_or_default());
     }
     let text = |name: String| headers.get(name).and_then(|value| value.to_str().ok());
     let used_up = LIMITS.iter().filter(|limit| {
@@ -331,7 +335,10 @@ mod tests {
         assert_eq!(seconds(&both), Some(3_000));
         assert_eq!(seconds(&[("retry-after-ms", "812.5")]), Some(812));
         assert_eq!(seconds(&[("retry-after", "0.5")]), Some(500));
-        for wrong in ["soon", "-1", "inf", "NaN", "1e300", ""] {
+        for long in ["99999999999999", "1e13", "1e18", "1e19", "1e300", "Fri, 15 Jan 9999 08:00:05 GMT"] {
+            assert_eq!(seconds(&[("retry-after", long)]), Some(86_400_000), "{long}");
+        }
+        for wrong in ["soon", "-1", "inf", "NaN", ""] {
             assert_eq!(seconds(&[("retry-after", wrong)]), None, "{wrong}");
         }
         assert_eq!(seconds(&[]), None);
