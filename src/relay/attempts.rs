@@ -22,6 +22,8 @@ use crate::model::{ClaudeAccountHealthState, ClaudeAccountId, Timestamp};
 const RETRIES: usize = 2;
 /// No longer is waited for that.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// Nor so long, where another account can take the request and the upstream does not say how long.
+const SHORT_WAIT: Duration = Duration::from_secs(1);
 /// How often those who wait for their turn look again by themselves.
 const LOOK: Duration = Duration::from_secs(1);
 /// No request is tried on more accounts.
@@ -73,19 +75,36 @@ impl Tries {
     fn may_again(&self, at: Tried, failure: &Failure, wait: Option<Duration>) -> bool {
         let is_limited = matches!(failure.trouble, Some((Trouble::RateLimited(_), _)));
         let is_soon = wait.map_or(!is_limited, |wait| wait <= LONGEST_WAIT);
-        is_soon && self.all.iter().filter(|tried| **tried == at).count() <= RETRIES
+        is_soon && self.times(at) <= RETRIES
     }
 
-    /// The account that is to be tried again rests, for all. For how long this request waits: not where it has a limit, which
-    /// another account may not have.
-    fn rest(&mut self, relay: &Relay, lease: &Lease, trouble: Option<(Trouble, String)>) -> Duration {
+    /// How often an account was tried.
+    fn times(&self, at: Tried) -> usize {
+        self.all.iter().filter(|tried| **tried == at).count()
+    }
+
+    /// The account that is to be tried again rests, for all, where it is not only this request that fails. Returns how long this
+    /// request waits before it looks for an account: not where it has a limit, which another may not have, or rests for long.
+    fn rest(
+        &mut self,
+        relay: &Relay,
+        lease: &Lease,
+        trouble: Option<(Trouble, String)>,
+        wait: Option<Duration>,
+    ) -> Duration {
         let Some((trouble, message)) = trouble else { return Duration::ZERO };
-        let Some(Failed { rest, observed }) = lease.failed(trouble, message) else { return Duration::ZERO };
-        self.untold = Some(observed);
+        let failed = lease.failed(trouble, message, false);
+        let until = failed.as_ref().and_then(|failed| failed.rest).map(|rest| rest.until);
+        self.untold = failed.map(|Failed { observed, .. }| observed);
         if matches!(trouble, Trouble::RateLimited(_)) {
             return Duration::ZERO;
         }
-        (rest.until - relay.services.clock.now()).to_std().unwrap_or_default().min(LONGEST_WAIT)
+        let pause = match until {
+            Some(until) => until - relay.services.clock.now(),
+            None => lease.pause(self.times(tried(&lease.account))),
+        };
+        let (pause, wait) = (pause.to_std().unwrap_or_default(), wait.unwrap_or_default());
+        if until.is_some() && pause > wait.max(SHORT_WAIT) { Duration::ZERO } else { pause.max(wait) }
     }
 
     /// Tells how the account does that was to be tried again, where it is not the one that was found: a moment that is bridged is
@@ -132,7 +151,7 @@ pub(super) async fn run(
         let at = tried(&lease.account);
         tries.all.push(at);
         let answer = ask(relay, &lease, errand, tally.attempt(lease.clone())).await;
-        let (failure, is_again) = match answer {
+        let (failure, again) = match answer {
             Answer::Success(response) => {
                 if let Some(observed) = lease.succeeded() {
                     relay.health.note(&relay.services, observed);
@@ -148,17 +167,17 @@ pub(super) async fn run(
                 note(relay, &lease, failure.trouble);
                 return failure.answer.map(Answered::Error);
             }
-            Answer::Elsewhere(failure) => (failure, false),
+            Answer::Elsewhere(failure) => (failure, None),
             Answer::Again(failure, wait) => {
                 let is_again = tries.may_again(at, &failure, wait);
-                (failure, is_again)
+                (failure, is_again.then_some(wait))
             }
         };
         tally.attempt_failed();
         tries.keep(failure.answer);
-        if is_again {
+        if let Some(wait) = again {
             tries.again = Some(at.0);
-            let pause = tries.rest(relay, &lease, failure.trouble);
+            let pause = tries.rest(relay, &lease, failure.trouble, wait);
             drop(lease);
             sleep(pause).await;
         } else {
@@ -191,7 +210,8 @@ async fn find(relay: &Relay, admitted: &Admitted, route: Route<'_>, tries: &Trie
     let patience = match (&tries.answer, tries.again) {
         (None, _) => relay.limits.patience,
         (Some(_), Some(_)) => relay.limits.patience.min(LONGEST_WAIT),
-        (Some(_), None) => Duration::ZERO,
+        // For another account a moment only: there is an answer.
+        (Some(_), None) => relay.limits.patience.min(SHORT_WAIT),
     };
     let deadline = Instant::now() + patience;
     let mut place = None;
@@ -212,7 +232,7 @@ async fn find(relay: &Relay, admitted: &Admitted, route: Route<'_>, tries: &Trie
             Choice::Wait(back_at) => back_at,
         };
         let pause = back_at.map_or(LOOK, |at| (at - now).to_std().unwrap_or_default()).min(LOOK).min(left);
-        match &mut place {
+        match &place {
             // Either way it is looked again.
             Some(place) => drop(timeout(pause, place.called()).await),
             None => sleep(pause).await,

@@ -116,9 +116,9 @@ impl Relay {
         })
     }
 
-    /// Notes that a request went wrong by its account's doing.
+    /// Notes that a request went wrong by its account's doing, and gives it up.
     fn note(&self, lease: &Lease, trouble: Trouble, message: String) {
-        if let Some(failed) = lease.failed(trouble, message) {
+        if let Some(failed) = lease.failed(trouble, message, true) {
             self.health.note(&self.services, failed.observed);
         }
     }

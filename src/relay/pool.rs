@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use chrono::TimeDelta;
 use quick_cache::sync::Cache;
 
-use super::recovery::{Pace, Place, Recovery, Rest, Standing, Trouble};
+use super::recovery::{Follows, Pace, Place, Recovery, Rest, Standing, Trouble};
 use super::tally::Endpoint;
 use crate::domain::relay_account::{Observed, RelayAccount};
 use crate::model::{ClaudeAccountHealthState, ClaudeAccountId, Clock, Timestamp};
 
-/// Of how many lanes something is remembered, before those go of which there is nothing to say.
+/// Of how many lanes something is remembered: callers name what they like. First those go of which there is nothing to say.
 const LANES: usize = 64;
 /// How many conversations are known.
 const CONVERSATIONS: usize = 50_000;
@@ -136,7 +136,7 @@ impl Pool {
         let mut states = self.lock();
         let stays_with = wanted.session.and_then(|session| self.conversations.get(&session));
         let stays_with = stays_with.filter(|(_, heard)| now - *heard < CONVERSATION).map(|(id, _)| id);
-        let (mut best, mut full) = (None, None);
+        let (mut best, mut queued, mut is_full) = (None, None, false);
         let (mut first_back, mut exhausted): (Option<Rest>, Option<Timestamp>) = (None, None);
         for account in wanted.accounts.iter().filter(|account| !wanted.tried.contains(&tried(account))) {
             let id = account.id();
@@ -148,23 +148,26 @@ impl Pool {
             }
             let rank =
                 (wanted.again != Some(id), stays_with != Some(id), account.row().priority, state.in_flight, state.turn);
-            match state.standing(wanted.lane, now, place.as_ref()) {
+            let (rest, queue) = match state.standing(wanted.lane, now, place.as_ref()) {
                 Standing::Ready => {
                     if best.as_ref().is_none_or(|(known, _)| rank < *known) {
                         best = Some((rank, account));
                     }
+                    continue;
                 }
-                Standing::Full(queue) => {
-                    let is_known = place.as_ref().is_some_and(|place| place.is_in(&queue));
-                    let rank = (!is_known, rank);
-                    if full.as_ref().is_none_or(|(known, _)| rank < *known) {
-                        full = Some((rank, queue));
-                    }
-                }
-                Standing::Resting(rest) => {
-                    if first_back.is_none_or(|first| rest.until < first.until) {
-                        first_back = Some(rest);
-                    }
+                Standing::Full(queue) => (None, Some(queue)),
+                Standing::Resting(rest, queue) => (Some(rest), queue),
+            };
+            match rest {
+                None => is_full = true,
+                Some(rest) if first_back.is_none_or(|first| rest.until < first.until) => first_back = Some(rest),
+                Some(_) => {}
+            }
+            if let Some(queue) = queue {
+                let is_new = !place.as_ref().is_some_and(|place| place.is_in(&queue));
+                let rank = (rest.is_some(), is_new, rest.map(|rest| rest.until), rank);
+                if queued.as_ref().is_none_or(|(known, _, _)| rank < *known) {
+                    queued = Some((rank, is_new, queue));
                 }
             }
         }
@@ -175,18 +178,21 @@ impl Pool {
             *place = None;
             return Choice::Take(states.begin(self, account, wanted.lane, now));
         }
-        let is_full = full.is_some();
-        if let Some(((is_new, _), queue)) = full
-            && is_new
-        {
+        let back_at = match first_back {
+            Some(rest) if rest.until - now <= patience => Some(rest.until),
+            _ if is_full => None,
+            Some(rest) => return Choice::Nobody(Why::Resting(rest)),
+            None => return Choice::Nobody(exhausted.map_or(Why::None, Why::Exhausted)),
+        };
+        if let Some((_, true, queue)) = queued {
             *place = Some(Place::new(queue));
         }
-        match first_back {
-            Some(rest) if rest.until - now <= patience => Choice::Wait(Some(rest.until)),
-            _ if is_full => Choice::Wait(None),
-            Some(rest) => Choice::Nobody(Why::Resting(rest)),
-            None => Choice::Nobody(exhausted.map_or(Why::None, Why::Exhausted)),
-        }
+        Choice::Wait(back_at)
+    }
+
+    fn pace(&self, turn: u64) -> Pace {
+        let [scatter, ..] = self.hasher.hash_one(turn).to_ne_bytes();
+        Pace { first: self.first_rest, scatter }
     }
 
     fn lock(&self) -> MutexGuard<'_, States> {
@@ -239,8 +245,10 @@ impl AccountState {
         let closed = self.closed.map(|closed| closed.rest).filter(|rest| rest.holds(now));
         let lane = self.lanes.get(lane).map_or(Standing::Ready, |recovery| recovery.standing(now, place));
         match (closed, lane) {
-            (Some(closed), Standing::Resting(rest)) if rest.until > closed.until => Standing::Resting(rest),
-            (Some(rest), _) => Standing::Resting(rest),
+            (Some(closed), Standing::Resting(rest, queue)) if rest.until > closed.until => {
+                Standing::Resting(rest, queue)
+            }
+            (Some(rest), _) => Standing::Resting(rest, None),
             (None, lane) => lane,
         }
     }
@@ -251,6 +259,21 @@ impl AccountState {
         self.lanes.values().filter_map(|recovery| recovery.rest(now)).chain(closed).max_by_key(|rest| rest.until)
     }
 
+    /// What becomes of a lane in which something went wrong. What is known of another may be forgotten for that: it is found out anew.
+    fn recovery(&mut self, lane: &Lane, now: Timestamp) -> &mut Recovery {
+        if self.lanes.len() >= LANES && !self.lanes.contains_key(lane) {
+            self.lanes.retain(|_, recovery| recovery.is_used() || recovery.rest(now).is_some());
+            let until = |recovery: &Recovery| recovery.rest(now).map(|rest| rest.until);
+            if self.lanes.len() >= LANES
+                && let Some(first) =
+                    self.lanes.iter().min_by_key(|(_, recovery)| until(recovery)).map(|(lane, _)| lane.clone())
+            {
+                self.lanes.remove(&first);
+            }
+        }
+        self.lanes.entry(lane.clone()).or_insert_with(Recovery::new)
+    }
+
     /// Whether what a request learns that had this account holds of it as it is now.
     fn is_of(&self, account: &RelayAccount) -> bool {
         account.row().api_key_version >= self.key_version
@@ -259,8 +282,8 @@ impl AccountState {
 
 /// What follows from a request that went wrong.
 pub(super) struct Failed {
-    /// How long nobody asks the account for the same.
-    pub(super) rest: Rest,
+    /// How long nobody asks the account for the same; none: others go on.
+    pub(super) rest: Option<Rest>,
     /// What there is to be told of the account.
     pub(super) observed: Observed,
 }
@@ -303,8 +326,9 @@ impl Lease {
         Some(self.observed(ClaudeAccountHealthState::Healthy, None, None))
     }
 
-    /// The request went wrong, by the account's doing. None: that says nothing of the account as it is now.
-    pub(super) fn failed(&self, trouble: Trouble, message: String) -> Option<Failed> {
+    /// The request went wrong, by the account's doing, and gives it up, or may do better in a moment. None: that says nothing of the
+    /// account as it is now.
+    pub(super) fn failed(&self, trouble: Trouble, message: String, is_given_up: bool) -> Option<Failed> {
         let now = self.pool.clock.now();
         let mut states = self.pool.lock();
         let turn = states.next();
@@ -312,23 +336,34 @@ impl Lease {
         if !state.is_of(&self.account) {
             return None;
         }
-        let [scatter, ..] = self.pool.hasher.hash_one(turn).to_ne_bytes();
-        let pace = Pace { first: self.pool.first_rest, scatter };
+        let pace = self.pool.pace(turn);
         let rest = if matches!(trouble, Trouble::Unauthorized | Trouble::Unpaid) {
             let rest = trouble.rest(1, now, pace);
             state.closed = Some(Closed { rest, turn });
-            rest
+            Some(rest)
         } else {
-            if state.lanes.len() >= LANES && !state.lanes.contains_key(&self.lane) {
-                state.lanes.retain(|_, recovery| recovery.is_used() || recovery.rest(now).is_some());
+            let is_open = state.lanes.get(&self.lane).is_none_or(|recovery| recovery.is_open(now));
+            if trouble == Trouble::Failing && is_open && !is_given_up {
+                return None;
             }
-            let recovery = state.lanes.entry(self.lane.clone()).or_insert_with(Recovery::new);
-            recovery.fail(self.turn, turn, trouble, now, pace)?
+            match state.recovery(&self.lane, now).fail(self.turn, turn, trouble, now, pace) {
+                Follows::Nothing => return None,
+                Follows::Doubt => None,
+                Follows::Rest(rest) => Some(rest),
+            }
         };
         state.is_ill = true;
-        let worst = state.rest(now).unwrap_or(rest);
+        let worst = state.rest(now).or(rest);
         drop(states);
-        Some(Failed { rest, observed: self.observed(worst.state, Some(worst.until), Some(message)) })
+        let (health, until) = worst.map_or((trouble.state(), None), |rest| (rest.state, Some(rest.until)));
+        Some(Failed { rest, observed: self.observed(health, until, Some(message)) })
+    }
+
+    /// How long a request that went wrong so often waits by itself, where the account does not rest.
+    pub(super) fn pause(&self, failures: usize) -> TimeDelta {
+        let failures = u32::try_from(failures).unwrap_or(u32::MAX);
+        let now = self.pool.clock.now();
+        Trouble::Failing.rest(failures, now, self.pool.pace(self.turn)).until - now
     }
 
     fn observed(&self, state: ClaudeAccountHealthState, until: Option<Timestamp>, error: Option<String>) -> Observed {
@@ -353,5 +388,26 @@ impl Drop for Lease {
                 recovery.end(self.turn);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_caller_makes_more_lanes_than_there_are() {
+        let at = |seconds: i64| Timestamp::from_micros((1_800_000_000 + seconds) * 1_000_000).unwrap();
+        let pace = Pace { first: TimeDelta::milliseconds(250), scatter: 0 };
+        let mut state = AccountState::default();
+        let lane = |n: u64| Lane::new(Endpoint::Messages, &format!("model-{n}"));
+        for n in 1..500 {
+            // The first rests longest.
+            let trouble = Trouble::RateLimited(Some(at(if n == 1 { 60 } else { 30 })));
+            state.recovery(&lane(n), at(0)).fail(2 * n, 2 * n + 1, trouble, at(0), pace);
+        }
+        assert_eq!(state.lanes.len(), LANES);
+        assert!(matches!(state.standing(&lane(1), at(1), None), Standing::Resting(..)));
+        assert!(matches!(state.standing(&lane(499), at(1), None), Standing::Resting(..)));
     }
 }

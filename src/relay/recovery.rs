@@ -1,13 +1,11 @@
 //! How an account is used again for what it was refused: not at all for a while, then by one request at first, then by more and
 //! more; and who waits for that, in their order.
 
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::TimeDelta;
 use tokio::sync::Notify;
-use tokio::sync::futures::OwnedNotified;
 
 use crate::model::{ClaudeAccountHealthState, Timestamp};
 
@@ -24,6 +22,8 @@ const CLOSED: TimeDelta = TimeDelta::minutes(5);
 const STEP: TimeDelta = TimeDelta::seconds(3);
 /// So many at once are as good as any number.
 const MANY: u32 = 64;
+/// So many requests have to fail, and none to succeed between, before it is the account that fails: one may do so by its own doing.
+const SEVERAL: u32 = 3;
 
 /// An account is left alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +53,12 @@ pub(super) enum Trouble {
 }
 
 impl Trouble {
-    fn state(self) -> ClaudeAccountHealthState {
+    /// Whether the upstream has said how long.
+    fn is_told(self) -> bool {
+        matches!(self, Self::RateLimited(Some(_)) | Self::Overloaded(Some(_)))
+    }
+
+    pub(super) fn state(self) -> ClaudeAccountHealthState {
         match self {
             Self::RateLimited(_) => ClaudeAccountHealthState::RateLimited,
             Self::Overloaded(_) => ClaudeAccountHealthState::Overloaded,
@@ -96,8 +101,8 @@ impl Pace {
 
 /// What became of an account since something went wrong for the first time, until as many may ask it as like to.
 ///
-/// Requests and troubles have numbers, in their order. Of a request that began before the last trouble nothing is learned: neither
-/// that all is well again, nor that it went wrong once more; and it takes nobody's place.
+/// Requests and troubles have numbers, in their order. Of a request that began before the last trouble nothing is learned but what
+/// the upstream tells: neither that all is well again, nor that it went wrong once more; and it takes nobody's place.
 #[derive(Debug)]
 pub(super) struct Recovery {
     /// The number of the last trouble.
@@ -105,6 +110,8 @@ pub(super) struct Recovery {
     rest: Option<Rest>,
     /// How often in a row it went wrong.
     failures: u32,
+    /// How many requests in a row have failed of which it is not known that the account was the reason.
+    doubts: u32,
     /// How many requests there may be at once of those that began since.
     allowed: u32,
     /// Since when so many; none: nobody has asked it since.
@@ -120,15 +127,35 @@ pub(super) enum Standing {
     Ready,
     /// As many are under way as may be, or as many wait as there are places.
     Full(Arc<Queue>),
-    Resting(Rest),
+    /// Those who wait for the end of it may do so in a queue.
+    Resting(Rest, Option<Arc<Queue>>),
+}
+
+/// What follows from a request that went wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Follows {
+    /// It was known.
+    Nothing,
+    /// It may have been the request: others go on.
+    Doubt,
+    Rest(Rest),
 }
 
 impl Recovery {
     pub(super) fn new() -> Self {
-        Self { troubled_at: 0, rest: None, failures: 0, allowed: 1, since: None, begun: 0, queue: Arc::default() }
+        Self {
+            troubled_at: 0,
+            rest: None,
+            failures: 0,
+            doubts: 0,
+            allowed: u32::MAX,
+            since: None,
+            begun: 0,
+            queue: Arc::default(),
+        }
     }
 
-    /// A request that has this number went wrong, which has that number. Returns the rest that follows; none: it says nothing new.
+    /// A request that has this number went wrong, which has that number.
     pub(super) fn fail(
         &mut self,
         began: u64,
@@ -136,28 +163,44 @@ impl Recovery {
         trouble: Trouble,
         now: Timestamp,
         pace: Pace,
-    ) -> Option<Rest> {
+    ) -> Follows {
         if began < self.troubled_at {
-            // One trouble that several ran into. It may be longer than the first of them was told.
-            let known = self.rest.as_mut().filter(|rest| rest.holds(now))?;
-            known.until = known.until.max(trouble.rest(self.failures, now, pace).until);
-            return Some(*known);
+            let rest = trouble.rest(self.failures, now, pace);
+            match self.rest(now) {
+                // One trouble that several ran into, or another that is over sooner.
+                Some(known) if known.until >= rest.until => return Follows::Rest(known),
+                None if !trouble.is_told() => return Follows::Nothing,
+                // What the upstream tells holds, whomever it tells.
+                _ => return self.begin_rest(rest, troubled_at),
+            }
+        }
+        if trouble == Trouble::Failing && self.is_open(now) && self.doubts + 1 < SEVERAL {
+            self.doubts += 1;
+            return Follows::Doubt;
         }
         self.failures = self.failures.saturating_add(1);
+        self.begin_rest(trouble.rest(self.failures, now, pace), troubled_at)
+    }
+
+    fn begin_rest(&mut self, rest: Rest, troubled_at: u64) -> Follows {
         (self.troubled_at, self.allowed, self.since, self.begun) = (troubled_at, 1, None, 0);
-        self.rest = Some(trouble.rest(self.failures, now, pace));
-        self.rest
+        (self.rest, self.doubts) = (Some(rest), 0);
+        Follows::Rest(rest)
+    }
+
+    /// Whether any number may begin.
+    pub(super) fn is_open(&self, now: Timestamp) -> bool {
+        self.rest(now).is_none() && self.allowed(now) >= MANY
     }
 
     /// Whether one may begin who has this place in a queue, or none.
     pub(super) fn standing(&self, now: Timestamp, place: Option<&Place>) -> Standing {
         if let Some(rest) = self.rest(now) {
-            return Standing::Resting(rest);
+            return Standing::Resting(rest, Some(self.queue.clone()));
         }
-        let has_waited = place.is_some_and(|place| place.is_in(&self.queue));
+        let place = place.filter(|place| place.is_in(&self.queue));
         // Nobody overtakes those who wait.
-        let before = if has_waited { 0 } else { self.queue.waiting.load(Ordering::Relaxed) };
-        if self.begun.saturating_add(before) < self.allowed(now) {
+        if self.queue.is_among(self.allowed(now).saturating_sub(self.begun), place) {
             Standing::Ready
         } else {
             Standing::Full(self.queue.clone())
@@ -183,7 +226,7 @@ impl Recovery {
             return false;
         }
         let allowed = self.allowed(now).saturating_mul(2);
-        (self.rest, self.failures, self.allowed, self.since) = (None, 0, allowed, Some(now));
+        (self.rest, self.failures, self.doubts, self.allowed, self.since) = (None, 0, 0, allowed, Some(now));
         self.queue.call(allowed.saturating_sub(self.begun));
         allowed >= MANY
     }
@@ -212,39 +255,51 @@ impl Recovery {
 
 impl Drop for Recovery {
     fn drop(&mut self) {
-        self.queue.turn.notify_waiters();
+        self.queue.call(u32::MAX);
     }
 }
 
-/// Those who wait until one more may begin.
+/// Those who wait until one more may begin, by the numbers of their places.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    turn: Arc<Notify>,
-    waiting: AtomicU32,
+    waiting: Mutex<BTreeMap<u64, Arc<Notify>>>,
 }
 
 impl Queue {
     /// Calls so many, who have waited longest.
     fn call(&self, count: u32) {
-        for _ in 0..count.min(self.waiting.load(Ordering::Relaxed)) {
-            self.turn.notify_one();
-        }
+        self.lock().values().take(count as usize).for_each(|turn| turn.notify_one());
+    }
+
+    /// Whether one who has this place, or none, is among the first so many.
+    fn is_among(&self, first: u32, place: Option<&Place>) -> bool {
+        let first = first as usize;
+        let waiting = self.lock();
+        let before = place.map_or(waiting.len(), |place| waiting.range(..place.number).take(first).count());
+        before < first
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Notify>>> {
+        // A panic cannot leave it half changed.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A place in a queue, until it is dropped.
 pub(super) struct Place {
     queue: Arc<Queue>,
-    turn: Pin<Box<OwnedNotified>>,
+    number: u64,
+    turn: Arc<Notify>,
 }
 
 impl Place {
     pub(super) fn new(queue: Arc<Queue>) -> Self {
-        queue.waiting.fetch_add(1, Ordering::Relaxed);
-        let mut turn = Box::pin(queue.turn.clone().notified_owned());
-        // From here on it is in the queue.
-        turn.as_mut().enable();
-        Self { queue, turn }
+        let turn = Arc::new(Notify::new());
+        let mut waiting = queue.lock();
+        let number = waiting.last_key_value().map_or(0, |(last, _)| last + 1);
+        waiting.insert(number, turn.clone());
+        drop(waiting);
+        Self { queue, number, turn }
     }
 
     pub(super) fn is_in(&self, queue: &Arc<Queue>) -> bool {
@@ -252,16 +307,16 @@ impl Place {
     }
 
     /// Waits until it is called. Given up, it keeps its place.
-    pub(super) async fn called(&mut self) {
-        self.turn.as_mut().await;
-        self.turn.set(self.queue.turn.clone().notified_owned());
-        self.turn.as_mut().enable();
+    pub(super) async fn called(&self) {
+        self.turn.notified().await;
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.queue.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.queue.lock().remove(&self.number);
+        // It may have been called and have left: then it is the next one's turn.
+        self.queue.call(1);
     }
 }
 
@@ -289,8 +344,10 @@ mod tests {
     }
 
     fn failed(recovery: &mut Recovery, began: u64, number: u64, now: Timestamp) -> Option<i64> {
-        let rest = recovery.fail(began, number, Trouble::Overloaded(None), now, PACE);
-        rest.map(|rest| (rest.until - now).num_milliseconds())
+        match recovery.fail(began, number, Trouble::Overloaded(None), now, PACE) {
+            Follows::Rest(rest) => Some((rest.until - now).num_milliseconds()),
+            Follows::Doubt | Follows::Nothing => None,
+        }
     }
 
     #[test]
@@ -317,10 +374,50 @@ mod tests {
         let lengths = (1..9).map(|n| failed(&mut recovery, 2 * n, 2 * n + 1, at(0)).unwrap());
         assert_eq!(lengths.collect::<Vec<_>>(), [250, 500, 1_000, 2_000, 4_000, 8_000, 10_000, 10_000]);
         // Another that ran into the same is told of more.
-        let rest = recovery.fail(2, 20, Trouble::RateLimited(Some(at(30_000))), at(1), PACE).unwrap();
-        assert_eq!((rest.until, recovery.failures), (at(30_000), 8));
+        let told = Rest { state: ClaudeAccountHealthState::RateLimited, until: at(30_000) };
+        let limited = Trouble::RateLimited(Some(told.until));
+        assert_eq!(recovery.fail(2, 20, limited, at(1), PACE), Follows::Rest(told));
+        assert_eq!((recovery.rest(at(2)), recovery.failures), (Some(told), 8));
+        // And of one that is told less it is not shortened.
+        assert_eq!(failed(&mut recovery, 3, 21, at(2)), Some(29_998));
         let shortest = Trouble::Failing.rest(1, at(0), Pace { scatter: 255, ..PACE });
         assert!((187..=188).contains(&(shortest.until - at(0)).num_milliseconds()), "{shortest:?}");
+    }
+
+    #[test]
+    fn what_an_earlier_request_is_told_holds_after_a_rest_too() {
+        let mut recovery = Recovery::new();
+        failed(&mut recovery, 5, 6, at(0));
+        recovery.begin(at(300));
+        recovery.succeed(7, at(400));
+        assert!(is_ready(&recovery, at(500), None));
+        assert_eq!(failed(&mut recovery, 1, 8, at(500)), None);
+        let until = at(8_500);
+        let rest = Rest { state: ClaudeAccountHealthState::Overloaded, until };
+        let follows = recovery.fail(1, 9, Trouble::Overloaded(Some(until)), at(500), PACE);
+        assert_eq!((follows, recovery.rest(at(600))), (Follows::Rest(rest), Some(rest)));
+        // Then they come one by one again, whatever is still under way.
+        recovery.end(7);
+        assert!(is_ready(&recovery, until, None));
+        recovery.begin(until);
+        assert!(!is_ready(&recovery, until, None));
+    }
+
+    #[test]
+    fn one_that_fails_shuts_nobody_out_and_several_in_a_row_do() {
+        let mut recovery = Recovery::new();
+        let fail = |recovery: &mut Recovery, number| recovery.fail(number, number + 1, Trouble::Failing, at(0), PACE);
+        for number in [1, 3] {
+            assert_eq!(fail(&mut recovery, number), Follows::Doubt);
+            assert!((0..100).all(|_| is_ready(&recovery, at(0), None)));
+        }
+        assert!(recovery.succeed(1, at(0)));
+        assert_eq!([5, 7].map(|number| fail(&mut recovery, number)), [Follows::Doubt; 2]);
+        let rest = Rest { state: ClaudeAccountHealthState::Failing, until: at(250) };
+        assert_eq!(fail(&mut recovery, 9), Follows::Rest(rest));
+        // From then on each does, until it is used as much as before.
+        let follows = recovery.fail(11, 12, Trouble::Failing, at(250), PACE);
+        assert_eq!(follows, Follows::Rest(Rest { until: at(750), ..rest }));
     }
 
     #[test]
@@ -338,12 +435,37 @@ mod tests {
         assert_eq!(is_over, [false, false, false, true]);
     }
 
-    #[tokio::test]
-    async fn who_waits_is_called_in_order_and_only_for_a_place() {
+    #[test]
+    fn who_has_waited_for_the_end_of_a_rest_comes_first() {
+        let mut recovery = Recovery::new();
+        failed(&mut recovery, 1, 2, at(0));
+        let [first, second, third] = [0, 1, 2].map(|n| match recovery.standing(at(n), None) {
+            Standing::Resting(_, Some(queue)) => Place::new(queue),
+            other => panic!("{other:?}"),
+        });
+        // Whoever looks first.
+        for later in [None, Some(&third), Some(&second)] {
+            assert!(!is_ready(&recovery, at(250), later));
+        }
+        assert!(is_ready(&recovery, at(250), Some(&first)));
+        recovery.begin(at(250));
+        drop(first);
+        assert!(!is_ready(&recovery, at(260), Some(&second)));
+        // Two may: one of them is under way.
+        let later = at(250) + STEP;
+        assert!(!is_ready(&recovery, later, None) && !is_ready(&recovery, later, Some(&third)));
+        assert!(is_ready(&recovery, later, Some(&second)));
+        // Who leaves keeps nobody.
+        drop(second);
+        assert!(is_ready(&recovery, later, Some(&third)));
+    }
+
+    #[test]
+    fn who_waits_is_called_in_order_and_only_for_a_place() {
         let mut recovery = Recovery::new();
         failed(&mut recovery, 1, 2, at(0));
         recovery.begin(at(300));
-        let (mut first, mut second) = (wait(&recovery, at(300)), wait(&recovery, at(300)));
+        let (first, second) = (wait(&recovery, at(300)), wait(&recovery, at(300)));
         assert!(first.called().now_or_never().is_none() && second.called().now_or_never().is_none());
         recovery.end(3);
         // Whoever comes now comes after them, though there is a place.
@@ -354,7 +476,7 @@ mod tests {
         drop(first);
         recovery.begin(at(300));
         // One has left: its call goes to the next.
-        let mut third = wait(&recovery, at(300));
+        let third = wait(&recovery, at(300));
         recovery.end(4);
         drop(second);
         assert!(third.called().now_or_never().is_some());

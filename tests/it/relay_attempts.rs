@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use crate::claude_account::create as new_account;
-use crate::relay::{FIRST, OUTCOME, Relayed, SECOND, asking, error, records};
+use crate::relay::{FIRST, OUTCOME, Relayed, SECOND, TOKENS, asking, error, records};
 use crate::relay_failures::{QUICK, beginning};
 use crate::relay_pool::update;
 use crate::support::{Reply, Step, both_databases};
@@ -118,6 +118,97 @@ both_databases! {
         relayed.claude.will(FIRST, [Reply::rate_limited(3)]);
         assert_eq!(relayed.send().await.status(), 200);
         assert_eq!(relayed.claude.keys(), [FIRST, FIRST, FIRST, FIRST, SECOND, FIRST, SECOND]);
+    }
+
+    async fn a_request_that_fails_keeps_no_other_waiting(app: TestApp) {
+        let retry = Duration::from_millis(200);
+        let app = app.relaying(RelayLimits { patience: Duration::ZERO, retry, ..QUICK }).await;
+        let relayed = Relayed::new(&app).await;
+        relayed.claude.will(FIRST, vec![Reply::error(500, "api_error"); 3]);
+        assert_eq!(error(relayed.send().await).await, (500, "api_error".to_owned()));
+        let others = join_all((0..5).map(|_| relayed.send())).await;
+        assert!(others.iter().all(|answer| answer.status() == 200));
+    }
+
+    async fn several_that_fail_in_a_row_make_the_account_rest(app: TestApp) {
+        let retry = Duration::from_secs(10);
+        let app = app.relaying(RelayLimits { patience: Duration::ZERO, retry, ..QUICK }).await;
+        let relayed = Relayed::new(&app).await;
+        // An answer that is given up at once.
+        let fails = Reply::Body(302, "text/plain", String::new());
+        relayed.claude.will(FIRST, vec![fails.clone(); 2]);
+        for status in [502, 502, 200] {
+            assert_eq!(relayed.send().await.status(), status);
+        }
+        relayed.claude.will(FIRST, vec![fails; 3]);
+        for status in [502, 502, 502, 503] {
+            assert_eq!(relayed.send().await.status(), status);
+        }
+        assert_eq!(relayed.claude.seen().len(), 6);
+        relayed.until_health("FAILING").await;
+    }
+
+    async fn an_account_that_rests_for_long_is_not_waited_for_while_another_is_idle(app: TestApp) {
+        let app = app.relaying(RelayLimits { retry: Duration::from_secs(4), ..QUICK }).await;
+        let relayed = Relayed::new(&app).await;
+        relayed.second(json!({ "priority": 5 })).await;
+        relayed.claude.will(FIRST, [Reply::overloaded()]);
+        assert_eq!(relayed.send().await.status(), 200);
+        assert_eq!(relayed.claude.keys(), [FIRST, SECOND]);
+        relayed.until_health("OVERLOADED").await;
+    }
+
+    async fn an_account_that_is_back_in_a_moment_is_waited_for_after_a_failure_too(app: TestApp) {
+        let app = app.relaying(QUICK).await;
+        let relayed = Relayed::new(&app).await;
+        relayed.second(json!({ "priority": -5 })).await;
+        relayed.claude.will(SECOND, [Reply::rate_limited(30)]);
+        assert_eq!(relayed.send().await.status(), 200);
+        app.advance(29);
+        relayed.claude.will(FIRST, [Reply::rate_limited(60)]);
+        assert_eq!(relayed.send().await.status(), 200);
+    }
+
+    async fn what_an_earlier_request_is_told_holds_for_later_ones(app: TestApp) {
+        let app = app.relaying(QUICK).await;
+        let relayed = Relayed::new(&app).await;
+        let overloaded = Reply::Error(529, "overloaded_error", vec![("retry-after", "0.05".to_owned())]);
+        relayed.claude.will(FIRST, [Reply::rate_limited(60).held(), overloaded]);
+        let (earlier, ()) = tokio::join!(relayed.send(), async {
+            relayed.claude.arrived().await;
+            assert_eq!(relayed.send().await.status(), 200);
+            relayed.claude.release(1);
+        });
+        assert_eq!(earlier.status(), 429);
+        assert_eq!(error(relayed.send().await).await, (429, "rate_limit_error".to_owned()));
+        assert_eq!(relayed.claude.seen().len(), 3);
+        relayed.until_health("RATE_LIMITED").await;
+    }
+
+    async fn however_long_it_is_told_to_wait_another_account_is_tried(app: TestApp) {
+        let app = app.relaying(QUICK).await;
+        let relayed = Relayed::new(&app).await;
+        relayed.second(json!({ "priority": 5 })).await;
+        let reply = Reply::Error(529, "overloaded_error", vec![("retry-after", "99999999999999".to_owned())]);
+        relayed.claude.will(FIRST, [reply]);
+        for _ in 0..2 {
+            assert_eq!(relayed.send().await.status(), 200);
+        }
+        assert_eq!(relayed.claude.keys(), [FIRST, SECOND, SECOND]);
+    }
+
+    async fn what_never_came_to_the_upstream_costs_nothing(app: TestApp) {
+        let app = app.relaying(RelayLimits { soon: Duration::ZERO, ..QUICK }).await;
+        let relayed = Relayed::new(&app).await;
+        let second = relayed.second(json!({ "priority": 5 })).await;
+        relayed.claude.will(FIRST, [Reply::error(522, "api_error")]);
+        assert_eq!(relayed.send().await.status(), 200);
+        assert_eq!(relayed.claude.keys(), [FIRST, SECOND]);
+        update(&relayed, &second["id"], json!({ "status": "SUSPENDED" })).await;
+        relayed.claude.will(FIRST, [Reply::error(521, "api_error")]);
+        assert_eq!(relayed.send().await.status(), 521);
+        assert_eq!(records(&app, OUTCOME, 2).await, ["/v1/messages 200 - 2", "/v1/messages 521 api_error 1"]);
+        assert_eq!(records(&app, TOKENS, 2).await[1], "0 0 0 0 0 0");
     }
 
     async fn what_an_upstream_may_have_done_is_paid_for_and_not_sent_again(app: TestApp) {
@@ -241,7 +332,9 @@ both_databases! {
             () = async {
                 relayed.claude.arrived().await;
                 // Whoever comes now is told at once, as soon as it rests.
-                while relayed.send().await.status().as_u16() != 529 {}
+                while relayed.send().await.status().as_u16() != 529 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
             } => {}
         }
         assert_eq!(who_left(&app).await, "/v1/messages 499 - 1 interrupted");
