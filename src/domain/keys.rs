@@ -8,15 +8,19 @@ use serde_json::json;
 use super::context::Cx;
 use super::deed::audited;
 use super::error::{Code, Error, Result};
-use super::{audit_retention, claude_account, credential, outbox, password_key};
+use super::{audit_retention, claude_account, conversation, credential, message, outbox, password_key};
 use crate::audit::Entry;
 use crate::crypto::KeyRing;
 use crate::identity::Actor;
 use crate::model::{
-    AuditAction, ClaudeAccountId, CredentialId, MailId, ManageClaudeAccounts, ResourceType, RotateKeys, Timestamp,
+    AuditAction, ClaudeAccountId, ConversationId, CredentialId, MailId, ManageClaudeAccounts, MessageId, ResourceType,
+    RotateKeys, Timestamp,
 };
 use crate::store::audit_chain::{self, AuditSeal};
-use crate::store::{self, Db, claude_account as accounts, keys, outbox as waiting_mails};
+use crate::store::{
+    self, Db, claude_account as accounts, conversation as conversations, keys, message as messages,
+    outbox as waiting_mails,
+};
 
 /// A key that records need, and that the ring lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,6 +135,22 @@ pub async fn rotate(cx: Cx<'_>, most: i64, mut progress: impl FnMut(&Rotated)) -
             let mut after = None;
             loop {
                 let batch = tried_again(async || mails(cx, version, after, most).await).await?;
+                after = batch.last;
+                if !note(&mut rotated, batch, &mut progress) {
+                    break;
+                }
+            }
+            let mut after = None;
+            loop {
+                let batch = tried_again(async || system_prompts(cx, version, after, most).await).await?;
+                after = batch.last;
+                if !note(&mut rotated, batch, &mut progress) {
+                    break;
+                }
+            }
+            let mut after = None;
+            loop {
+                let batch = tried_again(async || conversation_messages(cx, version, after, most).await).await?;
                 after = batch.last;
                 if !note(&mut rotated, batch, &mut progress) {
                     break;
@@ -252,6 +272,60 @@ async fn mails(cx: Cx<'_>, version: &str, after: Option<MailId>, most: i64) -> R
             }
         }
         Ok((Batch { records, failed, last: Some(last) }, entry(cx, "mails", records)))
+    })
+    .await
+}
+
+/// The next system prompts of conversations.
+async fn system_prompts(
+    cx: Cx<'_>,
+    version: &str,
+    after: Option<ConversationId>,
+    most: i64,
+) -> Result<Batch<ConversationId>> {
+    let permit = cx.actor.require::<RotateKeys>()?;
+    let wanted = conversations::next_of_key(&mut cx.services.db.read().await?, &permit, version, after, most).await?;
+    let Some(last) = wanted.last().copied() else { return Ok(Batch::empty()) };
+    audited(cx, async |tx| {
+        let (mut records, mut failed) = (0, Vec::new());
+        for mut row in conversations::lock_of_key(tx, &permit, version, &wanted).await? {
+            match conversation::reseal(cx, permit.organization(), &mut row) {
+                Ok(()) => {
+                    conversations::update_sealed(tx, &permit, &row).await?;
+                    records += 1;
+                }
+                Err(error) => {
+                    failed.push(failure(&format!("the system prompt of the conversation {}", row.id), &error));
+                }
+            }
+        }
+        Ok((Batch { records, failed, last: Some(last) }, entry(cx, "systemPrompts", records)))
+    })
+    .await
+}
+
+/// The next messages of conversations.
+async fn conversation_messages(
+    cx: Cx<'_>,
+    version: &str,
+    after: Option<MessageId>,
+    most: i64,
+) -> Result<Batch<MessageId>> {
+    let permit = cx.actor.require::<RotateKeys>()?;
+    let wanted = messages::next_of_key(&mut cx.services.db.read().await?, &permit, version, after, most).await?;
+    let Some(last) = wanted.last().copied() else { return Ok(Batch::empty()) };
+    audited(cx, async |tx| {
+        let (mut records, mut failed) = (0, Vec::new());
+        for mut row in messages::lock_of_key(tx, &permit, version, &wanted).await? {
+            match message::reseal(cx, permit.organization(), &mut row) {
+                Ok(()) => {
+                    messages::update_sealed(tx, &permit, &row).await?;
+                    records += 1;
+                }
+                Err(error) => failed.push(failure(&format!("the message {}", row.id), &error)),
+            }
+        }
+        Ok((Batch { records, failed, last: Some(last) }, entry(cx, "messages", records)))
     })
     .await
 }

@@ -18,14 +18,17 @@ use super::error::Result;
 use crate::domain::usage_report::Report;
 use crate::domain::{self, Cx};
 use crate::model::{
-    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Direction, NotificationId, OrganizationId, Page,
-    PageSlice, SessionId, TaskId, Timestamp, UsageInterval, UsageRecordId, UserId,
+    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, ConversationId, CredentialId, Direction, MessageId,
+    NotificationId, OrganizationId, Page, PageSlice, SessionId, TaskId, Timestamp, UsageInterval, UsageRecordId,
+    UserId,
 };
 use crate::store::api_key::{ApiKey, ApiKeyFilter};
 use crate::store::audit_log::AuditLog;
 use crate::store::claude_account::ClaudeAccount;
 use crate::store::client::Client;
+use crate::store::conversation::Conversation;
 use crate::store::credential::{Credential, CredentialFilter};
+use crate::store::message::Message;
 use crate::store::notification::Notification;
 use crate::store::organization::Organization;
 use crate::store::session::Session;
@@ -80,6 +83,9 @@ loaders! {
     api_key_client_pages: ApiKeyClientPages,
     api_key_owner_pages: ApiKeyOwnerPages,
     api_key_counts: ApiKeyCounts,
+    conversations: Conversations,
+    messages: Messages,
+    message_pages: MessagePages,
     notifications: Notifications,
     api_key_usage: ApiKeyUsage,
     usage_records: UsageRecords,
@@ -197,6 +203,22 @@ impl Loaders {
         Ok(found.unwrap_or_else(|| page.slice(Vec::new())))
     }
 
+    /// One of the caller's conversations.
+    pub(super) async fn conversation(&self, id: ConversationId) -> Found<Arc<Conversation>> {
+        self.conversations.load(id).await
+    }
+
+    /// A message of one of the caller's conversations.
+    pub(super) async fn message(&self, id: MessageId) -> Found<Arc<Message>> {
+        self.messages.load(id).await
+    }
+
+    /// A page of a conversation's messages.
+    pub(super) async fn message_page(&self, of: ConversationId, page: Page) -> Result<PageSlice<Arc<Message>>> {
+        let found = self.message_pages.load((of, page.clone())).await?;
+        Ok(found.unwrap_or_else(|| page.slice(Vec::new())))
+    }
+
     /// One of the caller's notifications.
     pub(super) async fn notification(&self, id: NotificationId) -> Found<Arc<Notification>> {
         self.notifications.load(id).await
@@ -246,6 +268,8 @@ by_id! {
     AuditLogs: AuditLogId => AuditLog by audit_log,
     Credentials: CredentialId => Credential by credential,
     ApiKeys: ApiKeyId => ApiKey by api_key,
+    Conversations: ConversationId => Conversation by conversation,
+    Messages: MessageId => Message by message,
     Notifications: NotificationId => Notification by notification,
     UsageRecords: UsageRecordId => UsageRecord by usage,
 }
@@ -390,6 +414,7 @@ pages_by_parent! {
     CredentialPages: ClientId => Credential by credential::pages,
     ApiKeyClientPages: ClientId => ApiKey by api_key::pages_by_client,
     ApiKeyOwnerPages: UserId => ApiKey by api_key::pages_by_owner,
+    MessagePages: ConversationId => Message by message::pages,
 }
 
 enum ApiKeyCounts {}

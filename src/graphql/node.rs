@@ -7,10 +7,12 @@ use super::audit_log::AuditLog;
 use super::claude_account::ClaudeAccount;
 use super::client::Client;
 use super::context::ContextExt;
+use super::conversation::Conversation;
 use super::credential::Credential;
 use super::declarations::Declared;
 use super::error::Result;
 use super::loaders::Loaders;
+use super::message::Message;
 use super::notification::Notification;
 use super::organization::Organization;
 use super::session::Session;
@@ -19,8 +21,8 @@ use super::usage::UsageRecord;
 use super::user::User;
 use crate::domain;
 use crate::model::{
-    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, NotificationId, OrganizationId, SessionId, TaskId,
-    UsageRecordId, UserId,
+    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, ConversationId, CredentialId, MessageId, NotificationId,
+    OrganizationId, SessionId, TaskId, UsageRecordId, UserId,
 };
 
 /// The most ids that `nodes` takes.
@@ -46,6 +48,10 @@ pub(super) enum Node {
     Credential(Credential),
     /// An API key, without the key itself.
     ApiKey(ApiKey),
+    /// A conversation of one's own.
+    Conversation(Conversation),
+    /// A message of a conversation of one's own.
+    Message(Message),
     /// An entry of the audit log.
     AuditLog(AuditLog),
     /// A notification of one's own.
@@ -82,6 +88,12 @@ impl Node {
         }
         if let Ok(id) = id.parse::<ApiKeyId>() {
             return Ok(Loaders::of(ctx).api_key(id).await?.map(|row| Self::ApiKey(ApiKey(row))));
+        }
+        if let Ok(id) = id.parse::<ConversationId>() {
+            return Ok(Loaders::of(ctx).conversation(id).await?.map(|row| Self::Conversation(Conversation(row))));
+        }
+        if let Ok(id) = id.parse::<MessageId>() {
+            return Ok(Loaders::of(ctx).message(id).await?.map(|row| Self::Message(Message(row))));
         }
         if let Ok(id) = id.parse::<AuditLogId>() {
             return Ok(Loaders::of(ctx).audit_log(id).await?.map(|row| Self::AuditLog(AuditLog(row))));

@@ -19,6 +19,7 @@ use super::claude_account::{ClaudeAccountMutation, ClaudeAccountQuery, ClaudeAcc
 use super::client::{ClientMutation, ClientQuery};
 use super::collected::Collected;
 use super::context::Caller;
+use super::conversation::{ConversationMutation, ConversationQuery};
 use super::credential::{CredentialMutation, CredentialQuery};
 use super::declarations::Declarations;
 use super::feed::{Feed, Outcome};
@@ -56,6 +57,7 @@ struct Query(
     TaskQuery,
     CredentialQuery,
     ApiKeyQuery,
+    ConversationQuery,
     AuditLogQuery,
     NotificationQuery,
     UsageQuery,
@@ -80,6 +82,7 @@ struct Mutation(
     TaskMutation,
     CredentialMutation,
     ApiKeyMutation,
+    ConversationMutation,
     NotificationMutation,
 );
 

@@ -96,6 +96,9 @@ names! {
     /// How urgent a task is, the least first.
     TaskPriority { Low = "LOW", Normal = "NORMAL", High = "HIGH", Urgent = "URGENT" }
 
+    /// Who has said something in a conversation.
+    MessageRole { User = "USER", Assistant = "ASSISTANT" }
+
     /// The kind of deed that an audit entry records.
     AuditAction {
         Create = "CREATE",

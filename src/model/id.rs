@@ -57,6 +57,10 @@ pub mod kind {
         Notification = "ntf",
         /// A key pair that passwords are encrypted with.
         PasswordKey = "pwkey",
+        /// A conversation with Claude.
+        Conversation = "conv",
+        /// What was said in one.
+        Message = "msg",
         /// A request of the relay, as it is recorded.
         UsageRecord = "usage",
     }
@@ -91,6 +95,10 @@ pub type MailId = Id<kind::Mail>;
 pub type NotificationId = Id<kind::Notification>;
 /// Id of a key pair that passwords are encrypted with.
 pub type PasswordKeyId = Id<kind::PasswordKey>;
+/// Id of a conversation.
+pub type ConversationId = Id<kind::Conversation>;
+/// Id of a message.
+pub type MessageId = Id<kind::Message>;
 /// Id of a usage record.
 pub type UsageRecordId = Id<kind::UsageRecord>;
 

@@ -22,11 +22,13 @@ pub use clock::Clock;
 pub use email::{Email, InvalidEmail};
 pub use enums::{
     AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus, ClaudeTier, ClientStatus,
-    MailTokenPurpose, NotificationKind, Plan, ResourceType, TaskPriority, TaskStatus, UnknownName, UserStatus,
+    MailTokenPurpose, MessageRole, NotificationKind, Plan, ResourceType, TaskPriority, TaskStatus, UnknownName,
+    UserStatus,
 };
 pub use id::{
-    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, CredentialId, Id, InvalidId, Kind, MailId, NotificationId,
-    OrganizationId, PasswordKeyId, RefreshTokenId, SessionId, TaskId, UsageRecordId, UserId, kind,
+    ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, ConversationId, CredentialId, Id, InvalidId, Kind, MailId,
+    MessageId, NotificationId, OrganizationId, PasswordKeyId, RefreshTokenId, SessionId, TaskId, UsageRecordId, UserId,
+    kind,
 };
 pub use json_object::{InvalidJsonObject, JsonObject};
 pub use money::{InvalidAmount, MicroUsd, NanoUsd};
@@ -34,8 +36,8 @@ pub use page::{Cursor, Direction, MAX_PAGE_SIZE, Page, PageSlice, Position, Sort
 pub use permission::{
     Access, ArchiveClients, DeleteCredentials, DeleteTasks, Denied, Grant, ManageApiKeys, ManageClaudeAccounts,
     ManageOneself, ManageOrganization, ManageOwnApiKeys, ManageUsers, Permission, Permit, PruneAuditLogs, Read,
-    RevealCredentials, Role, RotateKeys, UseRelay, ViewAuditLogs, ViewSystem, ViewUsage, ViewUsers, WriteClients,
-    WriteCredentials, WriteTasks,
+    RevealCredentials, Role, RotateKeys, UseConversations, UseRelay, ViewAuditLogs, ViewSystem, ViewUsage, ViewUsers,
+    WriteClients, WriteCredentials, WriteTasks,
 };
 pub use text::breaks_a_line;
 pub use timestamp::Timestamp;

@@ -146,6 +146,8 @@ grants! {
     ManageApiKeys => Some(Permission::ManageApiKeys),
     /// To manage one's own API keys.
     ManageOwnApiKeys => Some(Permission::ManageOwnApiKeys),
+    /// To have conversations with Claude.
+    UseConversations => Some(Permission::UseConversations),
 }
 
 /// What the caller lacks.

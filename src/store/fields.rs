@@ -16,8 +16,8 @@ use unicode_normalization::UnicodeNormalization;
 
 use crate::model::{
     AllowedIps, AllowedModels, ApiKeyScopes, AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus,
-    ClaudeTier, ClientStatus, Email, Id, JsonObject, Kind, MailTokenPurpose, NotificationKind, Permission, Plan,
-    ResourceType, Role, TaskPriority, TaskStatus, Timestamp, UsageInterval, UserStatus,
+    ClaudeTier, ClientStatus, Email, Id, JsonObject, Kind, MailTokenPurpose, MessageRole, NotificationKind, Permission,
+    Plan, ResourceType, Role, TaskPriority, TaskStatus, Timestamp, UsageInterval, UserStatus,
 };
 
 /// `timestamptz` on PostgreSQL; on SQLite RFC 3339 text of fixed width, which sorts by time. To the microsecond, as the
@@ -172,6 +172,7 @@ text_fields! {
     [] Role: |name| name.as_str();
     [] UserStatus: |name| name.as_str();
     [] MailTokenPurpose: |name| name.as_str();
+    [] MessageRole: |name| name.as_str();
     [] NotificationKind: |name| name.as_str();
     [] Permission: |name| name.as_str();
     [] ClaudeAccountStatus: |name| name.as_str();

@@ -11,7 +11,8 @@ use super::credential::CredentialSecret;
 use super::error::Result;
 use super::locks::all_locked;
 use super::tables::{
-    api_key_digests, api_keys, audit_seals, claude_accounts, credential_secrets, credentials, organizations, outbox,
+    api_key_digests, api_keys, audit_seals, claude_accounts, conversations, credential_secrets, credentials, messages,
+    organizations, outbox,
 };
 use super::tx::Tx;
 use crate::model::{ClaudeAccountId, CredentialId, OrganizationId, Permit, RotateKeys, Timestamp};
@@ -55,7 +56,22 @@ pub async fn versions(conn: &mut Conn) -> Result<Vec<String>> {
             .first(c)
             .await
             .optional()?);
-        match secret.into_iter().chain(account).chain(seal).chain(mail).min() {
+        let prompt: Option<Option<String>> = on_conn!(conn, |c| conversations::table
+            .filter(conversations::key_version.gt(&last))
+            .order(conversations::key_version)
+            .select(conversations::key_version)
+            .first(c)
+            .await
+            .optional()?);
+        let message: Option<String> = on_conn!(conn, |c| messages::table
+            .filter(messages::key_version.gt(&last))
+            .order(messages::key_version)
+            .select(messages::key_version)
+            .first(c)
+            .await
+            .optional()?);
+        let of_conversations = prompt.flatten().into_iter().chain(message);
+        match secret.into_iter().chain(account).chain(seal).chain(mail).chain(of_conversations).min() {
             Some(next) => found.push(next),
             None => return Ok(found),
         }
@@ -84,7 +100,14 @@ pub async fn count(conn: &mut Conn, version: &str) -> Result<i64> {
         .await?);
     let mails: i64 =
         on_conn!(conn, |c| outbox::table.filter(outbox::key_version.eq(version)).count().get_result(c).await?);
-    Ok(secrets + accounts + seals + mails)
+    let prompts: i64 = on_conn!(conn, |c| conversations::table
+        .filter(conversations::key_version.eq(version))
+        .count()
+        .get_result(c)
+        .await?);
+    let messages: i64 =
+        on_conn!(conn, |c| messages::table.filter(messages::key_version.eq(version)).count().get_result(c).await?);
+    Ok(secrets + accounts + seals + mails + prompts + messages)
 }
 
 /// The digests of the raw keys that can still be used, with their API keys. Such a digest cannot be made anew without the raw

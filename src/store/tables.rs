@@ -370,6 +370,47 @@ diesel::table! {
 }
 
 diesel::table! {
+    use diesel::sql_types::{Binary, Integer, Nullable, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    conversations (id) {
+        id -> Text,
+        organization_id -> Text,
+        owner_id -> Text,
+        client_id -> Nullable<Text>,
+        title -> Text,
+        title_folded -> Text,
+        search_text -> Text,
+        model -> Nullable<Text>,
+        system_prompt -> Nullable<Binary>,
+        key_version -> Nullable<Text>,
+        metadata -> Nullable<Text>,
+        message_count -> Integer,
+        created_at -> UtcTimestamp,
+        updated_at -> UtcTimestamp,
+        version -> Integer,
+    }
+}
+
+diesel::table! {
+    use diesel::sql_types::{Binary, Integer, Nullable, Text};
+    use crate::store::fields::UtcTimestamp;
+
+    messages (id) {
+        id -> Text,
+        organization_id -> Text,
+        owner_id -> Text,
+        conversation_id -> Text,
+        ordinal -> Integer,
+        role -> Text,
+        sealed -> Binary,
+        key_version -> Text,
+        usage -> Nullable<Text>,
+        created_at -> UtcTimestamp,
+    }
+}
+
+diesel::table! {
     use diesel::sql_types::{Binary, Text};
     use crate::store::fields::UtcTimestamp;
 

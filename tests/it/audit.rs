@@ -11,7 +11,7 @@ use crate::support::{Client, PASSWORD, TestApp, TestDatabase, both_databases};
 
 /// Every mutation of the schema, with a call that succeeds and one that fails. `ID` is an account's id, `CLIENT` a client's,
 /// `TASK` a task's, `CREDENTIAL` a credential's, `API_KEY` an API key's, `USER_ID` a user's, `TOKEN` a refresh token, `INVITATION` an invitation's,
-/// `NOTIFICATION` the id of a notification of whoever is the administrator there, `SESSION` a session's id, `VERIFICATION` and `RESET` tokens that came by mail; each is fresh for each call.
+/// `CONVERSATION` and `MESSAGE` the ids of a conversation and a message of whoever is the administrator there, `NOTIFICATION` the id of a notification of whoever is the administrator there, `SESSION` a session's id, `VERIFICATION` and `RESET` tokens that came by mail; each is fresh for each call.
 pub(crate) const CALLS: &[(&str, &str, &str)] = &[
     (
         "signIn",
@@ -195,6 +195,21 @@ pub(crate) const CALLS: &[(&str, &str, &str)] = &[
         r#"revokeApiKey(input: { id: "key_00000000000000000000000000" }) { apiKey { id } }"#,
     ),
     (
+        "createConversation",
+        r#"createConversation(input: { title: "T" }) { conversation { id } }"#,
+        r#"createConversation(input: { title: "" }) { conversation { id } }"#,
+    ),
+    (
+        "updateConversation",
+        r#"updateConversation(input: { id: "CONVERSATION", title: "U" }) { conversation { id } }"#,
+        r#"updateConversation(input: { id: "CONVERSATION", title: null }) { conversation { id } }"#,
+    ),
+    (
+        "deleteConversation",
+        r#"deleteConversation(input: { id: "CONVERSATION" }) { deletedId }"#,
+        r#"deleteConversation(input: { id: "conv_00000000000000000000000000" }) { deletedId }"#,
+    ),
+    (
         "markNotificationsRead",
         "markNotificationsRead(input: { ids: null }) { unreadCount }",
         r#"markNotificationsRead(input: { ids: ["no id"] }) { unreadCount }"#,
@@ -265,6 +280,10 @@ pub(crate) async fn filled_in(app: &TestApp, admin: &Client, mutation: &str, key
             text = text.replace("\"CREDENTIAL\"", &made.data()["createCredential"]["credential"]["id"].to_string());
         }
         text = text.replace("\"CLIENT\"", &client);
+    }
+    if text.contains("\"CONVERSATION\"") || text.contains("\"MESSAGE\"") {
+        let (conversation, message) = crate::conversation::with_a_message(app, admin).await;
+        text = text.replace("\"CONVERSATION\"", &conversation.to_string()).replace("\"MESSAGE\"", &message.to_string());
     }
     if text.contains("\"USAGE\"") {
         text = text.replace("\"USAGE\"", &crate::usage::specimen(app, admin).await.to_string());

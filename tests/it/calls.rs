@@ -31,6 +31,8 @@ const READS: &[(&str, &str)] = &[
     ("apiKey", r#"apiKey(id: "API_KEY") { id owner { id } }"#),
     ("apiKeys", "apiKeys { totalCount nodes { id } }"),
     ("verifyApiKey", r#"verifyApiKey(key: "clv_00000000000000000000000000000000000000") { valid code }"#),
+    ("conversation", r#"conversation(id: "CONVERSATION") { id messages { totalCount } }"#),
+    ("conversations", "conversations { totalCount nodes { id } }"),
     ("auditLogs", "auditLogs { totalCount nodes { id } }"),
     ("auditLogIntegrity", "auditLogIntegrity { intact }"),
     ("notifications", "notifications { totalCount nodes { id } }"),
@@ -48,7 +50,12 @@ const READS: &[(&str, &str)] = &[
 ];
 
 /// The records that have lists in pages, and the word for the id of one.
-const PARENTS: &[(&str, &str)] = &[("ClaudeAccount", "\"ID\""), ("Client", "\"CLIENT\""), ("User", "\"USER_ID\"")];
+const PARENTS: &[(&str, &str)] = &[
+    ("ClaudeAccount", "\"ID\""),
+    ("Client", "\"CLIENT\""),
+    ("Conversation", "\"CONVERSATION\""),
+    ("User", "\"USER_ID\""),
+];
 
 /// A call of one field, its arguments taken apart.
 #[derive(Clone)]

@@ -21,6 +21,7 @@ use crate::tenants::tables;
 const SECRETS: &[&str] = &[
     "AcceptInvitationInput.token",
     "CreateClaudeAccountInput.apiKey",
+    "CreateConversationInput.systemPrompt",
     "CreateCredentialInput.secret",
     "EncryptedPasswordInput.ciphertext",
     "EncryptedPasswordInput.nonce",
@@ -29,6 +30,7 @@ const SECRETS: &[&str] = &[
     "ReplaceClaudeAccountKeyInput.apiKey",
     "ResetPasswordInput.token",
     "SignOutInput.refreshToken",
+    "UpdateConversationInput.systemPrompt",
     "UpdateCredentialInput.secret",
     "VerifyEmailInput.token",
     "Query.verifyApiKey.key",
@@ -46,7 +48,7 @@ const NOT_SECRET: &[&str] = &[
 ];
 
 /// What the name of a secret has in it.
-const SECRETIVE: [&str; 7] = ["password", "secret", "token", "key", "plain", "cipher", "nonce"];
+const SECRETIVE: [&str; 8] = ["password", "secret", "token", "key", "plain", "cipher", "nonce", "prompt"];
 
 /// What begins each canary that was put where a secret belongs, and each that was put elsewhere.
 const SECRET: &str = "canarysecret";

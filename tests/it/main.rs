@@ -23,6 +23,7 @@ mod coalesced;
 mod command_line;
 
 mod contract;
+mod conversation;
 mod credential;
 mod crypto;
 mod data_dir;

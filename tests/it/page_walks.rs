@@ -136,6 +136,26 @@ const LISTS: &[List] = &[
         ties: &[],
     },
     List {
+        name: "Query.conversations",
+        make: |n| format!(r#"createConversation(input: {{ title: "{}" }}) {{ conversation {{ id }} }}"#, name(n)),
+        table: Some("conversations"),
+        ties: &["created_at", "updated_at"],
+    },
+    List {
+        name: "Conversation.messages",
+        // Of the conversation that was made last, which is the one that is walked through. Nothing is opened.
+        make: |n| {
+            format!(
+                "INSERT INTO messages (id, organization_id, owner_id, conversation_id, ordinal, role, sealed, key_version, created_at) \
+                 SELECT 'msg_000000000000000000000000' || '{n:02}', organization_id, owner_id, id, {n} + 1, 'USER', \
+                     (SELECT digest FROM encryption_keys ORDER BY version LIMIT 1), 'v1', created_at \
+                 FROM conversations ORDER BY created_at DESC, id DESC LIMIT 1"
+            )
+        },
+        table: Some("messages"),
+        ties: &[],
+    },
+    List {
         name: "ClaudeAccount.auditLogs",
         make: |n| format!(r#"updateClaudeAccount(input: {{ id: "ID", priority: {n} }}) {{ claudeAccount {{ id }} }}"#),
         table: None,
@@ -221,7 +241,7 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     async fn new(app: &'a TestApp, admin: &'a Client, list: &'a List) -> Self {
         let mut words = BTreeMap::new();
-        for word in ["\"CLIENT\"", "\"ID\"", "\"USER_ID\""] {
+        for word in ["\"CLIENT\"", "\"ID\"", "\"USER_ID\"", "\"CONVERSATION\""] {
             words.insert(word, filled_in(app, admin, word, &format!("sk-ant-of-{}", list.name)).await);
         }
         Self { app, admin, list, words }

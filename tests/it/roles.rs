@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::audit::{count, entries};
-use crate::calls::Call;
+use crate::calls::{Call, text};
 use crate::support::schema::{Schema, assert_lines, directive, is_root, required_permission};
 use crate::support::{PASSWORD, both_databases};
 use crate::tenants::specimen;
@@ -59,6 +59,8 @@ const NEEDS: &[(&str, &str)] = &[
     ("Query.apiKey", MEMBERS),
     ("Query.apiKeys", MEMBERS),
     ("Query.verifyApiKey", PUBLIC),
+    ("Query.conversation", "USE_CONVERSATIONS"),
+    ("Query.conversations", "USE_CONVERSATIONS"),
     ("Query.auditLogs", "VIEW_AUDIT_LOGS"),
     ("Query.auditLogIntegrity", "VIEW_AUDIT_LOGS"),
     ("Query.notifications", MEMBERS),
@@ -103,6 +105,9 @@ const NEEDS: &[(&str, &str)] = &[
     ("Mutation.updateApiKey", "MANAGE_OWN_API_KEYS"),
     ("Mutation.regenerateApiKey", "MANAGE_OWN_API_KEYS"),
     ("Mutation.revokeApiKey", "MANAGE_OWN_API_KEYS"),
+    ("Mutation.createConversation", "USE_CONVERSATIONS"),
+    ("Mutation.updateConversation", "USE_CONVERSATIONS"),
+    ("Mutation.deleteConversation", "USE_CONVERSATIONS"),
     ("Mutation.markNotificationsRead", MEMBERS),
     ("Mutation.revokeSession", MEMBERS),
     // The last: who has called it is gone.
@@ -124,6 +129,9 @@ const NODES: &[(&str, &str)] = &[
     ("Client", MEMBERS),
     ("Task", MEMBERS),
     ("Credential", MEMBERS),
+    // One's own: that of another is as none.
+    ("Conversation", "USE_CONVERSATIONS"),
+    ("Message", "USE_CONVERSATIONS"),
     ("AuditLog", "VIEW_AUDIT_LOGS"),
     // One's own: that of another is as none.
     ("Notification", MEMBERS),
@@ -230,7 +238,9 @@ both_databases! {
             for (role, client) in &callers {
                 let case = format!("{name} for {}", role.unwrap_or("nobody"));
                 let key = format!("sk-ant-{name}-{}", role.unwrap_or("nobody"));
-                let mut call = Call::fresh(&app, &admin, name, &key).await;
+                // A conversation is found by its owner alone.
+                let is_own = text(name).contains("\"CONVERSATION\"") && refusal(needs, *role).is_none();
+                let mut call = Call::fresh(&app, if is_own { client } else { &admin }, name, &key).await;
                 if let (&"Mutation.revokeSession", Some(role)) = (name, role) {
                     // Only one's own is found.
                     let again = app.anonymous().signed_in(&format!("{}@example.com", role.to_lowercase()), PASSWORD).await;
@@ -269,8 +279,12 @@ both_databases! {
         for role in ROLES {
             let client = app.user(role).await;
             for (of, needs) in NODES {
-                // Sessions and notifications are each caller's own; API keys and usage are read without more by their owners alone.
-                let whose = if matches!(*of, "Session" | "Notification") { &client } else { &admin };
+                // Sessions, notifications and conversations are each caller's own; API keys and usage are read without more by their owners alone.
+                let whose = match *of {
+                    "Session" | "Notification" => &client,
+                    "Conversation" | "Message" if refusal(needs, Some(role)).is_none() => &client,
+                    _ => &admin,
+                };
                 if matches!(*of, "ApiKey" | "UsageRecord") && matches!(role, "MEMBER" | "READ_ONLY") {
                     continue;
                 }

@@ -16,6 +16,8 @@ pub(crate) const SPECIMENS: &[(&str, &str, &str)] = &[
     ("Task", "\"TASK\"", ""),
     ("Credential", "\"CREDENTIAL\"", ""),
     ("ApiKey", "\"API_KEY\"", ""),
+    ("Conversation", "\"CONVERSATION\"", ""),
+    ("Message", "\"MESSAGE\"", ""),
     ("Notification", "\"NOTIFICATION\"", ""),
     ("UsageRecord", "\"USAGE\"", ""),
     ("User", "{ viewer { user { id } } }", "/viewer/user/id"),
@@ -47,6 +49,7 @@ const IDS: &[(&str, &str)] = &[
     ("Query.apiKey(id)", "ApiKey"),
     ("Query.apiKeys(filter.ownerId)", "User"),
     ("Query.apiKeys(filter.clientId)", "Client"),
+    ("Query.conversation(id)", "Conversation"),
     ("Query.auditLogs(filter.userId)", "User"),
     ("Query.auditLogs(filter.apiKeyId)", "ApiKey"),
     ("Query.auditLogs(filter.credentialId)", "Credential"),
@@ -97,6 +100,9 @@ const IDS: &[(&str, &str)] = &[
     ("Mutation.updateApiKey(input.id)", "ApiKey"),
     ("Mutation.regenerateApiKey(input.id)", "ApiKey"),
     ("Mutation.revokeApiKey(input.id)", "ApiKey"),
+    ("Mutation.createConversation(input.clientId)", "Client"),
+    ("Mutation.updateConversation(input.id)", "Conversation"),
+    ("Mutation.deleteConversation(input.id)", "Conversation"),
     ("Mutation.markNotificationsRead(input.ids)", "Notification"),
 ];
 
