@@ -3,7 +3,7 @@
 mod housekeeping;
 
 use std::fs::OpenOptions;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::DropGuard;
+use tokio_util::task::TaskTracker;
 use url::Host;
 
 use housekeeping::Housekeeping;
@@ -41,6 +42,7 @@ use crate::relay::{Relay, RelayLimits};
 use crate::settings::{DataDir, DataDirError, DatabaseUrl, Listen, Settings, check_jwt_secret};
 use crate::store::{self, Db, MigrationError, OpenError};
 use crate::upstream::{ClientError, Upstream};
+use crate::workers::{Setup, Workers};
 
 /// Why the server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -201,6 +203,7 @@ impl App {
         // By Redis or by the database, not by both.
         let db = if redis.is_some() { db } else { db.telling_as(&instance) };
         let services = Services {
+            workers: workers(settings, &instance, &clock, &random),
             authenticator: Authenticator::new(db.clone(), clock.clone(), tokens, keys.clone()),
             commits: Commits::default(),
             upstream: Upstream::new(settings.anthropic_base_url.clone(), settings.upstream_allowed_hosts.clone())?,
@@ -220,6 +223,8 @@ impl App {
             passwords,
             password_keys: PasswordKeys::default(),
             outbox: Outbox::new(Mailer::new(settings)?),
+            turns: TaskTracker::new(),
+            turn_limits: settings.into(),
             is_registration_open: settings.is_registration_open,
             links: links(settings),
             verifications: Verifications::default(),
@@ -287,6 +292,9 @@ impl App {
         let listener = listen(&settings.listen).await.map_err(wrong)?;
         let address = listener.local_addr().map_err(wrong)?;
         let services = self.services.clone();
+        let near = reached_from_here(address);
+        services.authenticator.lends_to(near.ip());
+        services.workers.reach(format!("http://{near}"));
         let runs = Runs::default();
         let relay = Relay::new(services.clone(), self.relay_limits);
         let server = Server::new(settings, self.services, relay, self.live_limits, &runs);
@@ -309,6 +317,31 @@ async fn listen(Listen { host, port }: &Listen) -> std::io::Result<TcpListener> 
         Host::Ipv6(ip) => TcpListener::bind((IpAddr::V6(*ip), *port)).await,
         Host::Domain(name) => TcpListener::bind((name.as_str(), *port)).await,
     }
+}
+
+/// The processes that answer conversations.
+fn workers(settings: &Settings, instance: &str, clock: &Clock, random: &Random) -> Workers {
+    let own = || std::env::current_exe().unwrap_or_else(|_| "claviger".into());
+    let setup = Setup {
+        program: settings.claude_cli.clone(),
+        supervisor: settings.worker_supervisor.clone().unwrap_or_else(own),
+        folder: settings.data_dir.join("workers"),
+        instance: instance.to_owned(),
+        max: settings.max_workers,
+        timeout: settings.worker_timeout,
+        idle: settings.worker_idle_timeout,
+    };
+    Workers::new(setup, clock.clone(), random.clone())
+}
+
+/// Where a server that listens there is reached by its own processes.
+fn reached_from_here(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
 }
 
 /// Where links lead: to the first frontend, or to the server itself where none is set.

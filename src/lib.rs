@@ -27,6 +27,7 @@ pub mod store;
 
 pub mod mail;
 pub mod upstream;
+pub mod workers;
 
 pub mod redis;
 

@@ -13,6 +13,7 @@ mod schema;
 mod seed;
 mod serve;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -27,6 +28,7 @@ use crate::model::OrganizationId;
 use crate::settings::{Settings, SettingsError, Sources, TABLE};
 use crate::store::MigrationError;
 use crate::store::backup::BackupError;
+use crate::workers::supervisor;
 
 /// A self-hosted control plane for an organization's Claude access.
 #[derive(Parser)]
@@ -86,6 +88,13 @@ enum Command {
     Billing(billing::Billing),
     /// Ask a running server whether it is ready; for containers.
     Healthcheck,
+    /// Run a process of the server's, and see to it that it ends with the server.
+    #[command(hide = true)]
+    Worker {
+        /// The program and its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<OsString>,
+    },
 }
 
 /// Why a command ended without success.
@@ -123,6 +132,9 @@ impl Failure {
 
 /// Runs the command. 0: it succeeded; 1: it did not; 2: the arguments or the settings are wrong.
 pub async fn run(arguments: Arguments) -> ExitCode {
+    if let Some(Command::Worker { command }) = &arguments.command {
+        return tokio::task::block_in_place(|| supervisor::run(command));
+    }
     match dispatch(arguments).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -162,7 +174,7 @@ async fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Doctor(doctor) => doctor::run(&settings, doctor).await,
         Command::Billing(billing) => billing::run(&settings, billing).await,
         Command::Healthcheck => healthcheck::run(&settings).await,
-        Command::Schema => Ok(()),
+        Command::Schema | Command::Worker { .. } => Ok(()),
     };
     if let Some(traces) = traces {
         tokio::task::block_in_place(|| traces.finish());

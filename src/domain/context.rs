@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::TimeDelta;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::audit_integrity::Verifications;
 use super::budget::Budgets;
@@ -15,6 +16,7 @@ use super::password_key::PasswordKeys;
 use super::prices::Prices;
 use super::quota::Rates;
 use super::relay_account::RelayAccounts;
+use super::turn::TurnLimits;
 use super::usage::UsageRecorder;
 use crate::audit::{Commits, Origin};
 use crate::crypto::{KeyRing, Random};
@@ -25,6 +27,7 @@ use crate::model::{Clock, Id, Kind, OrganizationId, ResourceType, Timestamp};
 use crate::redis::Redis;
 use crate::store::{self, Db, database_clock};
 use crate::upstream::Upstream;
+use crate::workers::Workers;
 
 /// What deeds are done with. Made once, by `app`.
 pub struct Services {
@@ -64,6 +67,12 @@ pub struct Services {
     pub usage_commits: Commits,
     /// The mails that are to be sent.
     pub outbox: Outbox,
+    /// What answers conversations.
+    pub workers: Workers,
+    /// The answers that are being given to streams, which are finished though these have ended.
+    pub turns: TaskTracker,
+    /// What conversations may do.
+    pub turn_limits: TurnLimits,
     /// Whether anybody may make an organization.
     pub is_registration_open: bool,
     /// What the links that people are given begin with: where the frontend is, or the server itself, without a slash at the end.

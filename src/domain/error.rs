@@ -148,6 +148,23 @@ impl Error {
         }
     }
 
+    /// Something that the server needs is away; the message says what.
+    #[must_use]
+    pub fn away(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::ServiceUnavailable, message)
+    }
+
+    /// The same, with a cause for the log.
+    pub fn away_by(message: &'static str, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self { cause: Some(cause.into()), ..Self::new(Code::ServiceUnavailable, message) }
+    }
+
+    /// What was asked for is refused elsewhere, for a reason that the message gives.
+    #[must_use]
+    pub fn refused_elsewhere(message: String) -> Self {
+        Self::new(Code::BadUserInput, message)
+    }
+
     /// A fault of the server.
     pub fn internal(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self { cause: Some(cause.into()), ..Self::new(Code::Internal, "Something went wrong on the server.") }

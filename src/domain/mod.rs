@@ -46,9 +46,11 @@ pub mod scale;
 pub mod session;
 pub mod system_stats;
 pub mod task;
+pub mod turn;
 pub mod usage;
 pub mod usage_report;
 pub mod user;
+pub mod worker;
 
 pub use context::{Cx, Record, Services};
 pub use deed::{audited, record_failure};

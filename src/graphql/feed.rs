@@ -1,4 +1,5 @@
-//! How far a subscription has read the organization's log, or its records of usage, from one event to the next.
+//! How far a subscription has read the organization's log, its records of usage, the changes of its workers, or an answer that comes,
+//! from one event to the next.
 //!
 //! Each event is an execution of its own: with the caller as they are by then, and loaders of its own. What lasts from one to
 //! the next stands here.
@@ -9,15 +10,45 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_graphql::Context;
 
 use super::error::Failure;
+use crate::domain::turn::{Streamed, TurnEvent};
 use crate::domain::{self, Cx, Error};
 use crate::model::{ClaudeAccountId, NotificationId, ResourceType};
+use crate::store::conversation::Conversation;
+use crate::store::message::Message;
+use crate::workers::Workers;
 
 /// How far a subscription is.
-#[derive(Debug, Default)]
-pub struct Feed(Mutex<State>);
+#[derive(Default)]
+pub struct Feed {
+    state: Mutex<State>,
+    /// The answer that it tells.
+    turn: tokio::sync::Mutex<Option<Streamed>>,
+}
 
-#[derive(Debug, Default)]
+/// Where what is told besides what the log and the records have comes from.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Source {
+    #[default]
+    Commits,
+    Workers,
+    Turn,
+}
+
+/// What is told of an answer.
+#[derive(Clone)]
+pub(super) enum Told {
+    Text(String),
+    ToolUse { name: String, input: serde_json::Value },
+    Kept(Arc<Conversation>, Arc<Message>),
+}
+
+#[derive(Default)]
 struct State {
+    source: Source,
+    /// What is to be told next of an answer: found again until it is sent.
+    next: Option<Result<Told, Failure>>,
+    /// Whether the end of an answer was told.
+    is_over: bool,
     /// What its events are about; none: anything.
     about: Option<ResourceType>,
     /// Whether what it reads are records of usage, and not the audit log.
@@ -38,6 +69,8 @@ struct State {
 pub(super) enum Outcome {
     /// Not read yet: where the answer is not sent, the next execution finds the same event again.
     Event(Delivered),
+    /// What comes of an answer.
+    Turn,
     Nothing,
     #[default]
     Failed,
@@ -82,6 +115,9 @@ impl Feed {
     #[must_use]
     pub fn is_behind(&self) -> bool {
         let state = self.state();
+        if state.source == Source::Turn {
+            return state.next.is_some();
+        }
         state.until.is_none_or(|until| state.read.is_none_or(|read| read < until))
     }
 
@@ -93,6 +129,97 @@ impl Feed {
             state.passed = passed;
             state.versions.extend(account);
         }
+        if let Outcome::Turn = state.outcome {
+            state.is_over = matches!(state.next.take(), Some(Ok(Told::Kept(..))));
+        }
+    }
+
+    /// Whether nothing can follow what was sent.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.state().is_over
+    }
+
+    /// Whether there is no answer: to ask again is to send a message again.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        matches!(self.state().next, Some(Err(_)))
+    }
+
+    /// Whether its events are commits, and it waits for those.
+    #[must_use]
+    pub fn is_of_commits(&self) -> bool {
+        self.state().source == Source::Commits
+    }
+
+    /// Waits for something to tell that is no commit. Given up, nothing is lost.
+    pub async fn woken(&self, workers: &Workers) {
+        let (source, read) = {
+            let state = self.state();
+            (state.source, state.read)
+        };
+        match source {
+            Source::Commits => std::future::pending().await,
+            Source::Workers => {
+                let mut changes = workers.changes();
+                let known = read.unwrap_or_default().unsigned_abs();
+                if let Ok(latest) = changes.wait_for(|latest| *latest > known).await {
+                    self.grown(i64::try_from(*latest).ok());
+                }
+            }
+            Source::Turn => {
+                let mut turn = self.turn.lock().await;
+                let event = match &mut *turn {
+                    Some(streamed) => streamed.next().await,
+                    None => std::future::pending().await,
+                };
+                let broken = || Err(Error::internal("an answer broke off").into());
+                self.state().next = Some(event.map_or_else(broken, Told::of));
+            }
+        }
+    }
+
+    /// Whether an answer is to be asked for: the first execution does.
+    pub(super) fn begins_turn(&self) -> bool {
+        std::mem::replace(&mut self.state().source, Source::Turn) != Source::Turn
+    }
+
+    /// Tells this answer.
+    pub(super) async fn follow_turn(&self, streamed: Streamed) {
+        *self.turn.lock().await = Some(streamed);
+    }
+
+    /// What is to be told of the answer.
+    ///
+    /// # Errors
+    /// Where there is nothing yet, which ends the execution without an event; or where there is no answer.
+    pub(super) fn turn(&self) -> Result<Told, Failure> {
+        let mut state = self.state();
+        match state.next.clone() {
+            Some(Ok(told)) => {
+                state.outcome = Outcome::Turn;
+                Ok(told)
+            }
+            Some(Err(failure)) => Err(failure),
+            None => {
+                state.outcome = Outcome::Nothing;
+                Err(nothing())
+            }
+        }
+    }
+
+    /// The changes of workers between which there may be events.
+    ///
+    /// # Errors
+    /// Where there are none, which ends the execution without an event.
+    pub(super) fn span_of_workers(&self, workers: &Workers) -> Result<(i64, i64), Failure> {
+        let latest = i64::try_from(*workers.changes().borrow()).unwrap_or(i64::MAX);
+        let read = {
+            let mut state = self.state();
+            state.source = Source::Workers;
+            state.read.unwrap_or(latest)
+        };
+        if read >= latest { Err(self.nothing_until((read, latest))) } else { Ok((read, latest)) }
     }
 
     pub(super) fn begin_step(&self) {
@@ -160,12 +287,30 @@ impl Feed {
         state.passed = None;
         state.until = Some(until);
         state.outcome = Outcome::Nothing;
-        Error::internal("there is no event yet").into()
+        nothing()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic cannot leave an assignment half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn nothing() -> Failure {
+    Error::internal("there is no event yet").into()
+}
+
+impl Told {
+    fn of(event: TurnEvent) -> Result<Self, Failure> {
+        match event {
+            TurnEvent::Text(text) => Ok(Self::Text(text)),
+            TurnEvent::ToolUse { name, input } => Ok(Self::ToolUse { name, input }),
+            TurnEvent::Kept(kept) => {
+                let (conversation, message) = *kept;
+                Ok(Self::Kept(conversation.into(), message.into()))
+            }
+            TurnEvent::Failed(error) => Err(error.into()),
+        }
     }
 }
 

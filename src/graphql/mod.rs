@@ -40,9 +40,11 @@ mod registration;
 mod session;
 mod system_stats;
 mod task;
+mod turn;
 mod usage;
 mod user;
 mod viewer;
+mod worker;
 
 pub use context::Caller;
 pub use error::finish_errors;

@@ -19,10 +19,11 @@ use super::session::Session;
 use super::task::Task;
 use super::usage::UsageRecord;
 use super::user::User;
+use super::worker::Worker;
 use crate::domain;
 use crate::model::{
     ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, ConversationId, CredentialId, MessageId, NotificationId,
-    OrganizationId, SessionId, TaskId, UsageRecordId, UserId,
+    OrganizationId, SessionId, TaskId, UsageRecordId, UserId, WorkerId,
 };
 
 /// The most ids that `nodes` takes.
@@ -52,6 +53,8 @@ pub(super) enum Node {
     Conversation(Conversation),
     /// A message of a conversation of one's own.
     Message(Message),
+    /// A process that answers the organization's conversations.
+    Worker(Worker),
     /// An entry of the audit log.
     AuditLog(AuditLog),
     /// A notification of one's own.
@@ -94,6 +97,9 @@ impl Node {
         }
         if let Ok(id) = id.parse::<MessageId>() {
             return Ok(Loaders::of(ctx).message(id).await?.map(|row| Self::Message(Message(row))));
+        }
+        if let Ok(id) = id.parse::<WorkerId>() {
+            return Ok(domain::worker::find(ctx.cx(), id)?.map(|row| Self::Worker(Worker(row))));
         }
         if let Ok(id) = id.parse::<AuditLogId>() {
             return Ok(Loaders::of(ctx).audit_log(id).await?.map(|row| Self::AuditLog(AuditLog(row))));

@@ -39,9 +39,11 @@ use super::schema_types::SchemaTypes;
 use super::session::SessionMutation;
 use super::system_stats::SystemStatsQuery;
 use super::task::{TaskMutation, TaskQuery};
+use super::turn::{TurnMutation, TurnSubscription};
 use super::usage::{UsageQuery, UsageSubscription};
 use super::user::{UserMutation, UserQuery};
 use super::viewer::ViewerQuery;
+use super::worker::{WorkerQuery, WorkerSubscription};
 
 /// What can be read.
 #[derive(MergedObject, Default)]
@@ -58,6 +60,7 @@ struct Query(
     CredentialQuery,
     ApiKeyQuery,
     ConversationQuery,
+    WorkerQuery,
     AuditLogQuery,
     NotificationQuery,
     UsageQuery,
@@ -83,13 +86,21 @@ struct Mutation(
     CredentialMutation,
     ApiKeyMutation,
     ConversationMutation,
+    TurnMutation,
     NotificationMutation,
 );
 
 /// What can be heard of. Over graphql-transport-ws, or server-sent events where `Accept` has `text/event-stream`.
 #[derive(MergedObject, Default)]
 #[graphql(name = "Subscription")]
-struct Subscription(AuditLogSubscription, ClaudeAccountSubscription, NotificationSubscription, UsageSubscription);
+struct Subscription(
+    AuditLogSubscription,
+    ClaudeAccountSubscription,
+    NotificationSubscription,
+    UsageSubscription,
+    TurnSubscription,
+    WorkerSubscription,
+);
 
 /// The root of subscriptions, for validation and the schema's text. Their events are executed one by one, as queries of
 /// [`Subscription`]: the library's streams would keep the caller and the loaders that they began with.
@@ -245,7 +256,7 @@ impl Api {
         let mut answer = self.events.execute(request).await;
         complete(&self.types, operation, &mut answer);
         match feed.outcome() {
-            Outcome::Event(_) => Step::Event(answer),
+            Outcome::Event(_) | Outcome::Turn => Step::Event(answer),
             Outcome::Nothing => Step::Nothing,
             Outcome::Failed => Step::Failed(answer),
         }

@@ -2,6 +2,7 @@
 
 mod client_address;
 mod coalesced;
+mod conversations;
 mod documents;
 mod event_stream;
 mod graphql;

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware;
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{get, post};
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,7 +22,7 @@ use super::graphql::GraphqlReads;
 use super::live::{Live, LiveLimits};
 use super::metrics::Metrics;
 use super::rate_limit::{RATE_LIMIT, RATE_LIMIT_POLICY};
-use super::{graphql, health, metrics, observe, panics, playground, relay, unread};
+use super::{conversations, graphql, health, metrics, observe, panics, playground, relay, unread};
 use crate::domain::Services;
 use crate::graphql::Api;
 use crate::jobs::Runs;
@@ -97,6 +97,9 @@ impl Server {
     pub async fn finish(&self) {
         self.tasks.close();
         self.tasks.wait().await;
+        self.services.turns.close();
+        self.services.turns.wait().await;
+        self.services.workers.finish().await;
         self.relay.finish().await;
         self.services.authenticator.finish().await;
     }
@@ -114,6 +117,7 @@ pub fn router(server: Arc<Server>) -> Router {
         .route("/health/metrics", get(metrics::handle))
         .route("/metrics", get(metrics::handle))
         .layer(compression())
+        .route("/v1/conversations/{id}/messages", post(conversations::send))
         .merge(relay::routes(server.relay.clone()));
     if server.playground {
         router = router.merge(playground::routes());

@@ -92,7 +92,7 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
         };
         finish_errors(&mut answer.errors, &asker.context.request_id);
         // A fault that may pass ends no subscription, and takes no part of an event.
-        if let Some(fault) = Fault::of(&answer.errors) {
+        if let Some(fault) = Fault::of(&answer.errors).filter(|_| !feed.has_failed()) {
             if let Some(pause) = backoff.pause(server, fault) {
                 tokio::time::sleep(pause).await;
                 continue;
@@ -111,6 +111,10 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
             if !sink.next(json(&answer)).await {
                 return End::Told;
             }
+            if feed.is_over() {
+                sink.complete().await;
+                return End::Told;
+            }
         } else if !answer.errors.is_empty() {
             sink.refuse(json(&answer.errors)).await;
             return End::Told;
@@ -125,7 +129,8 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
         let Some(commits) = &mut commits else { return End::Told };
         if !feed.is_behind() {
             tokio::select! {
-                to = commits.grown(feed.about()) => feed.grown(to),
+                to = commits.grown(feed.about()), if feed.is_of_commits() => feed.grown(to),
+                () = feed.woken(&server.services.workers) => {}
                 () = changes.next() => {}
             }
         }

@@ -11,13 +11,14 @@ use super::actor::{Actor, SignedIn, SignedInBy};
 use super::changes::{Changes, Epochs};
 use super::kept::Kept;
 use super::key_uses::KeyUses;
-use crate::crypto::{Digest, KeyRing, Purpose, RawApiKey, SecretText};
+use super::lent::{LentKey, LentKeys, Loan};
+use crate::crypto::{Digest, KeyRing, Purpose, Random, RawApiKey, SecretText};
 use crate::limits::{Policy, RateLimits, WhileAway};
 use crate::model::{
-    Access, ApiKeyStatus, ApiKeyVerificationCode as Code, Clock, OrganizationId, Role, SessionId, Timestamp, UserId,
-    UserStatus,
+    Access, ApiKeyStatus, ApiKeyVerificationCode as Code, Clock, OrganizationId, Permission, Role, SessionId,
+    Timestamp, UserId, UserStatus,
 };
-use crate::store::api_key::{ApiKeyUse, FoundApiKey, RenewedDigest};
+use crate::store::api_key::{ApiKeyUse, FoundApiKey, RenewedDigest, Whose};
 use crate::store::{self, Db};
 
 /// Tells who is behind an access token or an API key.
@@ -30,6 +31,7 @@ pub struct Authenticator {
     /// By the digest under the newest key: the raw key is kept nowhere.
     api_keys: Kept<Digest, Arc<FoundApiKey>>,
     uses: KeyUses,
+    lent: Arc<LentKeys>,
     epochs: Arc<Epochs>,
 }
 
@@ -127,6 +129,7 @@ impl Authenticator {
             states: Kept::new(epochs.clone(), |state: &State| state.organization),
             api_keys: Kept::new(epochs.clone(), |found: &Arc<FoundApiKey>| found.key.organization_id),
             uses,
+            lent: Arc::default(),
             epochs,
         }
     }
@@ -187,6 +190,11 @@ impl Authenticator {
     ) -> Result<Result<SentApiKey, Code>, Refused> {
         let (address, now) = (look_ups.address, self.clock.now());
         let Ok(key) = RawApiKey::parse(key) else { return Ok(Err(Code::Malformed)) };
+        let digest = self.keys.digest(Purpose::ApiKey, key.text().expose().as_bytes());
+        if let Some(loan) = self.lent.find(&digest) {
+            let found = self.judge_loan(&loan, address, now).await?;
+            return Ok(found.map(|found| SentApiKey { found: Arc::new(found), digest, address }));
+        }
         let found = self.find_api_key(&key, now, Some(look_ups)).await?;
         let (digest, Some(found)) = found else { return Ok(Err(Code::NotFound)) };
         Ok(match judge(&found, address, now) {
@@ -195,8 +203,57 @@ impl Authenticator {
         })
     }
 
+    /// Lends a process of the server's own a key to the relay, in somebody's name. It serves until it is dropped, and no longer than
+    /// its owner may have conversations; from this machine alone.
+    #[must_use]
+    pub fn lend(&self, random: &Random, loan: Loan) -> LentKey {
+        let key = RawApiKey::generate(random);
+        let digest = self.keys.digest(Purpose::ApiKey, key.text().expose().as_bytes());
+        LentKeys::lend(&self.lent, &key, digest, loan)
+    }
+
+    /// Says from where lent keys serve besides loopback: where this server listens. Said once.
+    pub fn lends_to(&self, address: IpAddr) {
+        self.lent.lends_to(address);
+    }
+
+    /// A lent key as it is now: no more than its owner, or the API key that it stands for, may by now.
+    async fn judge_loan(
+        &self,
+        loan: &Loan,
+        address: IpAddr,
+        now: Timestamp,
+    ) -> Result<Result<FoundApiKey, Code>, store::Error> {
+        if !self.lent.is_near(address) {
+            return Ok(Err(Code::IpNotAllowed));
+        }
+        let access = Access::new(loan.organization, Role::ReadOnly);
+        let mut conn = self.db.read().await?;
+        let user = store::user::find(&mut conn, &access.introspect(), loan.user).await?;
+        let may = |role: Role| role.may(Permission::UseConversations);
+        let Some(user) = user.filter(|user| user.status == UserStatus::Active && may(user.role)) else {
+            return Ok(Err(Code::OwnerSuspended));
+        };
+        let key = match loan.api_key {
+            None => loan.key(now),
+            Some(id) => {
+                let whose = Whose::Own(access.introspect(), loan.user);
+                let found = store::api_key::find_many(&mut conn, &whose, &[id]).await?.pop();
+                match found.map(|key| (key.status(now), key)) {
+                    Some((ApiKeyStatus::Active, key)) => key,
+                    Some((ApiKeyStatus::Expired, _)) => return Ok(Err(Code::Expired)),
+                    Some((ApiKeyStatus::Revoked, _)) | None => return Ok(Err(Code::Revoked)),
+                }
+            }
+        };
+        Ok(Ok(Loan::found(key, user.role)))
+    }
+
     /// Notes that an API key was used now: for a request or an operation, and not for a socket that is merely open.
     pub fn note_use(&self, SentApiKey { found, digest, address }: &SentApiKey) {
+        if found.is_lent {
+            return;
+        }
         let now = self.clock.now();
         self.uses.note(found.key.id, now, || ApiKeyUse {
             id: found.key.id,

@@ -6,6 +6,7 @@ mod authenticator;
 mod changes;
 mod kept;
 mod key_uses;
+mod lent;
 
 pub mod password;
 
@@ -15,3 +16,4 @@ pub use authenticator::{Authenticator, LookUps, Refused, SentApiKey};
 pub use changes::Changes;
 pub(crate) use changes::Epochs;
 pub(crate) use kept::Kept;
+pub use lent::{LentKey, Loan};

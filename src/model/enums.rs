@@ -99,6 +99,15 @@ names! {
     /// Who has said something in a conversation.
     MessageRole { User = "USER", Assistant = "ASSISTANT" }
 
+    /// What a process does that answers conversations.
+    WorkerState {
+        Starting = "STARTING",
+        Idle = "IDLE",
+        Busy = "BUSY",
+        Stopping = "STOPPING",
+        Failed = "FAILED",
+    }
+
     /// The kind of deed that an audit entry records.
     AuditAction {
         Create = "CREATE",

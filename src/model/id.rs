@@ -61,6 +61,8 @@ pub mod kind {
         Conversation = "conv",
         /// What was said in one.
         Message = "msg",
+        /// A process that answers conversations.
+        Worker = "worker",
         /// A request of the relay, as it is recorded.
         UsageRecord = "usage",
     }
@@ -99,6 +101,8 @@ pub type PasswordKeyId = Id<kind::PasswordKey>;
 pub type ConversationId = Id<kind::Conversation>;
 /// Id of a message.
 pub type MessageId = Id<kind::Message>;
+/// Id of a process that answers conversations.
+pub type WorkerId = Id<kind::Worker>;
 /// Id of a usage record.
 pub type UsageRecordId = Id<kind::UsageRecord>;
 

@@ -2,6 +2,7 @@
 
 mod api_key;
 mod chain;
+mod cli_tool;
 mod clock;
 mod email;
 mod enums;
@@ -18,17 +19,18 @@ pub use api_key::{
     AllowedIps, AllowedModels, ApiKeyScope, ApiKeyScopes, ApiKeyStatus, ApiKeyVerificationCode, InvalidAllowed,
 };
 pub use chain::{ChainPoint, InvalidChainPoint};
+pub use cli_tool::{CLI_TOOLS, CliTool};
 pub use clock::Clock;
 pub use email::{Email, InvalidEmail};
 pub use enums::{
     AuditAction, AuditOutcome, ClaudeAccountHealthState, ClaudeAccountStatus, ClaudeTier, ClientStatus,
     MailTokenPurpose, MessageRole, NotificationKind, Plan, ResourceType, TaskPriority, TaskStatus, UnknownName,
-    UserStatus,
+    UserStatus, WorkerState,
 };
 pub use id::{
     ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, ConversationId, CredentialId, Id, InvalidId, Kind, MailId,
     MessageId, NotificationId, OrganizationId, PasswordKeyId, RefreshTokenId, SessionId, TaskId, UsageRecordId, UserId,
-    kind,
+    WorkerId, kind,
 };
 pub use json_object::{InvalidJsonObject, JsonObject};
 pub use money::{InvalidAmount, MicroUsd, NanoUsd};

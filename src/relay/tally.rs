@@ -265,7 +265,7 @@ impl Tally {
         let error = self.error_type.take().or(self.meter.error.as_ref().map(|error| error.kind.clone()));
         services.usage.record(NewUsageRecord {
             organization_id: key.organization_id,
-            api_key_id: Some(key.id),
+            api_key_id: self.key.recorded(),
             user_id: Some(key.owner_id),
             client_id: key.client_id,
             claude_account_id: account.map(|account| account.id()),

@@ -21,7 +21,7 @@ pub use mail::{Sender, SmtpServer, SmtpTls};
 pub use sources::{Problem, SettingsError, Sources};
 pub use table::{Kind, Setting, TABLE, markdown};
 
-use crate::model::{Email, InvalidEmail};
+use crate::model::{CLI_TOOLS, Email, InvalidEmail};
 use sources::Reader;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -65,6 +65,20 @@ pub struct Settings {
     pub upstream_allowed_hosts: Vec<String>,
     /// How long an upstream may say nothing.
     pub upstream_timeout: Duration,
+    /// The Claude CLI that answers conversations: a path, or a name in `PATH`.
+    pub claude_cli: PathBuf,
+    /// Which of its tools conversations may use.
+    pub claude_tools: Vec<String>,
+    /// How many of its processes there may be at once.
+    pub max_workers: usize,
+    /// How long an answer in a conversation may take.
+    pub worker_timeout: Duration,
+    /// How long a process waits for the next message of its conversation.
+    pub worker_idle_timeout: Duration,
+    /// How many tokens an answer in a conversation may use.
+    pub turn_token_budget: u32,
+    /// What stands between the server and those processes; none: this program itself. No setting: tests run the server within another.
+    pub worker_supervisor: Option<PathBuf>,
     /// How often the ends of the audit logs are signed into the log stream; none: never.
     pub audit_checkpoints: Option<Duration>,
     /// How many days audit entries are kept; none: for ever.
@@ -192,6 +206,14 @@ impl Settings {
             anthropic_base_url: reader.or("ANTHROPIC_BASE_URL", public_api(), web_url),
             upstream_allowed_hosts: reader.or("UPSTREAM_ALLOWED_HOSTS", Vec::new(), |text| list(text, host_name)),
             upstream_timeout: reader.or("UPSTREAM_TIMEOUT", Duration::from_secs(600), |text| seconds(text, 1, 3_600)),
+            claude_cli: reader.or("CLAUDE_CLI", PathBuf::from("claude"), |text| Ok(PathBuf::from(text))),
+            claude_tools: reader.or("CLAUDE_TOOLS", Vec::new(), |text| list(text, tool)),
+            max_workers: reader.or("MAX_WORKERS", 5, |text| number(text, 1, 100).map(|number| number as usize)),
+            worker_timeout: reader.or("WORKER_TIMEOUT", Duration::from_secs(300), |text| seconds(text, 1, 3_600)),
+            worker_idle_timeout: reader
+                .or("WORKER_IDLE_TIMEOUT", Duration::from_secs(300), |text| seconds(text, 1, 86_400)),
+            turn_token_budget: reader.or("TURN_TOKEN_BUDGET", 1_000_000, |text| number(text, 1_000, 100_000_000)),
+            worker_supervisor: None,
             audit_checkpoints: reader.or("AUDIT_CHECKPOINT_MINUTES", Some(HOUR), |text| {
                 Ok(Some(minutes(text, 0, 10_080)?).filter(|every| !every.is_zero()))
             }),
@@ -329,6 +351,15 @@ fn web_url(text: &str) -> Result<Url, String> {
 /// Whether there is more in it than scheme, host, port and path.
 fn has_excess(url: &Url) -> bool {
     !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some()
+}
+
+fn tool(text: &str) -> Result<String, String> {
+    let names: Vec<_> = CLI_TOOLS.iter().map(|tool| tool.name).collect();
+    if names.contains(&text) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("has an entry that is none of {}", names.join(", ")))
+    }
 }
 
 fn origin(text: &str) -> Result<String, String> {

@@ -62,6 +62,12 @@ settings! {
     Url "ANTHROPIC_BASE_URL", "`https://api.anthropic.com`", "the default upstream";
     Plain "UPSTREAM_ALLOWED_HOSTS", "none", "hosts, with or without a port, that accounts may name over plain HTTP or at private addresses";
     Plain "UPSTREAM_TIMEOUT", "`600`", "seconds that an upstream may say nothing, before its answer and within it, 1 to 3600";
+    Plain "CLAUDE_CLI", "`claude`", "the Claude CLI that answers conversations: a path, or a name in PATH; where it is missing, the server does without";
+    Plain "CLAUDE_TOOLS", "none", "tools of the CLI that conversations may use, comma-separated, like `WebSearch,WebFetch`; some act on the server as its user (docs/conversations.md)";
+    Plain "MAX_WORKERS", "`5`", "processes of the CLI at once, 1 to 100; each takes some 200 MB";
+    Plain "WORKER_TIMEOUT", "`300`", "seconds that an answer in a conversation may take, 1 to 3600";
+    Plain "WORKER_IDLE_TIMEOUT", "`300`", "seconds that a process waits for the next message of its conversation, 1 to 86400";
+    Plain "TURN_TOKEN_BUDGET", "`1000000`", "tokens that an answer in a conversation may use, with what it reads, 1000 to 100000000; it ends where it is by then";
     Plain "AUDIT_CHECKPOINT_MINUTES", "`60`", "how often the ends of the audit logs are signed into the log, and when the server stops; 0 to 10080, 0: never";
     Plain "AUDIT_RETENTION_DAYS", "none: kept", "days that audit entries are kept, 1 to 36500; a signed seal keeps the rest verifiable";
     Plain "USAGE_RETENTION_DAYS", "none: kept", "days that usage records are kept, 1 to 36500; what they add up to stays, for reports and bills";

@@ -149,6 +149,16 @@ pub struct FoundApiKey {
     pub key_version: String,
     /// When this raw key ends, since another has replaced it.
     pub digest_expires_at: Option<Timestamp>,
+    /// Whether it was found by no digest of its own: it is lent to a process of the server's.
+    pub is_lent: bool,
+}
+
+impl FoundApiKey {
+    /// Which API key stands in records of its use; none: it is lent, in the name of nobody but its owner.
+    #[must_use]
+    pub fn recorded(&self) -> Option<ApiKeyId> {
+        (!self.is_lent || self.key.version > 0).then_some(self.key.id)
+    }
 }
 
 /// Whose keys are meant, and the proof that the caller may: everybody's, or the caller's own.
@@ -510,6 +520,7 @@ pub async fn find_by_digest(conn: &mut Conn, digests: &[Vec<u8>]) -> Result<Opti
         digest,
         key_version,
         digest_expires_at,
+        is_lent: false,
     }))
 }
 

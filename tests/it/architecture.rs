@@ -15,7 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["domain"],
     &["identity", "audit"],
     &["store", "limits"],
-    &["upstream", "mail"],
+    &["upstream", "mail", "workers"],
     &["redis"],
     &["events"],
     &["crypto"],

@@ -11,7 +11,7 @@ use crate::support::{Client, PASSWORD, TestApp, TestDatabase, both_databases};
 
 /// Every mutation of the schema, with a call that succeeds and one that fails. `ID` is an account's id, `CLIENT` a client's,
 /// `TASK` a task's, `CREDENTIAL` a credential's, `API_KEY` an API key's, `USER_ID` a user's, `TOKEN` a refresh token, `INVITATION` an invitation's,
-/// `CONVERSATION` and `MESSAGE` the ids of a conversation and a message of whoever is the administrator there, `NOTIFICATION` the id of a notification of whoever is the administrator there, `SESSION` a session's id, `VERIFICATION` and `RESET` tokens that came by mail; each is fresh for each call.
+/// `CONVERSATION` and `MESSAGE` the ids of a conversation and a message of whoever is the administrator there, `WORKER` that of a process that answers conversations there, `NOTIFICATION` the id of a notification of whoever is the administrator there, `SESSION` a session's id, `VERIFICATION` and `RESET` tokens that came by mail; each is fresh for each call.
 pub(crate) const CALLS: &[(&str, &str, &str)] = &[
     (
         "signIn",
@@ -205,6 +205,11 @@ pub(crate) const CALLS: &[(&str, &str, &str)] = &[
         r#"updateConversation(input: { id: "CONVERSATION", title: null }) { conversation { id } }"#,
     ),
     (
+        "sendMessage",
+        r#"sendMessage(input: { text: "Hello" }) { message { id } }"#,
+        r#"sendMessage(input: { text: "" }) { message { id } }"#,
+    ),
+    (
         "deleteConversation",
         r#"deleteConversation(input: { id: "CONVERSATION" }) { deletedId }"#,
         r#"deleteConversation(input: { id: "conv_00000000000000000000000000" }) { deletedId }"#,
@@ -287,6 +292,12 @@ pub(crate) async fn filled_in(app: &TestApp, admin: &Client, mutation: &str, key
     }
     if text.contains("\"USAGE\"") {
         text = text.replace("\"USAGE\"", &crate::usage::specimen(app, admin).await.to_string());
+    }
+    if text.contains("\"WORKER\"") {
+        let sent = "mutation { sendMessage(input: { text: \"Hello\" }) { conversation { id } } }";
+        admin.run(sent).await.data();
+        let found = admin.run("{ workers { id } }").await.data()["workers"].as_array().unwrap().last().unwrap().clone();
+        text = text.replace("\"WORKER\"", &found["id"].to_string());
     }
     if text.contains("API_KEY") {
         let (made, _) = crate::api_key::create(admin, json!({ "name": "K" })).await;

@@ -33,6 +33,8 @@ const READS: &[(&str, &str)] = &[
     ("verifyApiKey", r#"verifyApiKey(key: "clv_00000000000000000000000000000000000000") { valid code }"#),
     ("conversation", r#"conversation(id: "CONVERSATION") { id messages { totalCount } }"#),
     ("conversations", "conversations { totalCount nodes { id } }"),
+    ("tools", "tools { name }"),
+    ("workers", "workers { id }"),
     ("auditLogs", "auditLogs { totalCount nodes { id } }"),
     ("auditLogIntegrity", "auditLogIntegrity { intact }"),
     ("notifications", "notifications { totalCount nodes { id } }"),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::command_line::{Place, Served};
 use crate::credential::{create, new_client, reveal, update};
-use crate::support::{Client, PASSWORD, TestDatabase};
+use crate::support::{Client, PASSWORD, STAND_IN, TestDatabase};
 
 const OLD: &str = "v1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const BOTH: &str = "v2:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=,v1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -360,4 +360,46 @@ async fn a_transaction_that_another_waits_for_as_well_is_begun_again() {
         counted = place.database.texts(deadlocks).await;
     }
     assert_eq!(counted, ["1"]);
+}
+
+async fn are_sealed_anew(database: TestDatabase) {
+    let place = Place::new(database);
+    let serve = |ring: &str| {
+        let mut command = place.command(&["serve"]);
+        command.env("CREDENTIAL_ENCRYPTION_KEYS", ring).env("CLAUDE_CLI", STAND_IN);
+        Place::started(command)
+    };
+    let server = serve(OLD);
+    let client = admin(&server).await;
+    let id = crate::conversation::create(&client, json!({ "systemPrompt": "Be brief." })).await["id"].clone();
+    let sent =
+        "mutation($id: ID!) { sendMessage(input: { conversationId: $id, text: \"Hello\" }) { message { text } } }";
+    client.with(sent, json!({ "id": id })).await.data();
+    drop(server);
+    let output = run(&place, BOTH, &["keys", "rotate", "--batch", "1"]);
+    assert!(said(&output).ends_with("all is sealed with v2\n"), "{}", said(&output));
+    // By the new key alone.
+    let server = serve(NEW);
+    let client = admin(&server).await;
+    let read = "query($id: ID!) { conversation(id: $id) { systemPrompt messages { nodes { text } } } }";
+    let found = client.with(read, json!({ "id": id })).await.data()["conversation"].clone();
+    assert_eq!(
+        found,
+        json!({ "systemPrompt": "Be brief.", "messages": { "nodes": [{ "text": "Hello" }, { "text": "Answer 1" }] } })
+    );
+    assert_eq!(client.with(sent, json!({ "id": id })).await.data()["sendMessage"]["message"]["text"], "Answer 2");
+}
+
+mod conversations {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn sqlite() {
+        are_sealed_anew(TestDatabase::sqlite()).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn postgres() {
+        are_sealed_anew(TestDatabase::postgres().await).await;
+    }
 }

@@ -24,6 +24,7 @@ mod command_line;
 
 mod contract;
 mod conversation;
+mod conversation_cli;
 mod credential;
 mod crypto;
 mod data_dir;
@@ -77,6 +78,7 @@ mod subscription;
 mod support;
 mod tenants;
 mod traces;
+mod turn;
 mod usage;
 mod user;
 mod walls;

@@ -88,7 +88,7 @@ impl Relayed {
     }
 }
 
-async fn account(admin: &Client, claude: &Claude, key: &str, more: Value) -> Value {
+pub(crate) async fn account(admin: &Client, claude: &Claude, key: &str, more: Value) -> Value {
     let name = key.replace("sk-ant-", "Account ");
     let mut input = json!({ "apiKey": key, "accountName": name, "baseUrl": claude.url() });
     input.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

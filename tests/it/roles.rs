@@ -61,6 +61,8 @@ const NEEDS: &[(&str, &str)] = &[
     ("Query.verifyApiKey", PUBLIC),
     ("Query.conversation", "USE_CONVERSATIONS"),
     ("Query.conversations", "USE_CONVERSATIONS"),
+    ("Query.tools", MEMBERS),
+    ("Query.workers", "VIEW_SYSTEM"),
     ("Query.auditLogs", "VIEW_AUDIT_LOGS"),
     ("Query.auditLogIntegrity", "VIEW_AUDIT_LOGS"),
     ("Query.notifications", MEMBERS),
@@ -107,6 +109,7 @@ const NEEDS: &[(&str, &str)] = &[
     ("Mutation.revokeApiKey", "MANAGE_OWN_API_KEYS"),
     ("Mutation.createConversation", "USE_CONVERSATIONS"),
     ("Mutation.updateConversation", "USE_CONVERSATIONS"),
+    ("Mutation.sendMessage", "USE_CONVERSATIONS"),
     ("Mutation.deleteConversation", "USE_CONVERSATIONS"),
     ("Mutation.markNotificationsRead", MEMBERS),
     ("Mutation.revokeSession", MEMBERS),
@@ -115,6 +118,8 @@ const NEEDS: &[(&str, &str)] = &[
     ("Subscription.auditLogAdded", "VIEW_AUDIT_LOGS"),
     ("Subscription.claudeAccountChanged", "MANAGE_CLAUDE_ACCOUNTS"),
     ("Subscription.notificationAdded", MEMBERS),
+    ("Subscription.messageStream", "USE_CONVERSATIONS"),
+    ("Subscription.workerChanged", "VIEW_SYSTEM"),
     // As Query.usage.
     ("Subscription.usageRecorded", MEMBERS),
 ];
@@ -132,6 +137,7 @@ const NODES: &[(&str, &str)] = &[
     // One's own: that of another is as none.
     ("Conversation", "USE_CONVERSATIONS"),
     ("Message", "USE_CONVERSATIONS"),
+    ("Worker", "VIEW_SYSTEM"),
     ("AuditLog", "VIEW_AUDIT_LOGS"),
     // One's own: that of another is as none.
     ("Notification", MEMBERS),

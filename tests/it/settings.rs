@@ -457,7 +457,7 @@ fn the_environment_of_other_programs_is_left_alone() {
 fn the_table_has_each_setting_once_and_each_is_read() {
     let mut names: Vec<_> = TABLE.iter().map(|setting| setting.name).collect();
     // What any text is good for is not refused.
-    let accept_all = ["DATA_DIR", "CREDENTIAL_ENCRYPTION_KEYS", "ADMIN_PASSWORD", "PRICES_FILE"];
+    let accept_all = ["DATA_DIR", "CREDENTIAL_ENCRYPTION_KEYS", "ADMIN_PASSWORD", "PRICES_FILE", "CLAUDE_CLI"];
     for name in names.iter().filter(|name| !accept_all.contains(*name)) {
         assert_eq!(wrong_names(&[(name, "\u{1}")]), [*name]);
     }

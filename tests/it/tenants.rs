@@ -18,6 +18,7 @@ pub(crate) const SPECIMENS: &[(&str, &str, &str)] = &[
     ("ApiKey", "\"API_KEY\"", ""),
     ("Conversation", "\"CONVERSATION\"", ""),
     ("Message", "\"MESSAGE\"", ""),
+    ("Worker", "\"WORKER\"", ""),
     ("Notification", "\"NOTIFICATION\"", ""),
     ("UsageRecord", "\"USAGE\"", ""),
     ("User", "{ viewer { user { id } } }", "/viewer/user/id"),
@@ -102,6 +103,7 @@ const IDS: &[(&str, &str)] = &[
     ("Mutation.revokeApiKey(input.id)", "ApiKey"),
     ("Mutation.createConversation(input.clientId)", "Client"),
     ("Mutation.updateConversation(input.id)", "Conversation"),
+    ("Mutation.sendMessage(input.conversationId)", "Conversation"),
     ("Mutation.deleteConversation(input.id)", "Conversation"),
     ("Mutation.markNotificationsRead(input.ids)", "Notification"),
 ];

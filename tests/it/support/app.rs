@@ -17,6 +17,9 @@ use super::postgres::TestDatabase;
 /// The first administrator's password.
 pub(crate) const PASSWORD: &str = "correct horse battery staple";
 
+/// What stands in for the Claude CLI.
+pub(crate) const STAND_IN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand-in/claude");
+
 pub(crate) struct TestApp {
     pub(crate) database: TestDatabase,
     // Kept for as long as the server needs it.
@@ -34,7 +37,9 @@ pub(crate) struct TestApp {
 
 /// The settings that a test server has.
 fn settings<'a>(pairs: impl IntoIterator<Item = (&'a str, String)>) -> Settings {
-    Settings::load(&Sources::from_pairs(pairs)).unwrap()
+    let mut settings = Settings::load(&Sources::from_pairs(pairs)).unwrap();
+    settings.worker_supervisor = Some(env!("CARGO_BIN_EXE_claviger").into());
+    settings
 }
 
 impl TestApp {
@@ -62,6 +67,7 @@ impl TestApp {
             ("FAILED_SIGN_INS_PER_HOUR", "1000000".to_owned()),
             ("REGISTRATIONS_PER_HOUR", "1000000".to_owned()),
             ("REGISTRATION", "open".to_owned()),
+            ("CLAUDE_CLI", STAND_IN.to_owned()),
         ];
         settings.extend(more);
         let mut app = Self {

@@ -156,6 +156,11 @@ impl EventStream {
         Self::send(client, request).await
     }
 
+    /// An answer that has come already.
+    pub(crate) fn of(response: reqwest::Response) -> Self {
+        Self { response, received: String::new() }
+    }
+
     async fn send(client: &Client, mut request: reqwest::RequestBuilder) -> Self {
         if let Some(token) = &client.access_token {
             request = request.bearer_auth(token);

@@ -11,7 +11,7 @@ mod redis;
 pub(crate) mod schema;
 mod upstream;
 
-pub(crate) use app::{OTHER_ORGANIZATION, PASSWORD, TestApp};
+pub(crate) use app::{OTHER_ORGANIZATION, PASSWORD, STAND_IN, TestApp};
 pub(crate) use claude::{Claude, Reply, Step, TEXT, delta, event, events, message};
 pub(crate) use graphql::{Answer, Client};
 pub(crate) use live::{EventStream, Socket, gauge, until_gauge};

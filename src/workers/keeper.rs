@@ -1,0 +1,422 @@
+//! Watches over one process as long as it lives: starts it, hands it what is said, and notices when it hangs, dies, or talks nonsense.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::pool::{Context, Held, Shared};
+use super::process::{NoLine, Opening, Process};
+use super::protocol::{Line, Over, Usage, initialize, interrupt, message, read};
+use crate::crypto::SecretText;
+use crate::model::{OrganizationId, WorkerId};
+
+/// How long a process may take until it is ready.
+const START: Duration = Duration::from_secs(60);
+/// How long a turn may take to end that is interrupted.
+const STOP: Duration = Duration::from_secs(5);
+/// No turn says more.
+const MOST_SAID: usize = 64 * 1024 * 1024;
+/// No turn has more lines that are none of the language.
+const MOST_GARBLED: usize = 20;
+/// What may be said while nobody has asked.
+const MOST_IDLE: usize = 1024 * 1024;
+
+/// What happens while an answer is given.
+#[derive(Debug)]
+pub enum Event {
+    /// A piece of its text.
+    Text(String),
+    /// A tool is used.
+    ToolUse {
+        /// The tool.
+        name: String,
+        /// What it is given.
+        input: Value,
+    },
+    /// It is over.
+    Over(Result<Answer, Failure>),
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// Its blocks, with what tools have answered among them.
+    pub blocks: Vec<Value>,
+    /// What it has used.
+    pub usage: Usage,
+    /// Which model it is by.
+    pub model: Option<String>,
+    /// Whether it was cut short.
+    pub is_interrupted: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// There is no Claude CLI, or it does not start.
+    #[error("the Claude CLI does not start: {0}")]
+    NotStarted(String),
+    /// The process ended in the middle.
+    #[error("the Claude CLI ended: {0}")]
+    Ended(String),
+    /// The process said nothing for too long, or did not come to an end.
+    #[error("the Claude CLI did not answer in time")]
+    Hung,
+    /// Nobody waits for it any more.
+    #[error("nobody waited for the answer")]
+    Left,
+    /// The process did not speak its language, or said too much.
+    #[error("the Claude CLI said what cannot be understood")]
+    Garbled,
+    /// Claude, or the relay, has refused.
+    #[error("Claude has refused")]
+    Refused {
+        /// The status of the answer; none: it is not known.
+        status: Option<u16>,
+        /// What it said.
+        message: String,
+    },
+}
+
+/// What is said to a process.
+pub(super) struct Job {
+    pub(super) text: SecretText,
+    /// How many tokens the answer may use.
+    pub(super) budget: u64,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) interrupt: CancellationToken,
+    /// Told once the answer is kept; gone: it is not kept.
+    pub(super) kept: oneshot::Receiver<()>,
+}
+
+/// An answer that is being given. Dropped, it is not kept, and neither is the process, which remembers it.
+pub struct Turn {
+    pub(super) worker: WorkerId,
+    pub(super) events: mpsc::Receiver<Event>,
+    pub(super) interrupt: CancellationToken,
+    pub(super) keep: oneshot::Sender<()>,
+    pub(super) held: Held,
+}
+
+impl Turn {
+    /// What happens next. After [`Event::Over`] nothing does.
+    pub async fn next(&mut self) -> Event {
+        let gone = || Event::Over(Err(Failure::Ended("it was given up".to_owned())));
+        self.events.recv().await.unwrap_or_else(gone)
+    }
+
+    /// Whether it was asked to end.
+    #[must_use]
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupt.is_cancelled()
+    }
+
+    /// Asks for the answer to end as it is.
+    pub fn interrupt(&self) {
+        self.interrupt.cancel();
+    }
+
+    /// The answer is kept: the process may go on with the conversation, of which it knows this by now.
+    pub fn keep(self, context: Context) {
+        // Before anybody else may say something in the conversation, so that they find it.
+        self.held.shared.idle(self.worker, context);
+        let _ = self.keep.send(());
+    }
+}
+
+/// What a process is started for.
+pub(super) struct Start {
+    pub(super) id: WorkerId,
+    pub(super) organization: OrganizationId,
+    pub(super) session: String,
+    pub(super) opening: Opening,
+}
+
+/// Keeps a process until it has nothing more to do, or nothing more comes of it.
+pub(super) async fn keep(shared: Arc<Shared>, start: Start, mut jobs: mpsc::Receiver<Job>) {
+    let id = start.id;
+    let Some(mut job) = jobs.recv().await else { return shared.gone(id, None) };
+    let mut process = match begin(&shared, start, &job).await {
+        Ok(process) => process,
+        Err(failure) => {
+            shared.gone(id, of_itself(&failure));
+            let _ = job.events.send(Event::Over(Err(failure))).await;
+            return;
+        }
+    };
+    let failure = loop {
+        let Job { text, budget, events, interrupt, kept } = job;
+        let limit = Instant::now() + shared.setup.timeout;
+        let mut turn = Exchange { process: &mut process, events: &events, interrupt: &interrupt, limit, budget };
+        match turn.run(&text).await {
+            Ok(answer) => {
+                shared.answered(id);
+                if events.send(Event::Over(Ok(answer))).await.is_err() {
+                    break None;
+                }
+            }
+            Err(failure) => break Some((failure, Some(events))),
+        }
+        // Not kept, it knows more than the conversation has.
+        let Ok(()) = kept.await else { break None };
+        job = match wait(&shared, id, &mut process, &mut jobs).await {
+            Ok(job) => job,
+            Err(failure) => break failure.map(|failure| (failure, None)),
+        };
+    };
+    shared.stopping(id);
+    let complaint = process.end().await;
+    let told = failure.map(|(failure, events)| {
+        let failure = match failure {
+            Failure::Ended(_) if !complaint.trim().is_empty() => Failure::Ended(complaint.trim().to_owned()),
+            failure => failure,
+        };
+        (failure, events)
+    });
+    shared.gone(id, told.as_ref().and_then(|(failure, _)| of_itself(failure)));
+    if let Some((failure, Some(events))) = told {
+        let _ = events.send(Event::Over(Err(failure))).await;
+    }
+}
+
+/// What a process has failed by; none: it could do nothing for it.
+fn of_itself(failure: &Failure) -> Option<String> {
+    (*failure != Failure::Left).then(|| failure.to_string())
+}
+
+/// Starts the process and waits until it is ready.
+async fn begin(shared: &Arc<Shared>, start: Start, job: &Job) -> Result<Process, Failure> {
+    let Start { id, organization, session, opening } = start;
+    let named = (&*organization.to_string(), &*id.to_string());
+    let not_started = |error: std::io::Error| Failure::NotStarted(error.to_string());
+    let folder = shared.folder().map_err(not_started)?;
+    let mut process = Process::start(&shared.setup, &folder, named, &session, opening).map_err(not_started)?;
+    shared.started(id, process.pid());
+    let ready = async {
+        process.say(&initialize()).await.map_err(|_| NoLine::Ended)?;
+        while read(&process.lines.next().await?) != Some(Line::Ready) {}
+        Ok::<_, NoLine>(())
+    };
+    let ready = tokio::select! {
+        ready = timeout(START.min(shared.setup.timeout), ready) => ready,
+        // Nothing is said yet: there is nothing to keep of it.
+        () = async { tokio::select! { () = job.events.closed() => {}, () = job.interrupt.cancelled() => {} } } => {
+            process.end().await;
+            return Err(Failure::Left);
+        }
+    };
+    if let Ok(Ok(())) = ready {
+        process.forget_opening();
+        return Ok(process);
+    }
+    let complaint = process.end().await;
+    Err(match ready {
+        Err(_) => Failure::Hung,
+        _ if complaint.trim().is_empty() => Failure::NotStarted("it ended at once".to_owned()),
+        _ => Failure::NotStarted(complaint.trim().to_owned()),
+    })
+}
+
+/// Waits for the next message. None instead of a failure: there is to be none.
+async fn wait(
+    shared: &Arc<Shared>,
+    id: WorkerId,
+    process: &mut Process,
+    jobs: &mut mpsc::Receiver<Job>,
+) -> Result<Job, Option<Failure>> {
+    let (mut said, mut until) = (0, Instant::now() + shared.setup.idle);
+    loop {
+        tokio::select! {
+            job = jobs.recv() => return job.ok_or(None),
+            line = process.lines.next() => match line {
+                Ok(line) => {
+                    said += line.len();
+                    if said > MOST_IDLE {
+                        return Err(Some(Failure::Garbled));
+                    }
+                }
+                Err(_) => return Err(Some(Failure::Ended("it was idle".to_owned()))),
+            },
+            () = sleep_until(until) => {
+                if shared.retires(id) {
+                    return Err(None);
+                }
+                // Somebody has been given it just now.
+                until = Instant::now() + shared.setup.idle;
+            }
+        }
+    }
+}
+
+/// One turn, from what is said to the end of the answer.
+struct Exchange<'a> {
+    process: &'a mut Process,
+    events: &'a mpsc::Sender<Event>,
+    interrupt: &'a CancellationToken,
+    limit: Instant,
+    budget: u64,
+}
+
+/// What has come of a turn.
+#[derive(Default)]
+struct Gathered {
+    blocks: Vec<Value>,
+    /// Of the answers of the API before the one that comes.
+    settled: Usage,
+    current: Usage,
+    model: Option<String>,
+    is_interrupted: bool,
+    said: usize,
+    garbled: usize,
+}
+
+impl Gathered {
+    fn usage(&self) -> Usage {
+        let (a, b) = (self.settled, self.current);
+        Usage {
+            input: a.input.saturating_add(b.input),
+            output: a.output.saturating_add(b.output),
+            cache_creation: a.cache_creation.saturating_add(b.cache_creation),
+            cache_read: a.cache_read.saturating_add(b.cache_read),
+        }
+    }
+
+    fn answer(self) -> Answer {
+        let usage = self.usage();
+        let answered: Vec<Value> = self.blocks.iter().map(|block| block["tool_use_id"].clone()).collect();
+        // A tool that was not come to has no answer, and the API takes none without.
+        let is_whole = |block: &Value| block["type"] != "tool_use" || answered.contains(&block["id"]);
+        let blocks = self.blocks.into_iter().filter(is_whole).collect();
+        Answer { blocks, usage, model: self.model, is_interrupted: self.is_interrupted }
+    }
+}
+
+impl Exchange<'_> {
+    async fn run(&mut self, text: &SecretText) -> Result<Answer, Failure> {
+        let mut gathered = Gathered::default();
+        self.say(&message(text.expose())).await?;
+        loop {
+            let line = tokio::select! {
+                line = self.process.lines.next() => line,
+                () = self.interrupt.cancelled(), if !gathered.is_interrupted => {
+                    self.stop(&mut gathered).await?;
+                    continue;
+                }
+                () = sleep_until(self.limit) => return Err(Failure::Hung),
+                // Nobody will keep it.
+                () = self.events.closed() => return Err(Failure::Left),
+            };
+            let line = line.map_err(|why| match why {
+                NoLine::Ended => Failure::Ended("without a word".to_owned()),
+                NoLine::TooLong => Failure::Garbled,
+            })?;
+            gathered.said += line.len();
+            let Some(line) = read(&line) else {
+                gathered.garbled += 1;
+                if gathered.garbled > MOST_GARBLED || gathered.said > MOST_SAID {
+                    return Err(Failure::Garbled);
+                }
+                continue;
+            };
+            if gathered.said > MOST_SAID {
+                return Err(Failure::Garbled);
+            }
+            if let Line::Over(over) = line {
+                return judged(over, gathered);
+            }
+            self.take(line, &mut gathered).await?;
+            if gathered.usage().total() > self.budget && !gathered.is_interrupted {
+                self.stop(&mut gathered).await?;
+            }
+        }
+    }
+
+    async fn take(&self, line: Line, gathered: &mut Gathered) -> Result<(), Failure> {
+        match line {
+            Line::Text(text) => self.tell(Event::Text(text)).await?,
+            Line::Begins(usage, model) => {
+                gathered.settled = gathered.usage();
+                gathered.current = usage;
+                gathered.model = model.or(gathered.model.take());
+            }
+            Line::Comes(output) => gathered.current.output = output,
+            Line::Said(blocks) => {
+                for block in &blocks {
+                    if let (Some("tool_use"), Some(name)) = (block["type"].as_str(), block["name"].as_str()) {
+                        self.tell(Event::ToolUse { name: name.to_owned(), input: block["input"].clone() }).await?;
+                    }
+                }
+                gathered.blocks.extend(blocks);
+            }
+            Line::Answered(blocks) => gathered.blocks.extend(blocks),
+            Line::Ready | Line::Over(_) | Line::Other => {}
+        }
+        Ok(())
+    }
+
+    /// Whoever does not take what is told is not waited for longer than for the answer.
+    async fn tell(&self, event: Event) -> Result<(), Failure> {
+        match tokio::time::timeout_at(self.limit, self.events.send(event)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Failure::Left),
+            Err(_) => Err(Failure::Hung),
+        }
+    }
+
+    async fn stop(&mut self, gathered: &mut Gathered) -> Result<(), Failure> {
+        gathered.is_interrupted = true;
+        self.limit = self.limit.min(Instant::now() + STOP);
+        self.say(&interrupt()).await
+    }
+
+    async fn say(&mut self, line: &str) -> Result<(), Failure> {
+        match tokio::time::timeout_at(self.limit, self.process.say(line)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Failure::Ended("it does not listen".to_owned())),
+            Err(_) => Err(Failure::Hung),
+        }
+    }
+}
+
+/// What a turn has come to. One that was interrupted is what there is of it.
+fn judged(over: Over, gathered: Gathered) -> Result<Answer, Failure> {
+    if gathered.is_interrupted || (!over.is_error && over.subtype == "success") {
+        return Ok(gathered.answer());
+    }
+    let message = over.result.filter(|text| !text.is_empty()).unwrap_or(over.subtype);
+    Err(Failure::Refused { status: over.api_error_status, message })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_tool_without_an_answer_is_left_out() {
+        let (used, answered) =
+            (json!({ "type": "tool_use", "id": "a" }), json!({ "type": "tool_result", "tool_use_id": "a" }));
+        let blocks = vec![used.clone(), answered.clone(), json!({ "type": "tool_use", "id": "b" })];
+        let gathered = Gathered { blocks, ..Gathered::default() };
+        assert_eq!(gathered.answer().blocks, [used, answered]);
+    }
+
+    #[test]
+    fn an_error_that_comes_as_a_success_is_an_error() {
+        let over = Over {
+            is_error: true,
+            subtype: "success".to_owned(),
+            api_error_status: Some(529),
+            result: Some("Overloaded".to_owned()),
+        };
+        let refused = Failure::Refused { status: Some(529), message: "Overloaded".to_owned() };
+        assert_eq!(judged(over.clone(), Gathered::default()), Err(refused));
+        let interrupted = Gathered { is_interrupted: true, ..Gathered::default() };
+        assert!(judged(over, interrupted).is_ok_and(|answer| answer.is_interrupted));
+    }
+}

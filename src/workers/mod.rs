@@ -1,0 +1,18 @@
+//! Claude CLI processes that answer conversations: each is one conversation's, stays warm for its next message, and is watched over.
+//! They know of no users: what is said, in whose name and what is kept of it is the domain's.
+//!
+//! `pool.rs` gives places to whoever wants to say something, `process.rs` starts a process, `keeper.rs` watches over one as long as it
+//! lives, `protocol.rs` speaks its language, `supervisor.rs` sees to it that none outlives the server.
+
+mod history;
+mod keeper;
+mod pool;
+mod process;
+mod protocol;
+pub mod supervisor;
+
+pub use history::Said;
+pub use keeper::{Answer, Event, Failure, Turn};
+pub use pool::{Cold, Context, NoPlace, Place, Warm, Worker, Workers};
+pub use process::{Opening, Setup};
+pub use protocol::Usage;

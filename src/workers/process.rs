@@ -1,0 +1,292 @@
+//! One Claude CLI process: how it is started, and its pipes.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+
+use super::history::{Said, transcript};
+use super::supervisor::GRACE;
+use crate::crypto::SecretText;
+use crate::model::CLI_TOOLS;
+
+/// No line is longer.
+const MAX_LINE: usize = 16 * 1024 * 1024;
+/// How much of what it complains of is kept.
+const COMPLAINT: usize = 300;
+/// What of the server's environment a process gets.
+const INHERITED: [&str; 7] = ["PATH", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS"];
+/// What it does without: calls to anywhere but the upstream, updates of itself, what it would keep on the disk, and files that a text
+/// names: `@/etc/passwd` in what somebody says would be read to them, whichever tools are allowed.
+const SWITCHES: [&str; 11] = [
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC",
+    "CLAUDE_CODE_DISABLE_ATTACHMENTS",
+    "CLAUDE_CODE_DISABLE_FILE_MENTIONS",
+    "CLAUDE_CODE_DISABLE_CLAUDE_MDS",
+    "CLAUDE_CODE_DISABLE_AUTO_MEMORY",
+    "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS",
+    "CLAUDE_CODE_DISABLE_FILE_CHECKPOINTING",
+    "CLAUDE_CODE_SKIP_PROMPT_HISTORY",
+    "DISABLE_AUTOUPDATER",
+    "DISABLE_TELEMETRY",
+    "DISABLE_ERROR_REPORTING",
+];
+
+/// How processes are started.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The Claude CLI: a path, or a name that is looked for in `PATH`.
+    pub program: PathBuf,
+    /// What stands between the server and a process: this program.
+    pub supervisor: PathBuf,
+    /// Where processes keep files, while they live.
+    pub folder: PathBuf,
+    /// The name of this server, by which its files are told from another's in the same folder.
+    pub instance: String,
+    /// How many processes there may be at once.
+    pub max: usize,
+    /// How long an answer may take.
+    pub timeout: Duration,
+    /// How long a process waits for the next message of its conversation.
+    pub idle: Duration,
+}
+
+/// What a process is told at its start.
+pub struct Opening {
+    /// What was said before.
+    pub history: Vec<Said>,
+    /// What Claude is told before all that.
+    pub system_prompt: Option<SecretText>,
+    /// Which model answers.
+    pub model: Option<String>,
+    /// Which tools may be used.
+    pub tools: Vec<String>,
+    /// What it comes to the relay with.
+    pub key: SecretText,
+    /// Where the relay is.
+    pub base_url: String,
+    /// What has to live as long as the process.
+    pub held: Box<dyn Send + Sync>,
+}
+
+/// This server's own part of the folder. It is locked while the server lives, and goes with it, at the latest when another starts.
+pub(super) struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Folder {
+    pub(super) fn open(setup: &Setup) -> io::Result<Self> {
+        make(&setup.folder)?;
+        let path = fs::canonicalize(&setup.folder)?.join(&setup.instance);
+        make(&path)?;
+        let lock = OpenOptions::new().create(true).append(true).mode(0o600).open(path.join("lock"))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Self { path, _lock: lock })
+    }
+}
+
+/// Removes what servers have left that are gone.
+pub(super) fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_left = |lock: File| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if File::open(path.join("lock")).is_ok_and(is_left) {
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+fn make(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
+}
+
+/// A process that runs.
+pub(super) struct Process {
+    child: Child,
+    stdin: ChildStdin,
+    pub(super) lines: Lines,
+    complaint: Arc<Mutex<String>>,
+    /// What is its own on the disk.
+    home: PathBuf,
+    _held: Box<dyn Send + Sync>,
+}
+
+impl Process {
+    /// Starts a process of an organization.
+    pub(super) fn start(
+        setup: &Setup,
+        folder: &Folder,
+        (organization, name): (&str, &str),
+        session: &str,
+        opening: Opening,
+    ) -> io::Result<Self> {
+        let of_organization = folder.path.join(organization);
+        let (config, home) = (of_organization.join("claude"), of_organization.join(name));
+        let work = home.join("work");
+        make(&config)?;
+        make(&work)?;
+        let clean = |_: &io::Error| drop(fs::remove_dir_all(&home));
+        let arguments = arguments(&home, session, &opening).inspect_err(clean)?;
+        let mut command = Command::new(&setup.supervisor);
+        command.args(["worker", "--"]).arg(&setup.program).args(arguments).current_dir(&work).env_clear();
+        command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.envs(SWITCHES.map(|name| (name, "1")));
+        command.env("HOME", &config).env("CLAUDE_CONFIG_DIR", &config).env("TMPDIR", &work);
+        command.env("ANTHROPIC_BASE_URL", &opening.base_url).env("ANTHROPIC_API_KEY", opening.key.expose());
+        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = spawned.inspect_err(clean)?;
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (Some(stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
+            return Err(io::Error::other("a pipe is missing"));
+        };
+        let complaint = Arc::default();
+        tokio::spawn(listen(stderr, Arc::clone(&complaint)));
+        let lines = Lines { from: BufReader::new(stdout), line: Vec::new() };
+        Ok(Self { child, stdin, lines, complaint, home, _held: opening.held })
+    }
+
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    pub(super) async fn say(&mut self, line: &str) -> io::Result<()> {
+        self.stdin.write_all(line.as_bytes()).await?;
+        self.stdin.flush().await
+    }
+
+    /// It has read what was said before.
+    pub(super) fn forget_opening(&self) {
+        for name in ["history.jsonl", "prompt.txt"] {
+            let _ = fs::remove_file(self.home.join(name));
+        }
+    }
+
+    /// Ends it, and returns what it has complained of last.
+    pub(super) async fn end(self) -> String {
+        let Self { mut child, stdin, lines, complaint, home, _held } = self;
+        drop(stdin);
+        // What it still says is for nobody.
+        drop(lines);
+        // Not before its supervisor has had the time to end all that it has started, which nobody else knows.
+        if tokio::time::timeout(4 * GRACE, child.wait()).await.is_err() {
+            let _ = child.kill().await;
+        }
+        let _ = fs::remove_dir_all(home);
+        complaint.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn arguments(home: &Path, session: &str, opening: &Opening) -> io::Result<Vec<OsString>> {
+    let denied: Vec<_> = CLI_TOOLS
+        .iter()
+        .map(|tool| tool.name)
+        .filter(|name| opening.tools.iter().all(|allowed| allowed != name))
+        .collect();
+    let settings = json!({ "permissions": { "deny": denied } }).to_string();
+    let mut arguments: Vec<OsString> = [
+        "-p",
+        "--input-format=stream-json",
+        "--output-format=stream-json",
+        "--verbose",
+        "--include-partial-messages",
+        "--no-session-persistence",
+        "--strict-mcp-config",
+        "--disable-slash-commands",
+        "--setting-sources",
+        "",
+        "--settings",
+        &settings,
+    ]
+    .map(OsString::from)
+    .into();
+    let tools = opening.tools.join(",");
+    arguments.extend(["--tools".into(), tools.clone().into()]);
+    if !tools.is_empty() {
+        arguments.extend(["--allowedTools".into(), tools.into()]);
+    }
+    // As one word each: what a caller has named is no option.
+    if let Some(model) = &opening.model {
+        arguments.push(format!("--model={model}").into());
+    }
+    // In files: what stands on a command line can be read by whoever has a process on the machine.
+    if let Some(prompt) = &opening.system_prompt {
+        write(&home.join("prompt.txt"), prompt.expose())?;
+        arguments.extend(["--system-prompt-file".into(), home.join("prompt.txt").into()]);
+    }
+    if opening.history.is_empty() {
+        arguments.extend(["--session-id".into(), session.into()]);
+    } else {
+        write(&home.join("history.jsonl"), &transcript(session, &opening.history))?;
+        arguments.extend(["--resume".into(), home.join("history.jsonl").into()]);
+    }
+    Ok(arguments)
+}
+
+/// Keeps the last of what a process complains of.
+async fn listen(mut stderr: ChildStderr, complaint: Arc<Mutex<String>>) {
+    let mut buffer = vec![0; 4096];
+    while let Ok(length @ 1..) = stderr.read(&mut buffer).await {
+        let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        let mut kept = complaint.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: Vec<char> = kept.chars().chain(said.chars()).map(|c| if c.is_control() { ' ' } else { c }).collect();
+        *kept = all[all.len().saturating_sub(COMPLAINT)..].iter().collect();
+    }
+}
+
+/// The lines that a process says.
+pub(super) struct Lines {
+    from: BufReader<ChildStdout>,
+    /// What has come of the next.
+    line: Vec<u8>,
+}
+
+/// Why there is no further line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoLine {
+    /// It has ended, or closed its pipe.
+    Ended,
+    /// It is too long.
+    TooLong,
+}
+
+impl Lines {
+    /// The next line. Given up, it goes on where it was.
+    pub(super) async fn next(&mut self) -> Result<Vec<u8>, NoLine> {
+        loop {
+            let buffer = self.from.fill_buf().await.map_err(|_| NoLine::Ended)?;
+            if buffer.is_empty() {
+                return Err(NoLine::Ended);
+            }
+            let end = buffer.iter().position(|byte| *byte == b'\n');
+            let length = end.unwrap_or(buffer.len());
+            self.line.extend_from_slice(&buffer[..length]);
+            self.from.consume(length + usize::from(end.is_some()));
+            if end.is_some() {
+                return Ok(std::mem::take(&mut self.line));
+            }
+            if self.line.len() > MAX_LINE {
+                return Err(NoLine::TooLong);
+            }
+        }
+    }
+}
