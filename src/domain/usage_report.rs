@@ -14,8 +14,11 @@ use crate::store::{self, Conn};
 /// The most buckets that a report has.
 const MOST_BUCKETS: usize = 10_000;
 
-/// How many buckets each key of several has at least, whatever the others have: the hours of a month, and more.
-const ALWAYS_OF_KEY: usize = 1_000;
+/// The most values that the buckets of an answer have, and so the most buckets that it has.
+pub const MOST_VALUES: usize = 200_000;
+
+/// The most sums that are read at once: no more than memory bears.
+const MOST_SUMS: i64 = 1_000_000;
 
 /// What a report asks for: by what usage is told apart, and over which intervals.
 pub type Grouping<'a> = (&'a [Dimension], Option<UsageInterval>);
@@ -65,7 +68,9 @@ pub async fn report(
     report_of(cx, filter, span, grouping, MOST_BUCKETS).await?.ok_or_else(too_many)
 }
 
-fn too_many() -> Error {
+/// That a report would have too many buckets.
+#[must_use]
+pub fn too_many() -> Error {
     wrong(vec!["interval"], "makes more than 10,000 buckets: ask for a shorter span, or for longer intervals")
 }
 
@@ -105,21 +110,22 @@ pub(super) async fn report_of(
     Ok(Some(Report { from, to, total, buckets }))
 }
 
-/// Reports on API keys, one each, read together. A key that has used nothing is left out.
+/// Reports on API keys, one each, read together. A key that has used nothing is left out, and one has none that would have too many
+/// buckets: each has as many as it would have alone, as long as there may be an answer with all of them.
 ///
 /// # Errors
-/// As for [`report`].
+/// As for [`report`], where all of them together have too many buckets for any answer.
 pub async fn reports_by_key(
     cx: Cx<'_>,
     keys: &[ApiKeyId],
     span: (Timestamp, Timestamp),
     interval: Option<UsageInterval>,
-) -> Result<HashMap<ApiKeyId, Report>> {
+) -> Result<HashMap<ApiKeyId, Option<Report>>> {
     let (from, to) = span;
     let filter = UsageFilter { api_key_ids: Some(keys.to_vec()), ..UsageFilter::default() };
+    let grouping: Grouping<'_> = (&[Dimension::ApiKey], interval);
+    let report = report_of(cx, &filter, span, grouping, MOST_VALUES).await?.ok_or_else(too_many)?;
     let mut reports = HashMap::new();
-    let most = MOST_BUCKETS.max(keys.len().saturating_mul(ALWAYS_OF_KEY));
-    let report = report_of(cx, &filter, span, (&[Dimension::ApiKey], interval), most).await?.ok_or_else(too_many)?;
     for bucket in report.buckets {
         let Ok(key) = bucket.group[Dimension::ApiKey as usize].parse() else { continue };
         let report: &mut Report = reports.entry(key).or_insert_with(|| Report::empty(from, to));
@@ -128,7 +134,9 @@ pub async fn reports_by_key(
             report.buckets.push(bucket);
         }
     }
-    Ok(reports)
+    let bounded =
+        |(key, report): (_, Report)| (key, Some(report).filter(|report| report.buckets.len() <= MOST_BUCKETS));
+    Ok(reports.into_iter().map(bounded).collect())
 }
 
 /// What everything adds up to.
@@ -168,7 +176,7 @@ pub(super) async fn rows(
         Some(UsageInterval::Month) => 31,
     };
     // One more tells that there are more.
-    let limit = i64::try_from(most).unwrap_or(i64::MAX).saturating_mul(of_bucket).saturating_add(1);
+    let limit = i64::try_from(most).unwrap_or(i64::MAX).saturating_mul(of_bucket).min(MOST_SUMS) + 1;
     for Piece { source, from, to } in pieces(span, interval) {
         let filter = UsageFilter { from: Some(from), to: Some(to), ..filter.clone() };
         let before = rows.len();

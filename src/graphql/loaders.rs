@@ -15,7 +15,7 @@ use gathering::{Found, Gathering, Read};
 
 use super::context::Caller;
 use super::error::Result;
-use crate::domain::usage_report::Report;
+use crate::domain::usage_report::{self, Report};
 use crate::domain::{self, Cx};
 use crate::model::{
     ApiKeyId, AuditLogId, ClaudeAccountId, ClientId, ConversationId, CredentialId, Direction, MessageId,
@@ -227,7 +227,8 @@ impl Loaders {
     /// What an API key has used.
     pub(super) async fn api_key_usage(&self, key: UsageOfKey) -> Result<Report> {
         let (from, to) = key.span;
-        Ok(self.api_key_usage.load(key).await?.unwrap_or_else(|| Report::empty(from, to)))
+        let report = self.api_key_usage.load(key).await?.unwrap_or_else(|| Some(Report::empty(from, to)));
+        Ok(report.ok_or_else(usage_report::too_many)?)
     }
 
     /// A usage record that the caller may see.
@@ -286,12 +287,13 @@ enum ApiKeyUsage {}
 
 impl Read for ApiKeyUsage {
     type Key = UsageOfKey;
-    type Value = Report;
+    /// None: there would be too many buckets.
+    type Value = Option<Report>;
 
-    async fn read(cx: Cx<'_>, asked: &[UsageOfKey]) -> domain::Result<HashMap<UsageOfKey, Report>> {
+    async fn read(cx: Cx<'_>, asked: &[UsageOfKey]) -> domain::Result<HashMap<UsageOfKey, Option<Report>>> {
         let mut found = HashMap::new();
         for ((span, interval), keys) in grouped(asked, |asked| (asked.span, asked.interval), |asked| asked.key) {
-            let reports = domain::usage_report::reports_by_key(cx, &keys, span, interval).await?;
+            let reports = usage_report::reports_by_key(cx, &keys, span, interval).await?;
             found.extend(reports.into_iter().map(|(key, report)| (UsageOfKey { key, span, interval }, report)));
         }
         Ok(found)

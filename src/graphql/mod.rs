@@ -23,6 +23,7 @@ pub mod walls;
 mod api_key;
 mod audit_log;
 mod billing;
+mod buckets;
 mod claude_account;
 mod client;
 mod conversation;

@@ -80,5 +80,6 @@ mod tenants;
 mod traces;
 mod turn;
 mod usage;
+mod usage_sums;
 mod user;
 mod walls;

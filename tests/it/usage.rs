@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use claviger::domain::usage::{NewUsageRecord, finish, flush, remove_old};
+use claviger::domain::usage::{NewUsageRecord, flush, remove_old};
 use claviger::domain::{Services, claude_account};
 use claviger::model::{ApiKeyId, ClaudeAccountId, ClientId, OrganizationId, Timestamp, Tokens, UserId};
 use serde_json::{Value, json};
 
 use crate::subscription::CHANGED;
-use crate::support::{Client, Socket, TestApp, TestDatabase, both_databases};
+use crate::support::{Client, Socket, TestApp, both_databases};
 
 /// Whose usage it is.
 #[derive(Clone)]
@@ -106,13 +106,13 @@ pub(crate) async fn record_of(app: &TestApp, records: &BTreeMap<&'static str, Va
     use_some(&app.services(), &whose, few(1, 1)).await;
 }
 
-const REPORT: &str = "query($filter: UsageFilter!, $by: [UsageDimension!], $interval: UsageInterval) {
+pub(crate) const REPORT: &str = "query($filter: UsageFilter!, $by: [UsageDimension!], $interval: UsageInterval) {
     usage(filter: $filter, groupBy: $by, interval: $interval) { total { ...T }
       buckets { start apiKeyId userId clientId claudeAccountId model totals { ...T } } } }
     fragment T on UsageTotals { requests failedRequests inputTokens outputTokens cacheCreationTokens cacheReadTokens costUsd
       averageLatencyMs }";
 
-async fn report(client: &Client, filter: Value, by: Value, interval: Value) -> Value {
+pub(crate) async fn report(client: &Client, filter: Value, by: Value, interval: Value) -> Value {
     let answer = client.with(REPORT, json!({ "filter": filter, "by": by, "interval": interval })).await;
     answer.data()["usage"].clone()
 }
@@ -121,11 +121,11 @@ fn text(at: Timestamp) -> String {
     at.to_text()
 }
 
-fn span(from: Timestamp, to: Timestamp) -> Value {
+pub(crate) fn span(from: Timestamp, to: Timestamp) -> Value {
     json!({ "from": text(from), "to": text(to) })
 }
 
-fn time(text: &str) -> Timestamp {
+pub(crate) fn time(text: &str) -> Timestamp {
     Timestamp::from(chrono::DateTime::parse_from_rfc3339(text).unwrap().to_utc())
 }
 
@@ -186,7 +186,7 @@ impl Sum {
 }
 
 /// Several months of usage of several keys, in no order of time.
-fn history(services: &Services, whose: &Whose, count: u64) -> Vec<NewUsageRecord> {
+pub(crate) fn history(services: &Services, whose: &Whose, count: u64) -> Vec<NewUsageRecord> {
     let mut draw = Draw(7);
     let start = time("2026-08-30T20:00:00Z");
     let keys: Vec<ApiKeyId> = (0..3).map(|_| services.new_id()).collect();
@@ -338,37 +338,6 @@ both_databases! {
             let listed = admin.with("query($f: UsageFilter) { usageRecords(filter: $f) { totalCount } }", json!({ "f": filter })).await;
             assert_eq!(listed.data()["usageRecords"]["totalCount"], total.requests, "{case}");
         }
-    }
-
-    async fn spans_that_cannot_be_meant_are_refused(app: TestApp) {
-        let admin = app.admin().await;
-        let (from, to) = (time("2026-01-01T00:00:00Z"), time("2025-01-01T00:00:00Z"));
-        let answer = admin.with(REPORT, json!({ "filter": span(from, to) })).await;
-        assert_eq!((answer.code(), answer.fields()), ("BAD_USER_INPUT", vec!["to"]));
-        // As many buckets as nobody reads.
-        let organization = Whose::of(&admin).await.organization;
-        let start = if app.database.url.starts_with("postgres") {
-            "timestamptz '2025-01-01 00:00:00+00' + i * interval '1 hour'"
-        } else {
-            "strftime('%Y-%m-%dT%H:00:00.000000Z', '2025-01-01', '+' || i || ' hours')"
-        };
-        let rows = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)";
-        let insert = format!("INSERT INTO usage_rollups {rows} SELECT '{organization}', 'HOUR', {start}, '', '', '', '', 'm', 1, 0, 1, 1, 0, 0, 1, 1 FROM n");
-        app.database.execute(&insert).await.unwrap();
-        let years = span(to, time("2027-01-01T00:00:00Z"));
-        let answer = admin.with(REPORT, json!({ "filter": years, "interval": "HOUR" })).await;
-        assert_eq!((answer.code(), answer.fields()), ("BAD_USER_INPUT", vec!["interval"]));
-        let hours = report(&admin, span(to, time("2026-01-01T00:00:00Z")), json!(null), json!("HOUR")).await;
-        assert_eq!((&hours["total"]["requests"], hours["buckets"].as_array().unwrap().len()), (&json!(8_760), 8_760));
-        // So many models nobody has; but a bill has to be to be had.
-        let day = if app.database.url.starts_with("postgres") { "timestamptz '2024-02-03 00:00:00+00'" } else { "'2024-02-03T00:00:00.000000Z'" };
-        let insert = format!("INSERT INTO usage_rollups {rows} SELECT '{organization}', 'DAY', {day}, '', '', '', '', 'm' || i, 1, 0, 1, 1, 0, 0, 1, 1 FROM n");
-        app.database.execute(&insert).await.unwrap();
-        let february = span(time("2024-02-01T00:00:00Z"), time("2024-03-01T00:00:00Z"));
-        let answer = admin.with(REPORT, json!({ "filter": february, "by": ["MODEL"] })).await;
-        assert_eq!(answer.code(), "BAD_USER_INPUT");
-        let bill = admin.run("{ billing(year: 2024, month: 2) { total { requests } byModel { model } } }").await.data()["billing"].clone();
-        assert_eq!((&bill["total"]["requests"], bill["byModel"].as_array().unwrap().len()), (&json!(10_001), 10_001));
     }
 
     async fn everybody_sees_their_own_usage_and_some_the_organizations(app: TestApp) {
@@ -600,65 +569,6 @@ both_databases! {
         assert_eq!(claude_account::follow_all_usage(&services).await.unwrap(), 0);
     }
 
-    async fn names_of_models_that_callers_make_up_are_not_added_up(app: TestApp) {
-        let (admin, services) = (app.admin().await, app.services());
-        let (whose, now) = (Whose::of(&admin).await, services.clock.now());
-        let at = |model: &str, status| NewUsageRecord {
-            status_code: status,
-            ..request(&services, &whose, now, model, if status < 400 { few(1, 1) } else { few(0, 0) })
-        };
-        for n in 0..20 {
-            services.usage.record(at(&format!("claude-x-{n}"), 404));
-        }
-        for model in ["claude-opus-5", "claude-opus-5-latest", "claude-opus-5-20260101"] {
-            services.usage.record(at(model, 200));
-        }
-        // The upstream has it, though the table has not.
-        services.usage.record(at("claude-new", 200));
-        flush(&services).await.unwrap();
-        let (from, to) = (time("2020-01-01T00:00:00Z"), time("2040-01-01T00:00:00Z"));
-        let by_model = report(&admin, span(from, to), json!(["MODEL"]), json!(null)).await;
-        let mut found: Vec<_> = by_model["buckets"].as_array().unwrap().iter()
-            .map(|bucket| (bucket["model"].as_str().map(str::to_owned), bucket["totals"]["requests"].as_i64().unwrap())).collect();
-        found.sort();
-        let name = |name: &str| Some(name.to_owned());
-        assert_eq!(found, [(None, 20), (name("claude-new"), 1), (name("claude-opus-5"), 3)]);
-        let mut filter = span(from, to);
-        filter["model"] = json!("claude-opus-5-latest");
-        assert_eq!(report(&admin, filter.clone(), json!(null), json!(null)).await["total"]["requests"], 3);
-        let listed = admin.with("query($filter: UsageFilter) { usageRecords(first: 30, filter: $filter) { totalCount nodes { model } } }", json!({ "filter": filter })).await;
-        assert_eq!(listed.data()["usageRecords"]["totalCount"], 3);
-        assert_eq!(listed.data()["usageRecords"]["nodes"].as_array().unwrap().len(), 3);
-        let all = admin.run("{ usageRecords(first: 30) { nodes { model } } }").await;
-        assert!(all.data()["usageRecords"]["nodes"].as_array().unwrap().contains(&json!({ "model": "claude-x-7" })));
-    }
-
-    async fn a_key_has_its_hours_whatever_other_keys_have(app: TestApp) {
-        let admin = app.admin().await;
-        let organization = Whose::of(&admin).await.organization;
-        let start = if app.database.url.starts_with("postgres") {
-            "timestamptz '2026-01-01 00:00:00+00' + i * interval '1 hour'"
-        } else {
-            "strftime('%Y-%m-%dT%H:00:00.000000Z', '2026-01-01', '+' || i || ' hours')"
-        };
-        let rows = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 743)";
-        for name in 0..15 {
-            let (key, _) = crate::api_key::create(&admin, json!({ "name": name.to_string() })).await;
-            let key = key["id"].as_str().unwrap();
-            let insert = format!("INSERT INTO usage_rollups {rows} SELECT '{organization}', 'HOUR', {start}, '{key}', '', '', '', 'm', 1, 0, 1, 1, 0, 0, 1, 1 FROM n");
-            app.database.execute(&insert).await.unwrap();
-        }
-        let usage = "usage(from: \"2026-01-01T00:00:00Z\", to: \"2026-02-01T00:00:00Z\", interval: HOUR) { buckets { start } }";
-        let keys = admin.run(&format!("{{ apiKeys(first: 15) {{ nodes {{ {usage} }} }} }}")).await;
-        let lengths: Vec<_> = keys.data()["apiKeys"]["nodes"].as_array().unwrap().iter().map(|key| key["usage"]["buckets"].as_array().unwrap().len()).collect();
-        assert_eq!(lengths, [744; 15]);
-        // Of many buckets not as much can be asked for: an answer has an end.
-        let much = (0..20).map(|n| format!("a{n}: start")).collect::<Vec<_>>().join(" ");
-        let usage = usage.replace("start", &much);
-        let keys = admin.run(&format!("{{ apiKeys(first: 15) {{ nodes {{ {usage} }} }} }}")).await;
-        assert_eq!(keys.code(), "BAD_USER_INPUT", "{}", keys.body);
-    }
-
     async fn usage_is_heard_of_when_it_is_recorded(app: TestApp) {
         let (admin, member, services) = (app.admin().await, app.user("MEMBER").await, app.services());
         let (of_admin, of_member) = (Whose::of(&admin).await, Whose::of(&member).await);
@@ -708,29 +618,4 @@ both_databases! {
             "openTasks": 0, "credentials": 0, "requestsToday": 1, "tokensToday": 1_100, "costUsdThisMonth": "0.0075"
         }));
     }
-}
-
-/// A report sends the same few statements, however many records there are and however long its span is.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_report_asks_for_sums_and_not_for_records() {
-    let app = TestApp::start(TestDatabase::sqlite(), []).await;
-    let services = app.beside().await.services;
-    let whose = Whose::of(&app.admin().await).await;
-    for record in history(&services, &whose, 200) {
-        services.usage.record(record);
-    }
-    finish(&services).await;
-    let admin = app.admin().await;
-    let served = app.services();
-    let filter = span(time("2026-08-01T00:00:01Z"), time("2026-12-01T05:00:01Z"));
-    report(&admin, filter.clone(), json!(["API_KEY"]), json!("DAY")).await;
-    let mut least = u64::MAX;
-    for _ in 0..5 {
-        let before = served.db.statements();
-        report(&admin, filter.clone(), json!(["API_KEY"]), json!("DAY")).await;
-        // The server's own jobs send some too.
-        least = least.min(served.db.statements() - before);
-    }
-    // Two ends of an hour, two of a day, and the days between.
-    assert_eq!(least, 5);
 }
