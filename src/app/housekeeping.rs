@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::audit_checkpoint::Checkpoints;
-use crate::domain::{Services, budget, budget_notices, outbox, password_key, usage};
+use crate::domain::{Services, budget_notices, budget_watch, outbox, password_key, usage};
 use crate::jobs::{self, Runs, Scheduler, Timing};
 use crate::settings::Settings;
 
@@ -45,7 +45,7 @@ impl Housekeeping {
         let forgetting = tokio::spawn(forgetting(services.clone(), stop.clone()));
         let last = CancellationToken::new();
         let usage = tokio::spawn(usage::write(services.clone(), last.clone()));
-        let budgets = tokio::spawn(budget::keep(services.clone(), last.clone()));
+        let budgets = tokio::spawn(budget_watch::keep(services.clone(), budget_watch::BEAT, last.clone()));
         let notices = tokio::spawn(budget_notices::tell(services.clone(), last.clone()));
         let jobs = Scheduler::start(jobs::all(settings), services.clone(), Timing::default(), runs, stop.clone());
         Self { services, checkpoints, mails, usage, budgets, notices, forgetting, last, jobs }
@@ -63,7 +63,7 @@ impl Housekeeping {
         usage::finish(&self.services).await;
         if let Err(error) = self.services.budgets.finish().await {
             let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "what was held of budgets was not given back: other servers do so a moment later");
+            tracing::warn!(error, "what was held of budgets was not all given back: it counts as used a moment later");
         }
         if let Some(checkpoints) = self.checkpoints
             && let Some(mut checkpoints) = told(checkpoints.await)

@@ -4,31 +4,23 @@
 //! On PostgreSQL, which several servers share, budgets are rows of it; on SQLite, which one server has, they are in memory, and are
 //! read from the records when they are first asked for (docs/decisions/budgets.md).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use chrono::TimeDelta;
 use tokio::sync::Notify;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::budget_notices::{BudgetNotices, Limited};
-use super::budget_watch::Watch;
+pub use super::budget_limits::{Limits, OverBudget};
+use super::budget_notices::BudgetNotices;
 use super::context::Services;
-use super::quota::QuotaKind;
 use super::usage;
-use crate::model::{ApiKeyId, Clock, MicroUsd, NanoUsd, Timestamp, UsageInterval};
+use crate::model::{ApiKeyId, Clock, MicroUsd, NanoUsd, OrganizationId, Timestamp};
 use crate::store::api_key::{ApiKey, FoundApiKey};
 use crate::store::budget::{self as store_budget, Budget, Held, Ledger, Period, Server};
 use crate::store::{self, Db, usage_rollup};
 
-/// How often a server says that it is there.
-const BEAT: Duration = Duration::from_secs(10);
-/// How often it is looked for what is to be settled: what could not be yet, and what was used without a limit.
-const SETTLING: Duration = Duration::from_secs(1);
 /// How far the clocks of servers may lie apart. What is counted of a later time was begun by a clock that was wrong.
 const LEEWAY: TimeDelta = TimeDelta::hours(1);
 
@@ -56,31 +48,6 @@ impl Used {
     }
 }
 
-/// A limit that a request does not fit under.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OverBudget {
-    /// Which.
-    pub kind: QuotaKind,
-    /// How much there may be.
-    pub limit: i64,
-    /// When all of it is there again; of requests at once: now.
-    pub resets_at: Timestamp,
-    /// Whether it would fit if the requests that run now took nothing: then it may fit as soon as one of them ends.
-    pub is_held_by_others: bool,
-}
-
-impl OverBudget {
-    /// The limit that what was asked for does not fit under, whatever runs.
-    fn by_itself(&self) -> Option<Limited> {
-        match self.kind {
-            _ if self.is_held_by_others => None,
-            QuotaKind::TokensPerDay => Some(Limited::Tokens),
-            QuotaKind::CostMicroUsdPerMonth => Some(Limited::Cost),
-            QuotaKind::ConcurrentRequests | QuotaKind::RequestsPerMinute | QuotaKind::RequestsPerHour => None,
-        }
-    }
-}
-
 /// Why nothing was reserved.
 #[derive(Debug, thiserror::Error)]
 pub enum NotReserved {
@@ -90,62 +57,6 @@ pub enum NotReserved {
     /// The database cannot be asked, and nothing is spent that cannot be counted.
     #[error(transparent)]
     Unavailable(#[from] store::Error),
-}
-
-/// How much there may be, of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Requests at once.
-    pub requests: Option<i64>,
-    /// Tokens a day.
-    pub tokens: Option<i64>,
-    /// Costs a month.
-    pub cost: Option<MicroUsd>,
-}
-
-impl From<&ApiKey> for Limits {
-    fn from(key: &ApiKey) -> Self {
-        Self {
-            requests: key.concurrency_limit.map(i64::from),
-            tokens: key.token_limit_per_day,
-            cost: key.cost_limit_micro_usd_per_month.map(MicroUsd::from_micros),
-        }
-    }
-}
-
-impl Limits {
-    pub(super) fn are_none(&self) -> bool {
-        self.requests.is_none() && self.tokens.is_none() && self.cost.is_none()
-    }
-
-    /// Whether so much more fits.
-    fn check(&self, budget: &Budget, more: &Held, now: Timestamp) -> Result<(), OverBudget> {
-        let mut held = budget.own;
-        held.add(&budget.others);
-        let over =
-            |kind, limit: i64, resets_at, is_held_by_others| OverBudget { kind, limit, resets_at, is_held_by_others };
-        if let Some(limit) = self.requests
-            && held.requests + more.requests > limit
-        {
-            return Err(over(QuotaKind::ConcurrentRequests, limit, now, true));
-        }
-        if let Some(limit) = self.tokens {
-            let wanted = budget.ledger.tokens.saturating_add(more.tokens);
-            if wanted.saturating_add(held.tokens) > limit {
-                let end = UsageInterval::Day.end(now);
-                return Err(over(QuotaKind::TokensPerDay, limit, end, wanted <= limit));
-            }
-        }
-        if let Some(limit) = self.cost {
-            let most = NanoUsd::from(limit).nanos();
-            let wanted = budget.ledger.cost_nano_usd.saturating_add(more.cost_nano_usd);
-            if wanted.saturating_add(held.cost_nano_usd) > most {
-                let end = UsageInterval::Month.end(now);
-                return Err(over(QuotaKind::CostMicroUsdPerMonth, limit.micros(), end, wanted <= most));
-            }
-        }
-        Ok(())
-    }
 }
 
 /// How much of its limits a key has used, with what is held for requests that run.
@@ -167,7 +78,7 @@ struct Inner {
     clock: Clock,
     notices: BudgetNotices,
     /// What could not be given back yet.
-    owed: Mutex<Vec<Settlement>>,
+    owed: Mutex<VecDeque<Settlement>>,
     /// What requests have used that held nothing, since their key had no limits when they came: it may have some by now.
     unheld: Mutex<BTreeMap<(ApiKeyId, Period), (i64, i64)>>,
     woken: Notify,
@@ -184,17 +95,26 @@ enum Place {
         beat: AtomicI64,
         /// The keys that this server has seen to be counted in the database.
         counted: Mutex<HashMap<ApiKeyId, Ledger>>,
+        /// What this server's requests hold of keys in the database, as long as there are such requests.
+        rows: Mutex<HashMap<ApiKeyId, Weak<HeldRow>>>,
     },
 }
 
+/// The row that a server holds something of a key in. When another server takes it for gone, the row counts as used and is removed;
+/// what is held from then on is held in a new one.
+#[derive(Debug)]
+struct HeldRow;
+
 /// What is given back, and what was used of it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Settlement {
     /// What the key had used when it was reserved: of the day and the month that it is settled in.
     start: Ledger,
     limits: Limits,
     held: Held,
     used: Used,
+    /// Where it is held; none: in memory.
+    row: Option<Arc<HeldRow>>,
 }
 
 impl Budgets {
@@ -203,8 +123,8 @@ impl Budgets {
     pub fn new(db: &Db, clock: Clock, server: &str) -> Self {
         // By which servers can tell each other something is what they share.
         let place = if db.can_notify() {
-            let beat = AtomicI64::default();
-            Place::Database { db: db.clone(), server: server.to_owned(), beat, counted: Mutex::default() }
+            let (beat, counted, rows) = (AtomicI64::default(), Mutex::default(), Mutex::default());
+            Place::Database { db: db.clone(), server: server.to_owned(), beat, counted, rows }
         } else {
             Place::Memory(Mutex::default())
         };
@@ -246,7 +166,8 @@ impl Budgets {
                 Some(ledger) => (ledger, false),
                 None => (self.counted(services, key).await?, true),
             };
-            let reserving = self.0.clone().reserve(Settlement { start, limits, held, used: Used::default() }, is_new);
+            let settlement = Settlement { start, limits, held, used: Used::default(), row: None };
+            let reserving = self.0.clone().reserve(settlement, is_new);
             let reserved = match &self.0.place {
                 Place::Memory(_) => reserving.await,
                 // Begun, it is waited for: what is reserved for somebody who has left is given back with the task's answer.
@@ -263,48 +184,64 @@ impl Budgets {
         }
     }
 
-    /// How much of its limits a key has used.
+    /// How much of their limits some keys of an organization have used.
     ///
     /// # Errors
     /// Where the database cannot be asked.
-    pub async fn level(&self, services: &Services, key: &ApiKey) -> store::Result<Level> {
-        let found = match &self.0.place {
-            Place::Memory(budgets) => lock(budgets).get(&key.id).map(|budget| (budget.ledger, budget.own)),
-            Place::Database { db, .. } => store_budget::find(&mut db.read().await?, key.id).await?,
+    pub async fn levels(
+        &self,
+        services: &Services,
+        organization: OrganizationId,
+        keys: &[&ApiKey],
+    ) -> store::Result<HashMap<ApiKeyId, Level>> {
+        let ids: Vec<ApiKeyId> = keys.iter().map(|key| key.id).collect();
+        let found: HashMap<ApiKeyId, (Ledger, Held)> = match &self.0.place {
+            Place::Memory(budgets) => {
+                let budgets = lock(budgets);
+                let of = |id: &ApiKeyId| budgets.get(id).map(|budget| (*id, (budget.ledger, budget.own)));
+                ids.iter().filter_map(of).collect()
+            }
+            Place::Database { db, .. } => store_budget::find(&mut db.read().await?, &ids).await?,
         };
         let now = self.0.clock.now();
-        let (ledger, held) = match found {
-            Some((ledger, held)) if ledger.key_version >= key.version && is_of(&ledger, now) => (ledger, held),
-            Some((mut ledger, held)) => {
-                agree(&mut ledger, &self.counted(services, key).await?, now);
-                (ledger, held)
+        let is_counted = |ledger: &Ledger, key: &ApiKey| ledger.key_version >= key.version && is_of(ledger, now);
+        let others = keys.iter().filter(|key| !found.get(&key.id).is_some_and(|(ledger, _)| is_counted(ledger, key)));
+        let others: Vec<ApiKeyId> = others.map(|key| key.id).collect();
+        let (period, used) = self.used(services, organization, &others).await?;
+        let level = |key: &&ApiKey| {
+            let counted = begun(key, period, &used);
+            let (mut ledger, held) = found.get(&key.id).copied().unwrap_or((counted, Held::default()));
+            if !is_counted(&ledger, key) {
+                agree(&mut ledger, &counted, now);
             }
-            None => (self.counted(services, key).await?, Held::default()),
+            let tokens = ledger.tokens.saturating_add(held.tokens);
+            let cost = NanoUsd::from_nanos(ledger.cost_nano_usd.saturating_add(held.cost_nano_usd));
+            (key.id, Level { requests: held.requests, tokens, cost })
         };
-        Ok(Level {
-            requests: held.requests,
-            tokens: ledger.tokens.saturating_add(held.tokens),
-            cost: NanoUsd::from_nanos(ledger.cost_nano_usd.saturating_add(held.cost_nano_usd)),
-        })
+        Ok(keys.iter().map(level).collect())
     }
 
     /// What a key has used by the records.
     async fn counted(&self, services: &Services, key: &ApiKey) -> store::Result<Ledger> {
+        let (period, used) = self.used(services, key.organization_id, &[key.id]).await?;
+        Ok(begun(key, period, &used))
+    }
+
+    /// What keys of an organization have used by the records in this day and this month: tokens and billionths of a dollar.
+    async fn used(
+        &self,
+        services: &Services,
+        organization: OrganizationId,
+        keys: &[ApiKeyId],
+    ) -> store::Result<(Period, HashMap<ApiKeyId, (i64, i64)>)> {
+        if keys.is_empty() {
+            return Ok((Period::of(self.0.clock.now()), HashMap::new()));
+        }
         // What waits to be written was used too.
         usage::flush(services).await?;
-        let Period { day, month } = Period::of(self.0.clock.now());
+        let period = Period::of(self.0.clock.now());
         let mut conn = services.db.read().await?;
-        let (tokens, cost_nano_usd) =
-            usage_rollup::used_by_key(&mut conn, key.organization_id, key.id, (day, month)).await?;
-        Ok(Ledger {
-            api_key_id: key.id,
-            organization_id: key.organization_id,
-            key_version: key.version,
-            day,
-            tokens,
-            month,
-            cost_nano_usd,
-        })
+        Ok((period, usage_rollup::used_by_keys(&mut conn, organization, keys, period).await?))
     }
 
     /// What is to be told of limits.
@@ -312,29 +249,76 @@ impl Budgets {
         &self.0.notices
     }
 
-    /// Gives back what could not be given back at once, and counts what was used without a limit.
+    /// Gives back what could not be given back at once, and counts what was used without a limit. What fails by itself keeps nothing
+    /// else waiting.
     ///
     /// # Errors
-    /// Where the database fails: what is left is tried again.
+    /// Where the database fails, the last time: what is left is tried again.
     pub async fn settle_owed(&self) -> store::Result<()> {
-        if let Place::Database { db, .. } = &self.0.place {
-            let unheld = std::mem::take(&mut *lock(&self.0.unheld));
-            if !unheld.is_empty()
-                && let Err(error) = store_budget::charge(db, &unheld).await
-            {
-                for ((key, period), (tokens, cost)) in unheld {
-                    self.0.add_unheld(key, period, (tokens, cost));
-                }
-                return Err(error);
-            }
-        }
-        while let Some(settlement) = self.0.next_owed() {
+        let Place::Database { db, .. } = &self.0.place else { return Ok(()) };
+        let (mut failed, owed) = (None, lock(&self.0.owed).len());
+        for _ in 0..owed {
+            let Some(settlement) = lock(&self.0.owed).pop_front() else { break };
             if let Err(error) = self.0.settle(&settlement).await {
-                lock(&self.0.owed).push(settlement);
-                return Err(error);
+                // Behind the others.
+                lock(&self.0.owed).push_back(settlement);
+                if is_away(&error) {
+                    return Err(error);
+                }
+                failed = Some(error);
             }
         }
-        Ok(())
+        self.charge_unheld(db).await?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn charge_unheld(&self, db: &Db) -> store::Result<()> {
+        let unheld = std::mem::take(&mut *lock(&self.0.unheld));
+        if unheld.is_empty() {
+            return Ok(());
+        }
+        // Most keys have no limits, and are not counted: only those that are cost a transaction.
+        let keys: BTreeSet<ApiKeyId> = unheld.keys().map(|(key, _)| *key).collect();
+        let (counted, mut failed) = match store_budget::ledgers(db, &keys).await {
+            Ok(counted) => (counted, None),
+            Err(error) => (keys, Some(error)),
+        };
+        for ((key, period), used) in unheld.into_iter().filter(|((key, _), _)| counted.contains(key)) {
+            let charged = match failed.take_if(|error| is_away(error)) {
+                Some(away) => Err(away),
+                None => store_budget::charge(db, key, period, used).await,
+            };
+            if let Err(error) = charged {
+                self.0.add_unheld(key, period, used);
+                failed = Some(error);
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Whether other servers share them.
+    pub(super) fn are_shared(&self) -> bool {
+        matches!(self.0.place, Place::Database { .. })
+    }
+
+    /// Waits until there is something to settle.
+    pub(super) async fn owes(&self) {
+        self.0.woken.notified().await;
+    }
+
+    /// Forgets the keys that were not used today, which may be gone: one that is not is counted anew by its next request.
+    pub fn forget(&self) {
+        let now = self.0.clock.now();
+        match &self.0.place {
+            Place::Memory(budgets) => {
+                lock(budgets).retain(|_, budget| budget.own != Held::default() || is_of(&budget.ledger, now));
+            }
+            Place::Database { counted, rows, .. } => {
+                lock(counted).retain(|_, ledger| is_of(ledger, now));
+                lock(rows).retain(|_, row| row.strong_count() > 0);
+            }
+        }
+        self.0.notices.forget_before(Period::of(now).month);
     }
 
     /// Says to other servers that this one is there.
@@ -351,15 +335,17 @@ impl Budgets {
     /// Gives back all that this server holds: it stops.
     ///
     /// # Errors
-    /// Where the database fails. Then others do, when this server has been silent for a while.
+    /// Where the database fails. What is not given back counts as used, when this server has been silent for a while.
     pub async fn finish(&self) -> store::Result<()> {
         self.0.tasks.close();
         self.0.tasks.wait().await;
-        self.settle_owed().await?;
-        match &self.0.place {
-            Place::Memory(_) => Ok(()),
-            Place::Database { db, server, .. } => store_budget::release(db, server).await,
+        let settled = self.settle_owed().await;
+        if let Place::Database { db, server, .. } = &self.0.place {
+            // Requests of these keys have used something that is counted nowhere else yet.
+            let owed: BTreeSet<ApiKeyId> = lock(&self.0.owed).iter().map(|owed| owed.start.api_key_id).collect();
+            store_budget::release(db, server, &owed).await?;
         }
+        settled
     }
 }
 
@@ -389,11 +375,12 @@ impl Inner {
                 return Ok(None);
             }
             limits.check(budget, &held, now).map_err(|over| (over, budget.ledger))?;
+            let row = self.row(budget);
             budget.own.add(&held);
-            Ok(Some(budget.ledger))
+            Ok(Some((budget.ledger, row)))
         });
-        settlement.start = match reserved.await? {
-            Ok(Some(ledger)) => ledger,
+        (settlement.start, settlement.row) = match reserved.await? {
+            Ok(Some(reserved)) => reserved,
             Ok(None) => return Ok(None),
             Err((over, ledger)) => {
                 self.notices.look(&limits, &ledger, over.by_itself());
@@ -411,7 +398,8 @@ impl Inner {
     async fn change<T>(&self, start: &Ledger, mut apply: impl FnMut(&mut Budget) -> T) -> store::Result<T> {
         match &self.place {
             Place::Memory(budgets) => {
-                let nothing = || Budget { ledger: *start, own: Held::default(), others: Held::default() };
+                let nothing =
+                    || Budget { ledger: *start, own: Held::default(), has_row: false, others: Held::default() };
                 Ok(apply(lock(budgets).entry(start.api_key_id).or_insert_with(nothing)))
             }
             Place::Database { db, server, beat, .. } => loop {
@@ -425,10 +413,27 @@ impl Inner {
         }
     }
 
+    /// The row that this server holds something of a key in, or will; none: in memory. It is asked for while nobody else changes the
+    /// key's budget.
+    fn row(&self, budget: &Budget) -> Option<Arc<HeldRow>> {
+        let Place::Database { rows, .. } = &self.place else { return None };
+        let mut rows = lock(rows);
+        let known = rows.entry(budget.ledger.api_key_id).or_default();
+        Some(known.upgrade().filter(|_| budget.has_row).unwrap_or_else(|| {
+            let row = Arc::new(HeldRow);
+            *known = Arc::downgrade(&row);
+            row
+        }))
+    }
+
     async fn settle(&self, settlement: &Settlement) -> store::Result<()> {
-        let Settlement { start, limits, held, used } = settlement;
+        let Settlement { start, limits, held, used, row } = settlement;
         let settled = self.change(start, |budget| {
-            budget.own.give_back(held);
+            // What counts as used by now, since this server was taken for gone, is not taken from what later requests hold.
+            let is_same = |row| budget.has_row && self.row(budget).is_some_and(|found| Arc::ptr_eq(row, &found));
+            if row.as_ref().is_none_or(is_same) {
+                budget.own.give_back(held);
+            }
             budget.ledger.charge(start.period(), used.tokens(), used.cost.nanos());
             budget.ledger
         });
@@ -452,13 +457,21 @@ impl Inner {
     }
 
     fn owe(&self, settlement: Settlement) {
-        lock(&self.owed).push(settlement);
+        lock(&self.owed).push_back(settlement);
         self.woken.notify_one();
     }
+}
 
-    fn next_owed(&self) -> Option<Settlement> {
-        lock(&self.owed).pop()
-    }
+/// The ledger of a key that begins with what the records have.
+fn begun(key: &ApiKey, Period { day, month }: Period, used: &HashMap<ApiKeyId, (i64, i64)>) -> Ledger {
+    let (tokens, cost_nano_usd) = used.get(&key.id).copied().unwrap_or_default();
+    let (api_key_id, organization_id, key_version) = (key.id, key.organization_id, key.version);
+    Ledger { api_key_id, organization_id, key_version, day, tokens, month, cost_nano_usd }
+}
+
+/// Whether the database is away: then nothing else would succeed either.
+fn is_away(error: &store::Error) -> bool {
+    matches!(error, store::Error::Unavailable(_))
 }
 
 /// Whether a ledger counts the day and the month of now. By a clock that is behind it may be ahead, but no further than clocks lie apart.
@@ -540,35 +553,6 @@ impl Drop for Reservation {
                 }
             }
             Place::Database { .. } => self.budgets.owe(settlement),
-        }
-    }
-}
-
-/// Says that this server is there, settles what it owes, and what servers hold that have gone silent, until it is told to stop.
-pub async fn keep(services: Arc<Services>, stop: CancellationToken) {
-    let inner = &services.budgets.0;
-    let Place::Database { .. } = &inner.place else { return };
-    let (mut watch, mut next_beat) = (Watch::default(), Instant::now());
-    loop {
-        if let Err(error) = services.budgets.settle_owed().await {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "what requests have used was not settled; it is tried again");
-        }
-        if Instant::now() >= next_beat {
-            next_beat = Instant::now() + BEAT;
-            let kept = async {
-                services.budgets.beat().await?;
-                watch.look(&services).await
-            };
-            if let Err(error) = kept.await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "budgets were not looked after");
-            }
-        }
-        let wait = next_beat.saturating_duration_since(Instant::now()).min(SETTLING);
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = inner.woken.notified() => {}
-            () = tokio::time::sleep(wait) => {}
         }
     }
 }

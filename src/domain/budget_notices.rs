@@ -89,6 +89,11 @@ impl BudgetNotices {
         }
     }
 
+    /// Forgets what was told of the months before: it is not told again, since it is over.
+    pub(super) fn forget_before(&self, month: Timestamp) {
+        self.state().told.retain(|_, told| told.iter().flatten().any(|standing| standing.since >= month));
+    }
+
     fn raise(&self, ledger: &Ledger, standing: Standing) {
         let mut state = self.state();
         let told = &mut state.told.entry(ledger.api_key_id).or_default()[standing.limited as usize];

@@ -2,6 +2,7 @@
 
 mod account_notices;
 mod attempts;
+mod budget_limits;
 mod context;
 mod deed;
 mod device;

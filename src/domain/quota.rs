@@ -1,13 +1,14 @@
 //! How many requests a caller may make: somebody without a sign-in by the address, a user, an API key by its own limits and its
 //! owner's.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use chrono::TimeDelta;
 
 use super::api_key;
-use super::budget::Limits;
+use super::budget::{Level, Limits};
 use super::context::{Cx, Services};
 use super::error::{Error, Result};
 use crate::identity::{Actor, ApiKeyRates, LookUps, SignedIn, SignedInBy};
@@ -16,6 +17,8 @@ use crate::model::{ApiKeyId, MicroUsd, Timestamp, UsageInterval};
 use crate::settings::Settings;
 use crate::store::api_key::ApiKey;
 
+/// Of how many keys rate limits are looked at in one go: Redis does nothing else meanwhile.
+const AT_ONCE: usize = 100;
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
@@ -138,7 +141,7 @@ pub async fn of_viewer(cx: Cx<'_>) -> Result<Vec<Window>> {
         return of_api_key(cx, &key).await;
     }
     let user = cx.actor.signed_in().ok_or_else(Error::unauthenticated)?;
-    windows(cx, of_signed_in(cx.services, user)).await
+    windows(cx, &of_signed_in(cx.services, user)).await
 }
 
 /// What is left of an API key's limits.
@@ -146,25 +149,51 @@ pub async fn of_viewer(cx: Cx<'_>) -> Result<Vec<Window>> {
 /// # Errors
 /// Where it cannot be told.
 pub async fn of_api_key(cx: Cx<'_>, key: &ApiKey) -> Result<Vec<Window>> {
-    let mut windows = windows(cx, of_key(cx.services, key.id, key.into())).await?;
-    let limits = Limits::from(key);
-    if limits.are_none() {
-        return Ok(windows);
-    }
-    let level = cx.services.budgets.level(cx.services, key).await?;
-    let now = cx.services.clock.now();
-    let mut window = |kind, limit: Option<i64>, used, resets_at| {
-        windows.extend(limit.map(|limit| Window { kind, limit, used, resets_at }));
-    };
-    window(QuotaKind::ConcurrentRequests, limits.requests, level.requests, now);
-    window(QuotaKind::TokensPerDay, limits.tokens, level.tokens, UsageInterval::Day.end(now));
-    let (cost, month_end) = (level.cost.rounded_up().micros(), UsageInterval::Month.end(now));
-    window(QuotaKind::CostMicroUsdPerMonth, limits.cost.map(MicroUsd::micros), cost, month_end);
-    Ok(windows)
+    Ok(of_api_keys(cx, &[key]).await?.remove(&key.id).unwrap_or_default())
 }
 
-async fn windows(cx: Cx<'_>, buckets: Vec<Bucket>) -> Result<Vec<Window>> {
-    let answer = cx.services.limits.take(&buckets, 0, WhileAway::AsSet).await.map_err(Error::unavailable)?;
+/// What is left of the limits of several API keys of one organization, read together.
+///
+/// # Errors
+/// Where it cannot be told.
+pub async fn of_api_keys(cx: Cx<'_>, keys: &[&ApiKey]) -> Result<HashMap<ApiKeyId, Vec<Window>>> {
+    let limited: Vec<&ApiKey> = keys.iter().copied().filter(|key| !Limits::from(*key).are_none()).collect();
+    let levels = match limited.first() {
+        Some(first) => cx.services.budgets.levels(cx.services, first.organization_id, &limited).await?,
+        None => HashMap::new(),
+    };
+    let now = cx.services.clock.now();
+    let mut found = HashMap::with_capacity(keys.len());
+    for part in keys.chunks(AT_ONCE) {
+        let buckets: Vec<Vec<Bucket>> = part.iter().map(|key| of_key(cx.services, key.id, (*key).into())).collect();
+        // Of all of them, or of none, where Redis is away.
+        let mut rates = windows(cx, &buckets.concat()).await?.into_iter();
+        for (key, buckets) in part.iter().zip(buckets) {
+            let mut windows: Vec<Window> = rates.by_ref().take(buckets.len()).collect();
+            if let Some(level) = levels.get(&key.id) {
+                windows.extend(of_budget(&Limits::from(*key), level, now));
+            }
+            found.insert(key.id, windows);
+        }
+    }
+    Ok(found)
+}
+
+fn of_budget(limits: &Limits, level: &Level, now: Timestamp) -> impl Iterator<Item = Window> {
+    let window = |kind, limit: Option<i64>, used, resets_at| limit.map(|limit| Window { kind, limit, used, resets_at });
+    let (day, month) = (UsageInterval::Day.end(now), UsageInterval::Month.end(now));
+    let cost = level.cost.rounded_up().micros();
+    [
+        window(QuotaKind::ConcurrentRequests, limits.requests, level.requests, now),
+        window(QuotaKind::TokensPerDay, limits.tokens, level.tokens, day),
+        window(QuotaKind::CostMicroUsdPerMonth, limits.cost.map(MicroUsd::micros), cost, month),
+    ]
+    .into_iter()
+    .flatten()
+}
+
+async fn windows(cx: Cx<'_>, buckets: &[Bucket]) -> Result<Vec<Window>> {
+    let answer = cx.services.limits.take(buckets, 0, WhileAway::AsSet).await.map_err(Error::unavailable)?;
     let now = cx.services.clock.now();
     Ok(answer.standings.iter().map(|standing| window(standing, now)).collect())
 }

@@ -186,7 +186,7 @@ impl ApiKey {
 
     /// What is left of its limits.
     async fn quota(&self, ctx: &Context<'_>) -> Result<Quota> {
-        Ok(domain::quota::of_api_key(ctx.cx(), &self.0).await?.into())
+        Ok(Loaders::of(ctx).api_key_quota(self.0.clone()).await?.into())
     }
 }
 

@@ -6,7 +6,7 @@
 mod gathering;
 
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +15,7 @@ use gathering::{Found, Gathering, Read};
 
 use super::context::Caller;
 use super::error::Result;
+use crate::domain::quota::{self, Window};
 use crate::domain::usage_report::{self, Report};
 use crate::domain::{self, Cx};
 use crate::model::{
@@ -83,6 +84,7 @@ loaders! {
     api_key_client_pages: ApiKeyClientPages,
     api_key_owner_pages: ApiKeyOwnerPages,
     api_key_counts: ApiKeyCounts,
+    api_key_quotas: ApiKeyQuotas,
     conversations: Conversations,
     messages: Messages,
     message_pages: MessagePages,
@@ -231,6 +233,11 @@ impl Loaders {
         Ok(report.ok_or_else(usage_report::too_many)?)
     }
 
+    /// What is left of an API key's limits.
+    pub(super) async fn api_key_quota(&self, key: Arc<ApiKey>) -> Result<Vec<Window>> {
+        Ok(self.api_key_quotas.load(KeyOfQuota(key)).await?.unwrap_or_default())
+    }
+
     /// A usage record that the caller may see.
     pub(super) async fn usage_record(&self, id: UsageRecordId) -> Found<Arc<UsageRecord>> {
         self.usage_records.load(id).await
@@ -297,6 +304,37 @@ impl Read for ApiKeyUsage {
             found.extend(reports.into_iter().map(|(key, report)| (UsageOfKey { key, span, interval }, report)));
         }
         Ok(found)
+    }
+}
+
+/// An API key, told apart by its id and its version.
+#[derive(Debug, Clone)]
+struct KeyOfQuota(Arc<ApiKey>);
+
+impl PartialEq for KeyOfQuota {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0.id, self.0.version) == (other.0.id, other.0.version)
+    }
+}
+
+impl Eq for KeyOfQuota {}
+
+impl Hash for KeyOfQuota {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
+}
+
+enum ApiKeyQuotas {}
+
+impl Read for ApiKeyQuotas {
+    type Key = KeyOfQuota;
+    type Value = Vec<Window>;
+
+    async fn read(cx: Cx<'_>, asked: &[KeyOfQuota]) -> domain::Result<HashMap<KeyOfQuota, Vec<Window>>> {
+        let keys: Vec<&ApiKey> = asked.iter().map(|KeyOfQuota(key)| &**key).collect();
+        let mut found = quota::of_api_keys(cx, &keys).await?;
+        Ok(asked.iter().filter_map(|key| Some((key.clone(), found.remove(&key.0.id)?))).collect())
     }
 }
 

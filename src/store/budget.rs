@@ -1,7 +1,7 @@
 //! Budgets that several servers share: how much of its limits an API key has used, and what servers hold of them. Bookkeeping of the
 //! relay: there is no deed and no permit.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use diesel::prelude::*;
 use diesel_async::RunQueryDsl;
@@ -112,6 +112,8 @@ pub struct Budget {
     pub ledger: Ledger,
     /// What this server holds.
     pub own: Held,
+    /// Whether it has a row for that, empty or not: none, where another server has counted it as used.
+    pub has_row: bool,
     /// What all the others hold.
     pub others: Held,
 }
@@ -148,7 +150,7 @@ async fn change_locked<T>(
             others.add(held);
         }
     }
-    let before = Budget { ledger, own: own.unwrap_or_default(), others };
+    let before = Budget { ledger, own: own.unwrap_or_default(), has_row: own.is_some(), others };
     let mut budget = before;
     let value = apply(&mut budget);
     on_conn!(conn, |c| {
@@ -183,20 +185,33 @@ async fn holds(conn: &mut Conn, key: ApiKeyId) -> Result<Vec<(String, Held)>> {
         .await?))
 }
 
-/// A key's budget, to look at: none, where nothing was held against it yet.
+/// The budgets of keys, to look at. One that nothing was held against yet has none.
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn find(conn: &mut Conn, key: ApiKeyId) -> Result<Option<(Ledger, Held)>> {
-    let ledger = on_conn!(conn, |c| budgets::table.find(key).select(Ledger::as_select()).first(c).await.optional()?);
-    let mut held = Held::default();
-    for (_, of_server) in holds(conn, key).await? {
-        held.add(&of_server);
+pub async fn find(conn: &mut Conn, keys: &[ApiKeyId]) -> Result<HashMap<ApiKeyId, (Ledger, Held)>> {
+    use budget_holds as h;
+    let ledgers: Vec<Ledger> = on_conn!(conn, |c| budgets::table
+        .filter(budgets::api_key_id.eq_any(keys))
+        .select(Ledger::as_select())
+        .load(c)
+        .await?);
+    let holds: Vec<(ApiKeyId, Held)> = on_conn!(conn, |c| h::table
+        .filter(h::api_key_id.eq_any(keys))
+        .select((h::api_key_id, Held::as_select()))
+        .load(c)
+        .await?);
+    let mut found: HashMap<_, _> =
+        ledgers.into_iter().map(|ledger| (ledger.api_key_id, (ledger, Held::default()))).collect();
+    for (key, of_server) in holds {
+        if let Some((_, held)) = found.get_mut(&key) {
+            held.add(&of_server);
+        }
     }
-    Ok(ledger.map(|ledger| (ledger, held)))
+    Ok(found)
 }
 
-/// Says that a server is there: what it holds is not to be given back.
+/// Says that a server is there: what it holds does not count as used.
 ///
 /// # Errors
 /// Where the database fails.
@@ -237,83 +252,85 @@ pub async fn servers(conn: &mut Conn) -> Result<Vec<(String, i64)>> {
     Ok(beats.into_iter().collect())
 }
 
-/// Gives back all that a server holds: it stops.
+/// Gives back all that a server holds, but of these keys: it stops.
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn release(db: &Db, server: &str) -> Result<()> {
+pub async fn release(db: &Db, server: &str, but: &BTreeSet<ApiKeyId>) -> Result<()> {
     use budget_holds as h;
     write(db, async |conn| {
-        on_conn!(conn, |c| diesel::delete(h::table.filter(h::server.eq(server))).execute(c).await?);
+        let held = h::table.filter(h::server.eq(server).and(h::api_key_id.ne_all(but)));
+        on_conn!(conn, |c| diesel::delete(held).execute(c).await?);
         Ok(())
     })
     .await
 }
 
-/// Counts all that a server holds as used: it is gone, and what its requests took nobody will ever say.
+/// The keys that a server holds something of.
 ///
 /// # Errors
-/// Where the database fails: what is left is held on.
-pub async fn seize(db: &Db, server: &str) -> Result<()> {
+/// Where the database fails.
+pub async fn held_by(conn: &mut Conn, server: &str) -> Result<Vec<ApiKeyId>> {
     use budget_holds as h;
-    let mut conn = db.read().await?;
-    let keys: Vec<ApiKeyId> = on_conn!(&mut conn, |c| h::table
+    Ok(on_conn!(conn, |c| h::table
         .filter(h::server.eq(server))
         .order(h::api_key_id)
         .select(h::api_key_id)
         .load(c)
-        .await?);
-    drop(conn);
-    for key in keys {
-        write(db, async |conn| seize_one(conn, key, server).await).await?;
-    }
-    Ok(())
+        .await?))
 }
 
-async fn seize_one(conn: &mut Conn, key: ApiKeyId, server: &str) -> Result<()> {
+/// Counts what a server holds of a key as used: it is gone, and what its requests took nobody will ever say. Returns what that was;
+/// none: another server has done it.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn seize(db: &Db, key: ApiKeyId, server: &str) -> Result<Option<Held>> {
     use budget_holds as h;
-    // Who changes a key's budget has its ledger locked: another server that does the same finds nothing any more.
-    let ledger = first_locked!(conn, budgets::table.find(key).select(Ledger::as_select())).optional()?;
-    on_conn!(conn, |c| {
+    write(db, async |conn| {
+        // Who changes a key's budget has its ledger locked: another server that does the same finds nothing any more.
+        let ledger = first_locked!(conn, budgets::table.find(key).select(Ledger::as_select())).optional()?;
         let row = h::table.find((key, server));
-        let held = row.select(Held::as_select()).first(c).await.optional()?;
-        if let (Some(ledger), Some(held)) = (ledger, held) {
-            let used = (
-                budgets::tokens.eq(ledger.tokens.saturating_add(held.tokens)),
-                budgets::cost_nano_usd.eq(ledger.cost_nano_usd.saturating_add(held.cost_nano_usd)),
-            );
-            diesel::update(budgets::table.find(key)).set(used).execute(c).await?;
-        }
-        diesel::delete(row).execute(c).await?;
-    });
-    Ok(())
+        let held = on_conn!(conn, |c| row.select(Held::as_select()).first(c).await.optional()?);
+        on_conn!(conn, |c| {
+            if let (Some(ledger), Some(held)) = (ledger, held) {
+                let used = (
+                    budgets::tokens.eq(ledger.tokens.saturating_add(held.tokens)),
+                    budgets::cost_nano_usd.eq(ledger.cost_nano_usd.saturating_add(held.cost_nano_usd)),
+                );
+                diesel::update(budgets::table.find(key)).set(used).execute(c).await?;
+            }
+            diesel::delete(row).execute(c).await?;
+        });
+        Ok(held)
+    })
+    .await
 }
 
-/// What requests took that had held nothing, by the key and the time that they were of: where the key is counted by now, it counts.
+/// Those of some keys that are counted: most have no limits, and are not.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn ledgers(db: &Db, keys: &BTreeSet<ApiKeyId>) -> Result<BTreeSet<ApiKeyId>> {
+    let mut conn = db.read().await?;
+    let counted: Vec<ApiKeyId> = on_conn!(&mut conn, |c| budgets::table
+        .filter(budgets::api_key_id.eq_any(keys))
+        .select(budgets::api_key_id)
+        .load(c)
+        .await?);
+    Ok(counted.into_iter().collect())
+}
+
+/// Counts what requests took that had held nothing, where their key is counted by now: so many tokens, and so much of a dollar.
 ///
 /// # Errors
 /// Where the database fails: nothing of it counts then.
-pub async fn charge(db: &Db, used: &BTreeMap<(ApiKeyId, Period), (i64, i64)>) -> Result<()> {
-    use budgets as b;
-    let keys: BTreeSet<ApiKeyId> = used.keys().map(|(key, _)| *key).collect();
-    let mut conn = db.read().await?;
-    // Most keys have no limits, and are not counted: only those that are cost a transaction.
-    let counted: BTreeSet<ApiKeyId> =
-        on_conn!(&mut conn, |c| b::table.filter(b::api_key_id.eq_any(keys)).select(b::api_key_id).load(c).await?)
-            .into_iter()
-            .collect();
-    drop(conn);
-    if counted.is_empty() {
-        return Ok(());
-    }
+pub async fn charge(db: &Db, key: ApiKeyId, period: Period, (tokens, cost): (i64, i64)) -> Result<()> {
     write(db, async |conn| {
-        for ((key, period), (tokens, cost)) in used.iter().filter(|((key, _), _)| counted.contains(key)) {
-            on_conn!(conn, |c| {
-                let of_day = b::table.filter(b::api_key_id.eq(key).and(b::day.le(period.day)));
-                diesel::update(of_day).set(b::tokens.eq(b::tokens + tokens)).execute(c).await?;
-                let of_month = b::table.filter(b::api_key_id.eq(key).and(b::month.le(period.month)));
-                diesel::update(of_month).set(b::cost_nano_usd.eq(b::cost_nano_usd + cost)).execute(c).await?;
-            });
+        let ledger = first_locked!(conn, budgets::table.find(key).select(Ledger::as_select())).optional()?;
+        if let Some(mut ledger) = ledger {
+            ledger.charge(period, tokens, cost);
+            on_conn!(conn, |c| diesel::update(budgets::table.find(key)).set(&ledger).execute(c).await?);
         }
         Ok(())
     })
@@ -321,6 +338,6 @@ pub async fn charge(db: &Db, used: &BTreeMap<(ApiKeyId, Period), (i64, i64)>) ->
 }
 
 /// Commits what no caller has done.
-async fn write(db: &Db, statements: impl AsyncFnOnce(&mut Conn) -> Result<()>) -> Result<()> {
+async fn write<T>(db: &Db, statements: impl AsyncFnOnce(&mut Conn) -> Result<T>) -> Result<T> {
     Tx::bookkeeping(db, async |tx| statements(tx.conn().await?).await).await
 }

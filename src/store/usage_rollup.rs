@@ -1,7 +1,7 @@
 //! What usage adds up to, by the hour and by the day: written with the records, so that it is exact at any moment, however late a
 //! record comes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use diesel::dsl::sql;
 use diesel::prelude::*;
@@ -9,6 +9,7 @@ use diesel::sql_types::{BigInt, Text};
 use diesel_async::RunQueryDsl;
 
 use super::backend::{Conn, on_conn};
+use super::budget::Period;
 use super::error::Result;
 use super::fields::{UtcTimestamp, askable, distinct};
 use super::tables::usage_rollups;
@@ -277,30 +278,37 @@ pub async fn sums(
     Ok(rows.into_iter().map(sum_of).collect())
 }
 
-/// What a key has used since a day and since the beginning of a month: tokens and billionths of a dollar. No permit: it is asked for
-/// where a key's limits are judged.
+/// What keys of an organization have used of a day and of a month: tokens and billionths of a dollar. One that has used nothing is left
+/// out. No permit: it is asked for where a key's limits are judged.
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn used_by_key(
+pub async fn used_by_keys(
     conn: &mut Conn,
     organization: OrganizationId,
-    key: ApiKeyId,
-    (day, month): (Timestamp, Timestamp),
-) -> Result<(i64, i64)> {
+    keys: &[ApiKeyId],
+    period: Period,
+) -> Result<HashMap<ApiKeyId, (i64, i64)>> {
     use usage_rollups as t;
     type Tokens = (i64, i64, i64, i64);
-    let days: Vec<(Timestamp, Tokens, i64)> = on_conn!(conn, |c| t::table
-        .filter(t::organization_id.eq(organization).and(t::api_key_id.eq(key.to_string())))
-        .filter(t::span.eq(UsageInterval::Day).and(t::start_at.ge(month)))
+    let keys: BTreeMap<String, ApiKeyId> = keys.iter().map(|key| (key.to_string(), *key)).collect();
+    let days: Vec<(String, Timestamp, Tokens, i64)> = on_conn!(conn, |c| t::table
+        .filter(t::organization_id.eq(organization).and(t::api_key_id.eq_any(keys.keys())))
+        .filter(t::span.eq(UsageInterval::Day).and(t::start_at.ge(period.month)))
         .select((
+            t::api_key_id,
             t::start_at,
             (t::input_tokens, t::output_tokens, t::cache_creation_tokens, t::cache_read_tokens),
             t::cost_nano_usd,
         ))
         .load(c)
         .await?);
-    let today = days.iter().filter(|(start, ..)| *start >= day);
-    let tokens = today.map(|(_, (input, output, created, read), _)| input + output + created + read).sum();
-    Ok((tokens, days.iter().map(|(.., cost)| cost).sum()))
+    let mut used: HashMap<ApiKeyId, (i64, i64)> = HashMap::new();
+    for (key, start, (input, output, created, read), cost) in days {
+        let Some(key) = keys.get(&key) else { continue };
+        let (tokens, costs) = used.entry(*key).or_default();
+        *tokens += if start >= period.day { input + output + created + read } else { 0 };
+        *costs += cost;
+    }
+    Ok(used)
 }

@@ -6,13 +6,14 @@ use std::time::Duration;
 use claviger::crypto::SecretText;
 use claviger::domain::Services;
 use claviger::domain::budget::{Estimate, NotReserved, OverBudget, Reservation, Used};
-use claviger::domain::budget_watch::Watch;
+use claviger::domain::budget_watch::{self, Watch};
 use claviger::domain::quota::QuotaKind;
 use claviger::model::{MicroUsd, NanoUsd};
 use claviger::store::api_key::FoundApiKey;
-use claviger::store::budget;
+use claviger::store::budget::{self, Held, Ledger};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{Client, TestApp, both_databases};
 use crate::usage::{Whose, few, id, use_some};
@@ -83,6 +84,12 @@ async fn windows(client: &Client, id: &Value) -> Vec<(String, i64, i64, i64)> {
     windows.iter().map(window).filter(|(kind, ..)| !kind.starts_with("REQUESTS_")).collect()
 }
 
+/// What a key has used, and what is held of it, as all servers see it.
+async fn budget_of(services: &Services, key: &FoundApiKey) -> (Ledger, Held) {
+    let found = budget::find(&mut services.db.read().await.unwrap(), &[key.key.id]).await;
+    found.unwrap()[&key.key.id]
+}
+
 both_databases! {
     async fn racing_requests_overrun_no_limit(app: TestApp) {
         let (admin, servers) = (app.admin().await, servers(&app).await);
@@ -118,7 +125,7 @@ both_databases! {
         let (admin, servers) = (app.admin().await, servers(&app).await);
         let (key, ..) = key(&app, &admin, json!({ "rateLimitPerMinute": 5 })).await;
         assert_eq!(race(&servers, &key, u64::MAX, i64::MAX).await.len(), 100);
-        assert!(budget::find(&mut servers[0].db.read().await.unwrap(), key.key.id).await.unwrap().is_none());
+        assert!(budget::find(&mut servers[0].db.read().await.unwrap(), &[key.key.id]).await.unwrap().is_empty());
     }
 
     async fn what_a_request_does_not_take_is_given_back(app: TestApp) {
@@ -207,6 +214,28 @@ both_databases! {
         assert!(reserve(&servers[0], &key, 1, 0).await.is_err());
     }
 
+    async fn a_key_that_was_not_used_today_is_forgotten_and_found_again(app: TestApp) {
+        let (admin, services) = (app.admin().await, app.services());
+        let (_, id_of_key, raw) = key(&app, &admin, json!({ "tokenLimitPerDay": 100, "costLimitUsdPerMonth": "1" })).await;
+        let whose = Whose { api_key: id(&id_of_key), ..Whose::of(&admin).await };
+        let found = find(&services, &raw).await;
+        let running = reserve(&services, &found, 30, 0).await.unwrap();
+        reserve(&services, &found, 20, 0).await.unwrap().settle(used(0, 0)).await;
+        services.budgets.forget();
+        app.advance(DAY);
+        services.budgets.forget();
+        assert!(reserve(&services, &found, 71, 0).await.is_err(), "what runs is held");
+        use_some(&services, &whose, few(70, 0)).await;
+        running.settle(used(0, 0)).await;
+        services.budgets.forget();
+        reserve(&services, &found, 100, 0).await.unwrap().settle(used(70, 0)).await;
+        app.advance(DAY);
+        use_some(&services, &whose, few(60, 0)).await;
+        services.budgets.forget();
+        assert!(reserve(&services, &found, 41, 0).await.is_err());
+        reserve(&services, &found, 40, 0).await.unwrap().settle(used(0, 0)).await;
+    }
+
     async fn what_is_left_is_shown(app: TestApp) {
         let (admin, services) = (app.admin().await, app.services());
         let limits = json!({ "concurrencyLimit": 3, "tokenLimitPerDay": 1_000, "costLimitUsdPerMonth": "2.5" });
@@ -252,7 +281,7 @@ async fn what_a_server_held_that_is_gone_counts_as_used() {
         there.budgets.beat().await.unwrap();
         watch.look(looking).await.unwrap();
     }
-    let found = async || budget::find(&mut looking.db.read().await.unwrap(), key.key.id).await.unwrap().unwrap();
+    let found = async || budget_of(looking, &key).await;
     let (ledger, held) = found().await;
     assert_eq!((ledger.tokens, ledger.cost_nano_usd), (60, 300_000_000));
     // Who was heard of has kept what it held.
@@ -334,4 +363,103 @@ async fn a_request_that_is_given_up_while_it_reserves_holds_nothing() {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// It has more to settle than it can at once, and is there all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_settles_for_long_says_that_it_is_there() {
+    let app = TestApp::postgres().await;
+    let (admin, services) = (app.admin().await, app.beside().await.services);
+    let (owed, ..) = key(&app, &admin, json!({ "concurrencyLimit": 1 })).await;
+    let (held, ..) = key(&app, &admin, json!({ "concurrencyLimit": 1 })).await;
+    let waiting = reserve(&services, &owed, 1, 1).await.unwrap();
+    let running = reserve(&services, &held, 1, 1).await.unwrap();
+    let locker = app.database.connection().await;
+    locker
+        .batch_execute(&format!("BEGIN; SELECT * FROM budgets WHERE api_key_id = '{}' FOR UPDATE", owed.key.id))
+        .await
+        .unwrap();
+    drop(waiting);
+    let stop = CancellationToken::new();
+    let keeping = tokio::spawn(budget_watch::keep(services.clone(), Duration::from_millis(10), stop.clone()));
+    app.database.until_locked_out().await;
+    let beat = async || {
+        let servers = budget::servers(&mut services.db.read().await.unwrap()).await.unwrap();
+        servers.into_iter().find(|(server, _)| *server == services.instance).unwrap().1
+    };
+    let before = beat().await;
+    let more = async {
+        while beat().await < before + 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), more).await.expect("it says that it is there");
+    locker.batch_execute("COMMIT").await.unwrap();
+    stop.cancel();
+    keeping.await.unwrap();
+    running.settle(used(0, 0)).await;
+    services.budgets.finish().await.unwrap();
+    assert_eq!(budget_of(&services, &owed).await.1.requests, 0);
+}
+
+/// It was slow, and not gone: what it holds since is of other requests.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_counts_as_used_is_not_taken_from_what_is_held_later() {
+    let app = TestApp::postgres().await;
+    let (admin, servers) = (app.admin().await, servers(&app).await);
+    let (slow, looking) = (&servers[0], &servers[1]);
+    let (key, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 200 })).await;
+    let before = reserve(slow, &key, 60, 0).await.unwrap();
+    let dropped = reserve(slow, &key, 10, 0).await.unwrap();
+    let mut watch = Watch::default();
+    for _ in 0..=Watch::LOOKS {
+        watch.look(looking).await.unwrap();
+    }
+    let later = reserve(slow, &key, 50, 0).await.unwrap();
+    before.settle(used(1, 0)).await;
+    drop(dropped);
+    slow.budgets.settle_owed().await.unwrap();
+    let (ledger, held) = budget_of(looking, &key).await;
+    assert_eq!((ledger.tokens, held.requests, held.tokens), (71, 1, 50));
+    later.settle(used(5, 0)).await;
+    let (ledger, held) = budget_of(looking, &key).await;
+    assert_eq!((ledger.tokens, held.requests, held.tokens), (76, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_settled_keeps_nothing_else_waiting() {
+    let app = TestApp::postgres().await;
+    let (admin, services) = (app.admin().await, app.beside().await.services);
+    let limits = || json!({ "tokenLimitPerDay": 1_000 });
+    let (good, ..) = key(&app, &admin, limits()).await;
+    let (bad, ..) = key(&app, &admin, limits()).await;
+    let (full, id_of_full, raw) = key(&app, &admin, json!({})).await;
+    let unheld = reserve(&services, &full, 0, 0).await.unwrap();
+    crate::api_key::update(&admin, json!({ "id": id_of_full, "tokenLimitPerDay": 1_000 })).await.data();
+    let full = find(&services, &raw).await;
+    for key in [&good, &bad, &full] {
+        reserve(&services, key, 1, 0).await.unwrap().settle(used(0, 0)).await;
+    }
+    let (given_up, fails) =
+        (reserve(&services, &good, 7, 0).await.unwrap(), reserve(&services, &bad, 7, 0).await.unwrap());
+    std::mem::forget(reserve(&services, &full, 7, 0).await.unwrap());
+    let (bad_id, full_id) = (bad.key.id, full.key.id);
+    let refuse = format!("ALTER TABLE budgets ADD CONSTRAINT wrong CHECK (api_key_id <> '{bad_id}' OR tokens = 0)");
+    let fill = format!("UPDATE budgets SET tokens = {} WHERE api_key_id = '{full_id}'", i64::MAX - 5);
+    app.database.execute(&refuse).await.unwrap();
+    app.database.execute(&fill).await.unwrap();
+    drop(given_up);
+    fails.settle(used(7, 0)).await;
+    unheld.settle(used(10, 0)).await;
+    assert!(services.budgets.settle_owed().await.is_err());
+    assert_eq!(budget_of(&services, &good).await.1, Held::default());
+    assert_eq!(budget_of(&services, &full).await.0.tokens, i64::MAX);
+    // A server that stops gives back all but what it still owes.
+    assert!(services.budgets.finish().await.is_err());
+    assert_eq!(budget_of(&services, &full).await.1, Held::default());
+    assert_eq!(budget_of(&services, &bad).await.1.tokens, 7);
+    app.database.execute("ALTER TABLE budgets DROP CONSTRAINT wrong").await.unwrap();
+    services.budgets.settle_owed().await.unwrap();
+    let (ledger, held) = budget_of(&services, &bad).await;
+    assert_eq!((ledger.tokens, held), (7, Held::default()));
 }

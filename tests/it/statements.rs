@@ -41,6 +41,8 @@ async fn fill(client: &Client, from: usize, to: usize) {
             "mutation {{ createClaudeAccount(input: {{ apiKey: \"sk-ant-{n}\", accountName: \"a\" }}) {{ claudeAccount {{ id }} }} }}"
         );
         client.run(&deed).await.data();
+        let input = format!("{{ name: \"k{n}\", tokenLimitPerDay: 1000 }}");
+        client.run(&format!("mutation {{ createApiKey(input: {input}) {{ apiKey {{ id }} }} }}")).await.data();
         let input = format!("{{ clientId: {id}, label: \"l\", secret: \"s\" }}");
         client.run(&format!("mutation {{ createCredential(input: {input}) {{ credential {{ id }} }} }}")).await.data();
     }
@@ -56,8 +58,10 @@ both_databases! {
                 title assignee { email } createdBy { email } client { name } } } } } }", 6),
             ("{ clients(first: 100) { edges { node { owner { email } tasks(first: 2) { edges { node { title client { name } } } } } } } }", 4),
             ("{ tasks(first: 100) { nodes { client { owner { email } tasks(first: 1) { nodes { title } } } createdBy { email } } } }", 4),
-            // The page, users, and for each kind of thing one: the organization, sessions, clients, tasks, credentials, accounts.
-            ("{ auditLogs(first: 100) { nodes { action user { email } resource { id ... on Client { owner { email } } } } } }", 9),
+            // The page, users, and for each kind of thing one: the organization, sessions, clients, tasks, credentials, accounts, keys.
+            ("{ auditLogs(first: 100) { nodes { action user { email } resource { id ... on Client { owner { email } } } } } }", 10),
+            // The page, what is counted of them, what is held of them, and what the records have of those that were not used yet.
+            ("{ apiKeys(first: 100) { nodes { quota { windows { used } } } } }", 4),
             ("{ claudeAccounts(first: 100) { nodes { auditLogs(first: 2) { totalCount nodes { user { email } } } } } }", 4),
         ];
         let mut few = Vec::new();
