@@ -445,9 +445,9 @@ async fn what_cannot_be_settled_keeps_nothing_else_waiting() {
     std::mem::forget(reserve(&services, &full, 7, 0).await.unwrap());
     let (bad_id, full_id) = (bad.key.id, full.key.id);
     let refuse = format!("ALTER TABLE budgets ADD CONSTRAINT wrong CHECK (api_key_id <> '{bad_id}' OR tokens = 0)");
-    let fill = format!("UPDATE budgets SET tokens = {} WHERE api_key_id = '{full_id}'", i64::MAX - 5);
+    let brim = format!("UPDATE budgets SET tokens = {} WHERE api_key_id = '{full_id}'", i64::MAX - 5);
     app.database.execute(&refuse).await.unwrap();
-    app.database.execute(&fill).await.unwrap();
+    app.database.execute(&brim).await.unwrap();
     drop(given_up);
     fails.settle(used(7, 0)).await;
     unheld.settle(used(10, 0)).await;
