@@ -5,10 +5,12 @@ use std::time::Duration;
 use claviger::http::LiveLimits;
 use serde_json::{Value, json};
 
+use crate::api_key::{create as new_key, revoke, with_key};
 use crate::claude_account::create;
 use crate::http::node;
+use crate::invitation::join;
 use crate::socket::slow_test;
-use crate::support::{Client, EventStream, Socket, TestApp, both_databases, gauge, until_gauge};
+use crate::support::{Client, EventStream, PASSWORD, Socket, TestApp, both_databases, gauge, until_gauge};
 
 pub(crate) const ADDED: &str = "subscription { auditLogAdded { id operation outcome } }";
 pub(crate) const CHANGED: &str = "subscription { claudeAccountChanged { id priority version } }";
@@ -44,6 +46,37 @@ async fn second_admin(app: &TestApp) -> Client {
     let user = app.user("MANAGER").await;
     change(&admin, "MANAGER", json!({ "role": "ADMIN" })).await;
     user
+}
+
+/// What one caller has open: a socket on which nothing runs, one on which something does, and a stream.
+struct Opened {
+    idle: Socket,
+    busy: Socket,
+    stream: EventStream,
+}
+
+impl Opened {
+    async fn by(app: &TestApp, client: &Client) -> Self {
+        let own = "subscription { usageRecorded { id } }";
+        let idle = Socket::connected(app, client).await;
+        let mut busy = Socket::connected(app, client).await;
+        busy.follow(app, "1", own).await;
+        let stream = EventStream::open(client, own).await.begun(app, 2).await;
+        Self { idle, busy, stream }
+    }
+
+    /// Waits until the server has ended all of it, for want of access.
+    async fn is_cut_off(mut self, app: &TestApp) {
+        assert_eq!(self.idle.closed().await, (4403, "Forbidden".to_owned()));
+        assert_eq!(self.busy.closed().await.0, 4403);
+        let (name, body) = self.stream.event().await.unwrap();
+        assert_eq!((name.as_str(), &body["errors"][0]["extensions"]["code"]), ("next", &json!("UNAUTHENTICATED")));
+        assert_eq!(self.stream.event().await.unwrap().0, "complete");
+        assert_eq!(self.stream.event().await, None);
+        for left in ["claviger_sockets_open", "claviger_event_streams_open", "claviger_subscriptions_active"] {
+            until_gauge(app, left, 0).await;
+        }
+    }
 }
 
 both_databases! {
@@ -223,6 +256,49 @@ both_databases! {
         let token = format!("Bearer {}", member.access_token.unwrap());
         socket.send(json!({ "type": "connection_init", "payload": { "authorization": token } })).await;
         assert_eq!(socket.closed().await.0, 4403);
+    }
+
+    async fn who_is_deleted_and_whose_key_is_revoked_is_cut_off_at_once(app: TestApp) {
+        // Looked at again because of the change, and not because it was time to.
+        let app = app.limited(LiveLimits { ping: Duration::from_secs(3600), ..LiveLimits::default() }).await;
+        let admin = app.admin().await;
+        let input = |name: &str| json!({ "name": name, "scopes": ["ADMIN_READ"] });
+
+        let (id, deleted) = join(&app, &admin, "deleted@example.com", "MEMBER").await;
+        let opened = Opened::by(&app, &deleted).await;
+        admin.run(&format!("mutation {{ deleteUser(input: {{ id: {id} }}) {{ deletedId }} }}")).await.data();
+        opened.is_cut_off(&app).await;
+
+        let (_, leaving) = join(&app, &admin, "leaving@example.com", "MEMBER").await;
+        let opened = Opened::by(&app, &leaving).await;
+        let leave = "mutation($p: String!) { deleteMyAccount(input: { password: { plain: $p } }) { deletedId } }";
+        leaving.with(leave, json!({ "p": PASSWORD })).await.data();
+        opened.is_cut_off(&app).await;
+
+        let (key, raw) = new_key(&admin, input("Revoked")).await;
+        let opened = Opened::by(&app, &with_key(&app, &raw)).await;
+        revoke(&admin, &key["id"]).await.data();
+        opened.is_cut_off(&app).await;
+
+        // With its owner a key goes too.
+        let (id, owner) = join(&app, &admin, "owner@example.com", "MEMBER").await;
+        let (_, raw) = new_key(&owner, input("Of who is deleted")).await;
+        let opened = Opened::by(&app, &with_key(&app, &raw)).await;
+        admin.run(&format!("mutation {{ deleteUser(input: {{ id: {id} }}) {{ deletedId }} }}")).await.data();
+        opened.is_cut_off(&app).await;
+    }
+
+    async fn a_key_that_expires_ends_what_it_has_opened(app: TestApp) {
+        let app = app.limited(LiveLimits { ping: SHORT, ..LiveLimits::default() }).await;
+        let input = json!({ "name": "K", "scopes": ["ADMIN_READ"], "expiresInDays": 1 });
+        let (_, raw) = new_key(&app.admin().await, input).await;
+        let mut opened = Opened::by(&app, &with_key(&app, &raw)).await;
+        // It is looked at again and again, and is good until then.
+        app.advance(12 * 60 * 60);
+        opened.busy.subscribe("2", "{ viewer { role } }").await;
+        assert_eq!(opened.busy.event("2").await["viewer"]["role"], "ADMIN");
+        app.advance(12 * 60 * 60);
+        opened.is_cut_off(&app).await;
     }
 
     async fn who_loses_the_permission_loses_the_subscription_alone(app: TestApp) {
