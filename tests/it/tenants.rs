@@ -6,8 +6,12 @@ use serde_json::{Value, json};
 
 use crate::audit::filled_in;
 use crate::calls::{Call, text};
+use crate::claude_account::create as new_account;
+use crate::notification::{list as notifications, signed_in_with};
 use crate::support::schema::{Place, Schema, assert_lines, is_root};
-use crate::support::{Answer, Client, OTHER_ORGANIZATION, TestApp, both_databases};
+use crate::support::{
+    Answer, Client, EventStream, OTHER_ORGANIZATION, PASSWORD, Socket, TestApp, both_databases, until_gauge,
+};
 
 /// A record of each type that `node` finds: the word of `CALLS` in audit.rs, or a query and where in its answer the id is.
 pub(crate) const SPECIMENS: &[(&str, &str, &str)] = &[
@@ -111,6 +115,32 @@ const IDS: &[(&str, &str)] = &[
 /// Tables whose rows belong to no organization.
 const SERVER_WIDE: &[&str] = &["encryption_keys", "leases", "password_keys", "password_nonces"];
 
+/// Every subscription, and what its events show to be told apart by.
+const EVENTS: &[(&str, &str)] = &[
+    ("Subscription.auditLogAdded", "resourceId"),
+    ("Subscription.claudeAccountChanged", "id"),
+    ("Subscription.notificationAdded", "id"),
+    ("Subscription.usageRecorded", "id"),
+];
+
+/// Does what a subscription tells of, once and nothing else of the kind: what its event shows.
+async fn cause(app: &TestApp, admin: &Client, email: &str, name: &str, nth: usize) -> Value {
+    match name {
+        "Subscription.auditLogAdded" => crate::client::create(admin, json!({ "name": "C" })).await["id"].clone(),
+        "Subscription.claudeAccountChanged" => {
+            new_account(admin, json!({ "apiKey": format!("sk-ant-{nth}-{email}"), "accountName": "A" })).await["id"]
+                .clone()
+        }
+        "Subscription.notificationAdded" => {
+            // From a device that is new.
+            signed_in_with(&app.url, email, PASSWORD, ["Firefox/1", "curl/2", "Safari/3", "Opera/4"][nth]).await;
+            notifications(admin).await[0]["id"].clone()
+        }
+        "Subscription.usageRecorded" => crate::usage::specimen(app, admin).await,
+        _ => panic!("{name}: what it tells of is done by nothing in tests/it/tenants.rs"),
+    }
+}
+
 /// A record of a type in the organization of an administrator.
 pub(crate) async fn specimen(app: &TestApp, admin: &Client, of: &str, key: &str) -> Value {
     let found = SPECIMENS.iter().find(|(known, ..)| *known == of);
@@ -145,6 +175,13 @@ fn every_place_that_takes_an_id_has_its_line() {
         SPECIMENS.iter().map(|(of, ..)| *of),
         Schema::of_the_server().nodes(),
     );
+}
+
+#[test]
+fn every_subscription_has_its_line() {
+    let roots = Schema::of_the_server().root_fields().into_iter().map(|(name, _)| name);
+    let subscriptions = roots.filter(|name| name.starts_with("Subscription."));
+    assert_lines("EVENTS of tests/it/tenants.rs", EVENTS.iter().map(|(name, _)| *name), subscriptions);
 }
 
 /// The other organization, with a record of each type, which belong together.
@@ -355,6 +392,33 @@ both_databases! {
                 found |= !is_nothing(&value);
             }
             assert!(found, "{line} finds nothing in its own organization");
+        }
+    }
+
+    async fn events_stay_at_home(app: TestApp) {
+        let callers = [(app.admin().await, "admin@localhost"), (app.other_organization().await, "admin@other.example")];
+        for (name, shown) in EVENTS {
+            let field = name.strip_prefix("Subscription.").unwrap();
+            let query = format!("subscription {{ {field} {{ {shown} }} }}");
+            let mut following = Vec::new();
+            for (admin, _) in &callers {
+                let mut socket = Socket::connected(&app, admin).await;
+                socket.follow(&app, "1", &query).await;
+                let stream = EventStream::open(admin, &query).await;
+                following.push((socket, stream));
+            }
+            until_gauge(&app, "claviger_subscriptions_active", 4).await;
+            // One after the other: what each hears next is its own, though the other's came before.
+            for nth in 0..4 {
+                let at = nth % 2;
+                let (admin, email) = &callers[at];
+                let own = json!({ field: { *shown: cause(&app, admin, email, name, nth).await } });
+                let (socket, stream) = &mut following[at];
+                assert_eq!(socket.event("1").await, own, "{name} of {email}");
+                assert_eq!(stream.event().await.unwrap().1["data"], own, "{name} of {email}");
+            }
+            drop(following);
+            until_gauge(&app, "claviger_subscriptions_active", 0).await;
         }
     }
 
