@@ -90,6 +90,9 @@ both_databases! {
             "https://10.1.2.3", "https://[::1]", "https://[::ffff:127.0.0.1]", "https://192.168.0.1:8443", "https://0.0.0.0",
             "https://167838211", "https://user:pw@example.com", "https://example.com/?q", "http://example.com", "ftp://a.b",
             "/relative", "https://100.64.0.1", "https://[fd00::1]", "https://[64:ff9b::7f00:1]",
+            // Link-local addresses, under one of which clouds tell a machine its secrets.
+            "https://169.254.169.254", "https://169.254.0.1/v1", "https://[fe80::1]", "https://[::ffff:169.254.169.254]",
+            "http://[::ffff:169.254.169.254]", "https://[fd00:ec2::254]", "https://2852039166",
         ] {
             let input = json!({ "apiKey": "sk-ant-1", "accountName": "A", "baseUrl": url });
             assert_eq!(admin.with(CREATE, json!({ "input": input })).await.fields(), ["baseUrl"], "{url}");

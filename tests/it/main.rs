@@ -67,6 +67,7 @@ mod relay_keys;
 mod relay_pool;
 mod relay_secrets;
 mod relay_streams;
+mod relay_upstream;
 mod roles;
 mod schema;
 mod search;
