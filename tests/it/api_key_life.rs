@@ -26,6 +26,20 @@ fn failure(answer: &Answer) -> Option<&str> {
 }
 
 both_databases! {
+    async fn a_key_is_made_for_a_day_up_to_a_year(app: TestApp) {
+        let admin = app.admin().await;
+        let made = async |days: i32| try_create(&admin, json!({ "name": "K", "expiresInDays": days })).await;
+        for days in [i32::MIN, -1, 0, 366, i32::MAX] {
+            assert_eq!(made(days).await.fields(), ["expiresInDays"], "{days}");
+        }
+        for days in [1, 365] {
+            let answer = made(days).await;
+            let key = &answer.data()["createApiKey"]["apiKey"];
+            let time = |name: &str| chrono::DateTime::parse_from_rfc3339(key[name].as_str().unwrap()).unwrap();
+            assert_eq!(time("expiresAt") - time("createdAt"), chrono::TimeDelta::days(days.into()));
+        }
+    }
+
     async fn a_key_whose_ring_key_is_gone_lives_again_with_another_raw_key_alone(app: TestApp) {
         let mut app = app;
         let input = json!({ "name": "K", "scopes": ["ADMIN_READ"], "expiresInDays": 1 });

@@ -205,6 +205,12 @@ both_databases! {
         let open = update_task(&admin, json!({ "id": made["id"], "status": "BLOCKED", "dueAt": null })).await.data()["updateTask"]["task"].clone();
         assert_eq!((&open["completedAt"], &open["dueAt"]), (&Value::Null, &Value::Null));
         assert!(task(&admin, json!({ "clientId": client["id"], "title": "T", "status": "DONE" })).await["completedAt"].is_string());
+        // What was given up is not completed, nor is it when it was before.
+        assert_eq!(task(&admin, json!({ "clientId": client["id"], "title": "T", "status": "CANCELLED" })).await["completedAt"], Value::Null);
+        for (status, is_completed) in [("DONE", true), ("CANCELLED", false), ("DONE", true)] {
+            let changed = update_task(&admin, json!({ "id": made["id"], "status": status })).await.data()["updateTask"]["task"].clone();
+            assert_eq!((&changed["status"], changed["completedAt"].is_string()), (&json!(status), is_completed));
+        }
         let delete = "mutation($id: ID!) { deleteTask(input: { id: $id }) { deletedId } }";
         assert_eq!(admin.with(delete, json!({ "id": made["id"] })).await.data()["deleteTask"]["deletedId"], made["id"]);
         assert_eq!(admin.with(delete, json!({ "id": made["id"] })).await.code(), "NOT_FOUND");

@@ -8,7 +8,9 @@ use claviger::domain::{Cx, Record};
 use claviger::identity::Actor;
 use serde_json::json;
 
-use crate::invitation::{invite, join};
+use crate::canary::{assert_is_nowhere, kept};
+use crate::invitation::{accept, invite, join};
+use crate::registration::{registered, verify};
 use crate::support::{Answer, Client, PASSWORD, TestApp, both_databases};
 
 const REQUEST: &str = "mutation($e: String!) { requestPasswordReset(input: { email: $e }) { accepted } }";
@@ -128,6 +130,32 @@ both_databases! {
             request(&app, "admin@localhost").await.data();
             app.token_to("admin@localhost", "reset-password").await;
         }
+    }
+
+    async fn no_link_stands_in_the_database(app: TestApp) {
+        let admin = app.admin().await;
+        let (_, ina) = join(&app, &admin, "ina@example.com", "MEMBER").await;
+        request(&app, "ina@example.com").await.data();
+        let to_reset = app.token_to("ina@example.com", "reset-password").await;
+        let ask = "mutation { updateProfile(input: { email: \"renamed@example.com\" }) { user { id } } }";
+        ina.run(ask).await.data();
+        let to_rename = app.token_to("renamed@example.com", "verify-email").await;
+        registered(&app, "rita@example.com").await;
+        let to_verify = app.token_to("rita@example.com", "verify-email").await;
+        let (_, to_accept) = invite(&admin, "invited@example.com", "MEMBER").await;
+        app.until_no_mail_waits().await;
+
+        let kept = kept(&app).await;
+        assert!(["ina@example.com", "renamed@example.com", "rita@example.com", "invited@example.com"].iter().all(|email| kept.contains(email)));
+        for token in [&to_reset, &to_rename, &to_verify, &to_accept, &ina.refresh_token.clone().unwrap()] {
+            assert_is_nowhere(token, &[("database", &*kept)]);
+        }
+        // They are tokens that serve, by what does stand there.
+        verify(&app, &to_rename).await.data();
+        verify(&app, &to_verify).await.data();
+        accept(&app, &to_accept, json!({})).await.data();
+        request(&app, "renamed@example.com").await.data();
+        reset(&app, &app.token_to("renamed@example.com", "reset-password").await, NEW).await.data();
     }
 
     async fn a_link_serves_once_and_for_an_hour(app: TestApp) {
