@@ -229,6 +229,28 @@ async fn budgets_hold_over_three_servers_with_redis() {
     racing(true).await;
 }
 
+/// Where there is a Redis, servers share a key's rates.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rates_hold_over_three_servers_with_redis() {
+    let servers = Servers::start_with(true, vec![(ALLOWED.0, ALLOWED.1.to_owned())]).await;
+    let claude = Claude::start().await;
+    let admin = servers.admin(0).await;
+    account_at(&admin, &claude).await;
+    for (name, limit, span) in [("rateLimitPerMinute", 5, 60), ("rateLimitPerHour", 12, 3600)] {
+        let (program, _) = Program::new(&admin, &json!({ name: limit })).await;
+        let (before, began) = (claude.seen().len(), Instant::now());
+        let racing = (0..100_usize).map(|nth| {
+            let (program, url) = (program.clone(), servers.running[nth % 3].url.clone());
+            tokio::spawn(async move { program.send(&url, &nth.to_string(), false).await })
+        });
+        let answered = join_all(racing).await.into_iter().filter(|answered| *answered.as_ref().unwrap()).count();
+        // One more fits in each share of the time, if the machine is so slow.
+        let later = usize::try_from(began.elapsed().as_secs()).unwrap() / (span / limit);
+        assert!((limit..=limit + later).contains(&answered), "{name}: {answered} and not {limit}, {later} later");
+        assert_eq!(claude.seen().len() - before, answered, "{name}");
+    }
+}
+
 async fn live(with_redis: bool) {
     let servers = Servers::start_with(with_redis, vec![(ALLOWED.0, ALLOWED.1.to_owned())]).await;
     let claude = Claude::start().await;
