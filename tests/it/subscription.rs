@@ -66,7 +66,7 @@ impl Opened {
     }
 
     /// Waits until the server has ended all of it, for want of access.
-    async fn is_cut_off(mut self, app: &TestApp) {
+    async fn until_cut_off(mut self, app: &TestApp) {
         assert_eq!(self.idle.closed().await, (4403, "Forbidden".to_owned()));
         assert_eq!(self.busy.closed().await.0, 4403);
         let (name, body) = self.stream.event().await.unwrap();
@@ -267,25 +267,25 @@ both_databases! {
         let (id, deleted) = join(&app, &admin, "deleted@example.com", "MEMBER").await;
         let opened = Opened::by(&app, &deleted).await;
         admin.run(&format!("mutation {{ deleteUser(input: {{ id: {id} }}) {{ deletedId }} }}")).await.data();
-        opened.is_cut_off(&app).await;
+        opened.until_cut_off(&app).await;
 
         let (_, leaving) = join(&app, &admin, "leaving@example.com", "MEMBER").await;
         let opened = Opened::by(&app, &leaving).await;
         let leave = "mutation($p: String!) { deleteMyAccount(input: { password: { plain: $p } }) { deletedId } }";
         leaving.with(leave, json!({ "p": PASSWORD })).await.data();
-        opened.is_cut_off(&app).await;
+        opened.until_cut_off(&app).await;
 
         let (key, raw) = new_key(&admin, input("Revoked")).await;
         let opened = Opened::by(&app, &with_key(&app, &raw)).await;
         revoke(&admin, &key["id"]).await.data();
-        opened.is_cut_off(&app).await;
+        opened.until_cut_off(&app).await;
 
         // With its owner a key goes too.
         let (id, owner) = join(&app, &admin, "owner@example.com", "MEMBER").await;
         let (_, raw) = new_key(&owner, input("Of who is deleted")).await;
         let opened = Opened::by(&app, &with_key(&app, &raw)).await;
         admin.run(&format!("mutation {{ deleteUser(input: {{ id: {id} }}) {{ deletedId }} }}")).await.data();
-        opened.is_cut_off(&app).await;
+        opened.until_cut_off(&app).await;
     }
 
     async fn a_key_that_expires_ends_what_it_has_opened(app: TestApp) {
@@ -298,7 +298,7 @@ both_databases! {
         opened.busy.subscribe("2", "{ viewer { role } }").await;
         assert_eq!(opened.busy.event("2").await["viewer"]["role"], "ADMIN");
         app.advance(12 * 60 * 60);
-        opened.is_cut_off(&app).await;
+        opened.until_cut_off(&app).await;
     }
 
     async fn who_loses_the_permission_loses_the_subscription_alone(app: TestApp) {
