@@ -74,6 +74,11 @@ pub fn too_many() -> Error {
     wrong(vec!["interval"], "makes more than 10,000 buckets: ask for a shorter span, or for longer intervals")
 }
 
+fn too_many_together() -> Error {
+    let message = "makes more buckets than an answer may have: ask for fewer keys, a shorter span, or longer intervals";
+    wrong(vec!["interval"], message)
+}
+
 /// The same, with so many buckets at most; none: there would be more.
 pub(super) async fn report_of(
     cx: Cx<'_>,
@@ -111,7 +116,7 @@ pub(super) async fn report_of(
 }
 
 /// Reports on API keys, one each, read together. A key that has used nothing is left out, and one has none that would have too many
-/// buckets: each has as many as it would have alone, as long as there may be an answer with all of them.
+/// buckets: each has as many as it would have alone, as long as they have no more than `most` together.
 ///
 /// # Errors
 /// As for [`report`], where all of them together have too many buckets for any answer.
@@ -120,11 +125,12 @@ pub async fn reports_by_key(
     keys: &[ApiKeyId],
     span: (Timestamp, Timestamp),
     interval: Option<UsageInterval>,
+    most: usize,
 ) -> Result<HashMap<ApiKeyId, Option<Report>>> {
     let (from, to) = span;
     let filter = UsageFilter { api_key_ids: Some(keys.to_vec()), ..UsageFilter::default() };
     let grouping: Grouping<'_> = (&[Dimension::ApiKey], interval);
-    let report = report_of(cx, &filter, span, grouping, MOST_VALUES).await?.ok_or_else(too_many)?;
+    let report = report_of(cx, &filter, span, grouping, most).await?.ok_or_else(too_many_together)?;
     let mut reports = HashMap::new();
     for bucket in report.buckets {
         let Ok(key) = bucket.group[Dimension::ApiKey as usize].parse() else { continue };

@@ -299,8 +299,11 @@ impl Read for ApiKeyUsage {
 
     async fn read(cx: Cx<'_>, asked: &[UsageOfKey]) -> domain::Result<HashMap<UsageOfKey, Option<Report>>> {
         let mut found = HashMap::new();
-        for ((span, interval), keys) in grouped(asked, |asked| (asked.span, asked.interval), |asked| asked.key) {
-            let reports = usage_report::reports_by_key(cx, &keys, span, interval).await?;
+        let asked = grouped(asked, |asked| (asked.span, asked.interval), |asked| asked.key);
+        // However many spans are asked for, they are one answer.
+        let most = usage_report::MOST_VALUES / asked.len().max(1);
+        for ((span, interval), keys) in asked {
+            let reports = usage_report::reports_by_key(cx, &keys, span, interval, most).await?;
             found.extend(reports.into_iter().map(|(key, report)| (UsageOfKey { key, span, interval }, report)));
         }
         Ok(found)
@@ -333,8 +336,8 @@ impl Read for ApiKeyQuotas {
 
     async fn read(cx: Cx<'_>, asked: &[KeyOfQuota]) -> domain::Result<HashMap<KeyOfQuota, Vec<Window>>> {
         let keys: Vec<&ApiKey> = asked.iter().map(|KeyOfQuota(key)| &**key).collect();
-        let mut found = quota::of_api_keys(cx, &keys).await?;
-        Ok(asked.iter().filter_map(|key| Some((key.clone(), found.remove(&key.0.id)?))).collect())
+        let found = quota::of_api_keys(cx, &keys).await?;
+        Ok(asked.iter().filter_map(|key| Some((key.clone(), found.get(&key.0.id)?.clone()))).collect())
     }
 }
 

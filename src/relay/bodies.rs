@@ -17,9 +17,9 @@ use super::caller::Admitted;
 use super::error::{Refusal, Result};
 use crate::model::{ApiKeyId, OrganizationId};
 
-/// One organization's share of all, and one key's of that.
+/// One organization's share of what others leave, and one key's of that: there is always something left for one more.
 const SHARE: usize = 2;
-/// A body of so many bytes has room also where large ones of others leave none.
+/// A body of so many bytes has room also where large ones of others leave little.
 const SMALL: usize = 64 * 1024;
 /// When to try again: bodies come and go.
 const SOON: Duration = Duration::from_secs(1);
@@ -52,7 +52,7 @@ impl Bodies {
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
-        // Both sums are changed together, by what cannot panic.
+        // All sums are changed together, by what cannot panic.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -70,25 +70,26 @@ impl Room {
     /// # Errors
     /// Where there is no more.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<()> {
-        let of_organization = self.bodies.most / SHARE;
-        let of_key = of_organization / SHARE;
-        if self.bytes.saturating_add(bytes) > of_key {
+        let most_of_organization = self.bodies.most / SHARE;
+        let most_of_key = most_of_organization / SHARE;
+        if self.bytes.saturating_add(bytes) > most_of_key {
             return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "The body takes too much memory."));
         }
         let (organization, key) = self.owner;
         let mut held = self.bodies.lock();
-        if held.all + bytes > self.bodies.most && self.bytes + bytes > SMALL {
-            return Err(Refusal::overloaded("The relay has too many large requests. Try again later.", SOON));
-        }
         let held_of_key = held.keys.get(&key).map_or(bytes, |held| held + bytes);
-        if held_of_key > of_key {
+        if held_of_key > most_of_key {
             let message = "The requests of this API key are too large together. Wait until one ends.";
             return Err(Refusal::rate_limited(message, SOON));
         }
         let held_of_organization = held.organizations.get(&organization).map_or(bytes, |held| held + bytes);
-        if held_of_organization > of_organization {
+        if held_of_organization > most_of_organization {
             let message = "The requests of this organization are too large together. Wait until one ends.";
             return Err(Refusal::rate_limited(message, SOON));
+        }
+        let left_by_others = self.bodies.most.saturating_sub(held.all + bytes - held_of_organization);
+        if held_of_organization > left_by_others / SHARE && self.bytes + bytes > SMALL {
+            return Err(Refusal::overloaded("The relay has too many large requests. Try again later.", SOON));
         }
         held.keys.insert(key, held_of_key);
         held.organizations.insert(organization, held_of_organization);
@@ -157,14 +158,14 @@ async fn collect(body: Body, limit: usize, mut room: Room) -> Result<Bytes> {
     let (mut first, mut all) = (Bytes::new(), Vec::new());
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|error| broken(&*error, limit))?.into_data() else { continue };
-        if first.is_empty() {
+        if first.is_empty() && all.is_empty() {
             room.grow(data.len())?;
             first = data;
             continue;
         }
         if all.is_empty() {
             all.reserve_exact(announced.max(first.len()));
-            all.extend_from_slice(&first);
+            all.extend_from_slice(&std::mem::take(&mut first));
         }
         let length = all.len() + data.len();
         if length > all.capacity() {
@@ -226,7 +227,7 @@ mod tests {
     use crate::model::Timestamp;
 
     #[test]
-    fn a_key_has_its_share_and_all_have_what_there_is() {
+    fn a_key_and_an_organization_have_their_shares_of_what_there_is() {
         const MIB: usize = 1024 * 1024;
         let at = Timestamp::from_micros(0).unwrap();
         let owner = |organization: u8, key: u8| -> Owner {
@@ -241,21 +242,19 @@ mod tests {
         let mut second = bodies.room(owner(1, 2));
         second.grow(2 * MIB).unwrap();
         assert_eq!(bodies.room(owner(1, 3)).grow(1).unwrap_err().status(), 429);
-        let others: Vec<_> = [(2, 4), (2, 5)]
-            .map(|(organization, key)| {
-                let mut room = bodies.room(owner(organization, key));
-                room.grow(2 * MIB).unwrap();
-                room
-            })
-            .into();
-        assert_eq!(bodies.room(owner(3, 6)).grow(SMALL + 1).unwrap_err().status(), 529);
-        bodies.room(owner(3, 6)).grow(SMALL).unwrap();
+        // Of what others leave: the next organization has half, and the one after that half of what is left then.
+        let mut others = bodies.room(owner(2, 4));
+        others.grow(2 * MIB).unwrap();
+        assert_eq!(bodies.room(owner(2, 5)).grow(SMALL + 1).unwrap_err().status(), 529);
+        bodies.room(owner(2, 5)).grow(SMALL).unwrap();
+        assert_eq!(bodies.room(owner(3, 6)).grow(MIB + 1).unwrap_err().status(), 529);
+        bodies.room(owner(3, 6)).grow(MIB).unwrap();
         // It is held as long as anybody has some of it.
         let part = first.hold(vec![0_u8; 50]).slice(10..20);
         assert_eq!(bodies.room(owner(1, 1)).grow(1).unwrap_err().status(), 429);
-        drop(part);
+        drop((part, others));
         bodies.room(owner(1, 1)).grow(2 * MIB).unwrap();
-        drop((second, others));
+        drop(second);
         let held = bodies.lock();
         assert!(held.all == 0 && held.keys.is_empty() && held.organizations.is_empty());
     }

@@ -61,7 +61,7 @@ pub struct RelayLimits {
     pub upload: Duration,
     /// The largest body of a request: what the API takes.
     pub body: usize,
-    /// How much the bodies of all requests may be at once; those of one key are half of it at most.
+    /// How much the bodies of all requests may be at once; an organization has half of what others leave, and a key a quarter.
     pub bodies: usize,
     /// How long a caller of a stream waits for it to begin, through all that is tried: less than the Claude CLI waits for.
     pub beginning: Duration,

@@ -6,12 +6,13 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::TimeDelta;
 use quick_cache::sync::Cache;
 
-use super::recovery::{Follows, Pace, Place, Recovery, Rest, Standing, Trouble};
+use super::recovery::{Follows, Pace, Place, Recovery, Request, Rest, Standing, Trouble};
 use super::tally::Endpoint;
 use crate::domain::relay_account::{Observed, RelayAccount};
 use crate::model::{ClaudeAccountHealthState, ClaudeAccountId, Clock, Timestamp};
@@ -220,7 +221,13 @@ impl States {
         if let Some(recovery) = state.lanes.get_mut(lane) {
             recovery.begin(now);
         }
-        Lease { pool: pool.clone(), account: account.clone(), lane: lane.clone(), turn }
+        Lease {
+            pool: pool.clone(),
+            account: account.clone(),
+            lane: lane.clone(),
+            turn,
+            is_answered: AtomicBool::new(false),
+        }
     }
 }
 
@@ -295,11 +302,14 @@ pub(super) struct Lease {
     lane: Lane,
     /// Its number.
     turn: u64,
+    /// Whether the upstream has begun to answer.
+    is_answered: AtomicBool,
 }
 
 impl Lease {
     /// The upstream has taken the request. Returns what there is to be told of the account.
     pub(super) fn succeeded(&self) -> Option<Observed> {
+        self.is_answered.store(true, Ordering::Relaxed);
         let now = self.pool.clock.now();
         let mut states = self.pool.lock();
         let state = states.accounts.entry(self.account.id()).or_default();
@@ -326,6 +336,17 @@ impl Lease {
         Some(self.observed(ClaudeAccountHealthState::Healthy, None, None))
     }
 
+    /// The answer came to its end.
+    pub(super) fn completed(&self) {
+        let now = self.pool.clock.now();
+        let mut states = self.pool.lock();
+        let Some(state) = states.accounts.get_mut(&self.account.id()) else { return };
+        let lane = state.lanes.get_mut(&self.lane);
+        if lane.is_some_and(|recovery| recovery.complete(self.turn, now)) {
+            state.lanes.remove(&self.lane);
+        }
+    }
+
     /// The request went wrong, by the account's doing, and gives it up, or may do better in a moment. None: that says nothing of the
     /// account as it is now.
     pub(super) fn failed(&self, trouble: Trouble, message: String, is_given_up: bool) -> Option<Failed> {
@@ -342,11 +363,12 @@ impl Lease {
             state.closed = Some(Closed { rest, turn });
             Some(rest)
         } else {
-            let is_open = state.lanes.get(&self.lane).is_none_or(|recovery| recovery.is_open(now));
-            if trouble == Trouble::Failing && is_open && !is_given_up {
+            let is_trusted = state.lanes.get(&self.lane).is_none_or(|recovery| recovery.is_trusted(now));
+            if trouble == Trouble::Failing && is_trusted && !is_given_up {
                 return None;
             }
-            match state.recovery(&self.lane, now).fail(self.turn, turn, trouble, now, pace) {
+            let request = Request { began: self.turn, is_answered: self.is_answered.load(Ordering::Relaxed) };
+            match state.recovery(&self.lane, now).fail(request, turn, trouble, now, pace) {
                 Follows::Nothing => return None,
                 Follows::Doubt => None,
                 Follows::Rest(rest) => Some(rest),
@@ -404,7 +426,13 @@ mod tests {
         for n in 1..500 {
             // The first rests longest.
             let trouble = Trouble::RateLimited(Some(at(if n == 1 { 60 } else { 30 })));
-            state.recovery(&lane(n), at(0)).fail(2 * n, 2 * n + 1, trouble, at(0), pace);
+            state.recovery(&lane(n), at(0)).fail(
+                Request { began: 2 * n, is_answered: false },
+                2 * n + 1,
+                trouble,
+                at(0),
+                pace,
+            );
         }
         assert_eq!(state.lanes.len(), LANES);
         assert!(matches!(state.standing(&lane(1), at(1), None), Standing::Resting(..)));

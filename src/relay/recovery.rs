@@ -112,6 +112,8 @@ pub(super) struct Recovery {
     failures: u32,
     /// How many requests in a row have failed of which it is not known that the account was the reason.
     doubts: u32,
+    /// How many answers in a row broke off after they had begun.
+    breaks: u32,
     /// How many requests there may be at once of those that began since.
     allowed: u32,
     /// Since when so many; none: nobody has asked it since.
@@ -131,6 +133,15 @@ pub(super) enum Standing {
     Resting(Rest, Option<Arc<Queue>>),
 }
 
+/// A request that went wrong.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Request {
+    /// Its number.
+    pub(super) began: u64,
+    /// Whether its answer had begun.
+    pub(super) is_answered: bool,
+}
+
 /// What follows from a request that went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Follows {
@@ -148,6 +159,7 @@ impl Recovery {
             rest: None,
             failures: 0,
             doubts: 0,
+            breaks: 0,
             allowed: u32::MAX,
             since: None,
             begun: 0,
@@ -155,28 +167,31 @@ impl Recovery {
         }
     }
 
-    /// A request that has this number went wrong, which has that number.
+    /// A request that has this number went wrong, which has that number; perhaps after its answer had begun.
     pub(super) fn fail(
         &mut self,
-        began: u64,
+        Request { began, is_answered }: Request,
         troubled_at: u64,
         trouble: Trouble,
         now: Timestamp,
         pace: Pace,
     ) -> Follows {
         if began < self.troubled_at {
-            let rest = trouble.rest(self.failures, now, pace);
-            match self.rest(now) {
-                // One trouble that several ran into, or another that is over sooner.
-                Some(known) if known.until >= rest.until => return Follows::Rest(known),
-                None if !trouble.is_told() => return Follows::Nothing,
-                // What the upstream tells holds, whomever it tells.
-                _ => return self.begin_rest(rest, troubled_at),
-            }
+            let (known, rest) = (self.rest(now), trouble.rest(self.failures, now, pace));
+            // What the upstream tells holds, whomever it tells; but not one trouble that several ran into, or one that is over sooner.
+            let is_new = trouble.is_told() && known.is_none_or(|known| known.until < rest.until);
+            return if is_new {
+                self.begin_rest(rest, troubled_at)
+            } else {
+                known.map_or(Follows::Nothing, Follows::Rest)
+            };
         }
-        if trouble == Trouble::Failing && self.is_open(now) && self.doubts + 1 < SEVERAL {
-            self.doubts += 1;
-            return Follows::Doubt;
+        if trouble == Trouble::Failing {
+            let in_a_row = if is_answered { &mut self.breaks } else { &mut self.doubts };
+            *in_a_row = in_a_row.saturating_add(1);
+            if *in_a_row < SEVERAL && self.is_trusted(now) {
+                return Follows::Doubt;
+            }
         }
         self.failures = self.failures.saturating_add(1);
         self.begin_rest(trouble.rest(self.failures, now, pace), troubled_at)
@@ -188,9 +203,9 @@ impl Recovery {
         Follows::Rest(rest)
     }
 
-    /// Whether any number may begin.
-    pub(super) fn is_open(&self, now: Timestamp) -> bool {
-        self.rest(now).is_none() && self.allowed(now) >= MANY
+    /// Whether the upstream has taken a request since it went wrong: then one that fails may be itself the reason.
+    pub(super) fn is_trusted(&self, now: Timestamp) -> bool {
+        self.rest(now).is_none() && self.failures == 0
     }
 
     /// Whether one may begin who has this place in a queue, or none.
@@ -228,7 +243,20 @@ impl Recovery {
         let allowed = self.allowed(now).saturating_mul(2);
         (self.rest, self.failures, self.doubts, self.allowed, self.since) = (None, 0, 0, allowed, Some(now));
         self.queue.call(allowed.saturating_sub(self.begun));
-        allowed >= MANY
+        self.is_over(now)
+    }
+
+    /// An answer came to its end. Returns whether there is nothing more to be minded.
+    pub(super) fn complete(&mut self, began: u64, now: Timestamp) -> bool {
+        if self.is_older(began) {
+            return false;
+        }
+        self.breaks = 0;
+        self.is_over(now)
+    }
+
+    fn is_over(&self, now: Timestamp) -> bool {
+        self.is_trusted(now) && self.doubts == 0 && self.breaks == 0 && self.allowed(now) >= MANY
     }
 
     /// Whether a request began before the last trouble.
@@ -343,8 +371,16 @@ mod tests {
         }
     }
 
+    fn request(began: u64) -> Request {
+        Request { began, is_answered: false }
+    }
+
+    fn fail(recovery: &mut Recovery, began: u64) -> Follows {
+        recovery.fail(request(began), began + 1, Trouble::Failing, at(0), PACE)
+    }
+
     fn failed(recovery: &mut Recovery, began: u64, number: u64, now: Timestamp) -> Option<i64> {
-        match recovery.fail(began, number, Trouble::Overloaded(None), now, PACE) {
+        match recovery.fail(request(began), number, Trouble::Overloaded(None), now, PACE) {
             Follows::Rest(rest) => Some((rest.until - now).num_milliseconds()),
             Follows::Doubt | Follows::Nothing => None,
         }
@@ -376,7 +412,7 @@ mod tests {
         // Another that ran into the same is told of more.
         let told = Rest { state: ClaudeAccountHealthState::RateLimited, until: at(30_000) };
         let limited = Trouble::RateLimited(Some(told.until));
-        assert_eq!(recovery.fail(2, 20, limited, at(1), PACE), Follows::Rest(told));
+        assert_eq!(recovery.fail(request(2), 20, limited, at(1), PACE), Follows::Rest(told));
         assert_eq!((recovery.rest(at(2)), recovery.failures), (Some(told), 8));
         // And of one that is told less it is not shortened.
         assert_eq!(failed(&mut recovery, 3, 21, at(2)), Some(29_998));
@@ -394,7 +430,7 @@ mod tests {
         assert_eq!(failed(&mut recovery, 1, 8, at(500)), None);
         let until = at(8_500);
         let rest = Rest { state: ClaudeAccountHealthState::Overloaded, until };
-        let follows = recovery.fail(1, 9, Trouble::Overloaded(Some(until)), at(500), PACE);
+        let follows = recovery.fail(request(1), 9, Trouble::Overloaded(Some(until)), at(500), PACE);
         assert_eq!((follows, recovery.rest(at(600))), (Follows::Rest(rest), Some(rest)));
         // Then they come one by one again, whatever is still under way.
         recovery.end(7);
@@ -406,7 +442,6 @@ mod tests {
     #[test]
     fn one_that_fails_shuts_nobody_out_and_several_in_a_row_do() {
         let mut recovery = Recovery::new();
-        let fail = |recovery: &mut Recovery, number| recovery.fail(number, number + 1, Trouble::Failing, at(0), PACE);
         for number in [1, 3] {
             assert_eq!(fail(&mut recovery, number), Follows::Doubt);
             assert!((0..100).all(|_| is_ready(&recovery, at(0), None)));
@@ -415,9 +450,30 @@ mod tests {
         assert_eq!([5, 7].map(|number| fail(&mut recovery, number)), [Follows::Doubt; 2]);
         let rest = Rest { state: ClaudeAccountHealthState::Failing, until: at(250) };
         assert_eq!(fail(&mut recovery, 9), Follows::Rest(rest));
-        // From then on each does, until it is used as much as before.
-        let follows = recovery.fail(11, 12, Trouble::Failing, at(250), PACE);
+        // The first after that does by itself. Once one has succeeded, one that fails may be the reason again.
+        let follows = recovery.fail(request(11), 12, Trouble::Failing, at(250), PACE);
         assert_eq!(follows, Follows::Rest(Rest { until: at(750), ..rest }));
+        recovery.begin(at(750));
+        assert!(!recovery.succeed(13, at(750)));
+        assert_eq!(recovery.fail(request(14), 15, Trouble::Failing, at(750), PACE), Follows::Doubt);
+        assert_eq!(recovery.allowed(at(750)), 2);
+        // One that began before the rest, and is told nothing, changes nothing.
+        assert_eq!(recovery.fail(request(2), 16, Trouble::Failing, at(750), PACE), Follows::Nothing);
+    }
+
+    #[test]
+    fn answers_that_break_off_are_counted_until_one_comes_to_its_end() {
+        let mut recovery = Recovery::new();
+        let breaks = |recovery: &mut Recovery, began: u64| {
+            let request = Request { began, is_answered: true };
+            matches!(recovery.fail(request, began + 1, Trouble::Failing, at(0), PACE), Follows::Rest(_))
+        };
+        let pass = |recovery: &mut Recovery, began: u64| (recovery.succeed(began, at(0)), breaks(recovery, began));
+        assert_eq!(pass(&mut recovery, 1), (true, false));
+        assert_eq!(pass(&mut recovery, 3), (false, false));
+        assert!(recovery.complete(4, at(0)));
+        assert_eq!([5, 7].map(|began| pass(&mut recovery, began).1), [false; 2]);
+        assert_eq!(pass(&mut recovery, 9), (false, true));
     }
 
     #[test]

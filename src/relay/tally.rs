@@ -225,6 +225,9 @@ impl Tally {
     /// The caller has all of it.
     pub(super) fn ends(&mut self) {
         self.is_answered = true;
+        if let Some(lease) = &self.lease {
+            lease.completed();
+        }
     }
 
     /// What was used, and whether some of that is a guess.

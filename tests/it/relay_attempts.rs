@@ -148,6 +148,33 @@ both_databases! {
         relayed.until_health("FAILING").await;
     }
 
+    async fn an_account_whose_answers_all_break_off_rests(app: TestApp) {
+        let app = app.relaying(RelayLimits { retry: Duration::from_secs(10), ..QUICK }).await;
+        let relayed = Relayed::new(&app).await;
+        relayed.second(json!({ "priority": 5 })).await;
+        relayed.claude.will(FIRST, vec![Reply::Stream(vec![beginning(), Step::Cut]); 3]);
+        // Each begins well, and says no more.
+        for _ in 0..3 {
+            assert!(relayed.stream().await.text().await.unwrap().contains("api_error"));
+        }
+        assert_eq!(relayed.send().await.status(), 200);
+        assert_eq!(relayed.claude.keys(), [FIRST, FIRST, FIRST, SECOND]);
+    }
+
+    async fn a_request_that_fails_in_the_ramp_keeps_no_other_waiting(app: TestApp) {
+        let app = app.relaying(RelayLimits { patience: Duration::ZERO, retry: Duration::from_secs(10), ..QUICK }).await;
+        let relayed = Relayed::new(&app).await;
+        relayed.claude.will(FIRST, [Reply::rate_limited(5)]);
+        assert_eq!(relayed.send().await.status(), 429);
+        app.advance(6);
+        assert_eq!(relayed.send().await.status(), 200);
+        // An answer that is given up at once.
+        relayed.claude.will(FIRST, [Reply::Body(302, "text/plain", String::new())]);
+        for status in [502, 200] {
+            assert_eq!(relayed.send().await.status(), status);
+        }
+    }
+
     async fn an_account_that_rests_for_long_is_not_waited_for_while_another_is_idle(app: TestApp) {
         let app = app.relaying(RelayLimits { retry: Duration::from_secs(4), ..QUICK }).await;
         let relayed = Relayed::new(&app).await;
