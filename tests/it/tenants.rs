@@ -408,13 +408,12 @@ both_databases! {
             let field = name.strip_prefix("Subscription.").unwrap();
             let query = format!("subscription {{ {field} {{ {shown} }} }}");
             let mut following = Vec::new();
-            for (admin, _) in &callers {
+            for (admin, active) in [(&callers[0].0, 2), (&callers[1].0, 4)] {
                 let mut socket = Socket::connected(&app, admin).await;
                 socket.follow(&app, "1", &query).await;
-                let stream = EventStream::open(admin, &query).await;
+                let stream = EventStream::open(admin, &query).await.begun(&app, active).await;
                 following.push((socket, stream));
             }
-            until_gauge(&app, "claviger_subscriptions_active", 4).await;
             // One after the other: what each hears next is its own, though the other's came before.
             for nth in 0..4 {
                 let at = nth % 2;

@@ -222,10 +222,13 @@ pub(crate) async fn gauge(app: &TestApp, name: &str) -> i64 {
 
 /// Waits until a metric has a value.
 pub(crate) async fn until_gauge(app: &TestApp, name: &str, value: i64) {
-    in_time(name, async {
-        while gauge(app, name).await != value {
+    let mut found = gauge(app, name).await;
+    let reached = async {
+        while found != value {
             tokio::time::sleep(Duration::from_millis(5)).await;
+            found = gauge(app, name).await;
         }
-    })
-    .await;
+    };
+    let in_time = tokio::time::timeout(NEVER, reached).await;
+    assert!(in_time.is_ok(), "{name}: {found}, not {value}");
 }
