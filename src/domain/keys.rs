@@ -116,52 +116,34 @@ pub async fn rotate(cx: Cx<'_>, most: i64, mut progress: impl FnMut(&Rotated)) -
         let actor = Actor::system(organization);
         let cx = Cx { actor: &actor, ..cx };
         for version in &older {
-            let mut after = None;
-            loop {
-                let batch = tried_again(async || secrets(cx, version, after, most).await).await?;
-                after = batch.last;
-                if !note(&mut rotated, batch, &mut progress) {
-                    break;
-                }
-            }
-            let mut after = None;
-            loop {
-                let batch = tried_again(async || upstream_keys(cx, version, after, most).await).await?;
-                after = batch.last;
-                if !note(&mut rotated, batch, &mut progress) {
-                    break;
-                }
-            }
-            let mut after = None;
-            loop {
-                let batch = tried_again(async || mails(cx, version, after, most).await).await?;
-                after = batch.last;
-                if !note(&mut rotated, batch, &mut progress) {
-                    break;
-                }
-            }
-            let mut after = None;
-            loop {
-                let batch = tried_again(async || system_prompts(cx, version, after, most).await).await?;
-                after = batch.last;
-                if !note(&mut rotated, batch, &mut progress) {
-                    break;
-                }
-            }
-            let mut after = None;
-            loop {
-                let batch = tried_again(async || conversation_messages(cx, version, after, most).await).await?;
-                after = batch.last;
-                if !note(&mut rotated, batch, &mut progress) {
-                    break;
-                }
-            }
+            all(&mut rotated, &mut progress, async |after| secrets(cx, version, after, most).await).await?;
+            all(&mut rotated, &mut progress, async |after| upstream_keys(cx, version, after, most).await).await?;
+            all(&mut rotated, &mut progress, async |after| mails(cx, version, after, most).await).await?;
+            all(&mut rotated, &mut progress, async |after| system_prompts(cx, version, after, most).await).await?;
+            all(&mut rotated, &mut progress, async |after| conversation_messages(cx, version, after, most).await)
+                .await?;
             note(&mut rotated, tried_again(async || seal(cx, version).await).await?, &mut progress);
         }
     }
     // Not sealed anew: another takes its place.
     password_key::rotate(cx.services).await?;
     Ok(rotated)
+}
+
+/// Does one batch of a kind of records after the other, until there are no more.
+async fn all<P: Copy>(
+    rotated: &mut Rotated,
+    progress: &mut impl FnMut(&Rotated),
+    next: impl AsyncFn(Option<P>) -> Result<Batch<P>>,
+) -> Result<()> {
+    let mut after = None;
+    loop {
+        let batch = tried_again(async || next(after).await).await?;
+        after = batch.last;
+        if !note(rotated, batch, progress) {
+            return Ok(());
+        }
+    }
 }
 
 /// Does what another change may get in the way of: it is there the next time, and is seen; or both waited for each other, and it was
