@@ -2,12 +2,14 @@
 //! They know of no users: what is said, in whose name and what is kept of it is the domain's.
 //!
 //! `pool.rs` gives places to whoever wants to say something, `process.rs` starts a process, `keeper.rs` watches over one as long as it
-//! lives, `protocol.rs` speaks its language, `supervisor.rs` sees to it that none outlives the server.
+//! lives, `protocol.rs` speaks its language, `supervisor.rs` sees to it that none outlives the server, nor what it
+//! has started, which `processes.rs` finds.
 
 mod history;
 mod keeper;
 mod pool;
 mod process;
+mod processes;
 mod protocol;
 pub mod supervisor;
 

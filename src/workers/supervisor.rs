@@ -1,15 +1,17 @@
 //! Stands between the server and a Claude CLI process, as a process of its own: `claviger worker`. Whatever becomes of the server, the
-//! pipe between them ends with it; then the CLI is told to end, and what is left of its process group a moment later is killed.
+//! pipe between them ends with it; then the CLI is told to end, and what is left a moment later of all that it has started is killed.
 
 use std::ffi::OsString;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{ChildStdin, Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process_group, waitid};
+
+use super::processes::{children, descendants, kill_all};
 
 /// How long the CLI may take to end by itself.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
@@ -23,10 +25,15 @@ enum Seen {
     ServerIsGone,
 }
 
-/// Runs a program with its arguments and hands on what comes in; what it says goes out by itself. Ends as it ends.
+/// Runs a program with its arguments and hands on what comes in; what it says goes out by itself. Ends as it ends. It runs in a process
+/// that does nothing else.
 #[must_use]
 pub fn run(command: &[OsString]) -> ExitCode {
     let Some((program, arguments)) = command.split_first() else { return ExitCode::from(2) };
+    if let Err(error) = stand() {
+        eprintln!("a process of the Claude CLI cannot be watched over: {error}");
+        return ExitCode::from(1);
+    }
     // A group of its own, with all that it starts.
     let child = Command::new(program).args(arguments).stdin(Stdio::piped()).process_group(0).spawn();
     let mut child = match child {
@@ -36,7 +43,7 @@ pub fn run(command: &[OsString]) -> ExitCode {
             return ExitCode::from(127);
         }
     };
-    let group = Pid::from_child(&child);
+    let cli = Pid::from_child(&child);
     let (to_here, seen) = channel();
     let (to_program, said) = channel();
     let (stdin, from_server) = (child.stdin.take(), to_here.clone());
@@ -44,9 +51,11 @@ pub fn run(command: &[OsString]) -> ExitCode {
     thread::spawn(move || {
         let mut from = std::io::stdin().lock();
         let mut buffer = vec![0; 64 * 1024];
-        while let Ok(length @ 1..) = from.read(&mut buffer) {
-            if to_program.send(buffer[..length].to_vec()).is_err() {
-                break;
+        loop {
+            match from.read(&mut buffer) {
+                Ok(length @ 1..) if to_program.send(buffer[..length].to_vec()).is_ok() => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                _ => break,
             }
         }
         drop(to_program);
@@ -54,17 +63,45 @@ pub fn run(command: &[OsString]) -> ExitCode {
     });
     thread::spawn(move || hand_on(&said, stdin));
     thread::spawn(move || {
-        // It is not waited for here: until that, nobody else gets the number of its group.
-        let _ = waitid(WaitId::Pid(group), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
+        wait_for(cli);
         to_here.send(Seen::Ended)
     });
     if seen.recv() == Ok(Seen::ServerIsGone) {
         let _ = seen.recv_timeout(GRACE);
     }
-    // It, or what it has started and left.
-    let _ = kill_process_group(group, Signal::KILL);
+    // It, and what it has started and left: its group, and whatever has a group or a session of its own, as the commands of its tools.
+    let _ = kill_process_group(cli, Signal::KILL);
+    kill_all(|| {
+        reap(cli);
+        descendants(getpid()).into_iter().filter(|pid| *pid != cli).collect()
+    });
     let code = child.wait().ok().and_then(|status| status.code());
     ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
+/// Becomes the parent of whatever that program leaves, so that nothing gets away.
+fn stand() -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    rustix::process::set_child_subreaper(Some(getpid()))?;
+    Ok(())
+}
+
+/// Waits until the CLI has ended, and lets go meanwhile of what it has left that ends. It is not let go itself: until then, nobody else
+/// gets the number of its group.
+fn wait_for(cli: Pid) {
+    let seen = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    while waitid(WaitId::All, seen).is_ok()
+        && matches!(waitid(WaitId::Pid(cli), seen | WaitIdOptions::NOHANG), Ok(None))
+    {
+        reap(cli);
+    }
+}
+
+/// Lets go of all that have ended but the CLI.
+fn reap(cli: Pid) {
+    for child in children(getpid()).into_iter().filter(|pid| *pid != cli) {
+        let _ = waitid(WaitId::Pid(child), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+    }
 }
 
 /// Hands on what the server says until it says no more, or nobody listens.

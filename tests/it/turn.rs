@@ -2,9 +2,9 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use claviger::workers::supervisor;
 use serde_json::{Value, json};
 
 use crate::audit::entries;
@@ -64,8 +64,14 @@ async fn settled(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     panic!("{what} did not come");
 }
 
-fn is_alive(pid: &str) -> bool {
-    Path::new("/proc").join(pid).exists()
+/// Whether any of some processes runs.
+fn is_alive(pids: &str) -> bool {
+    pids.split(' ').any(|pid| Path::new("/proc").join(pid).exists())
+}
+
+/// Whether all of some processes run.
+fn are_alive(pids: &str) -> bool {
+    pids.split(' ').all(is_alive)
 }
 
 /// The longest text, which is more than the pipe to a process holds.
@@ -348,7 +354,7 @@ async fn a_process_that_hangs_is_ended_with_all_that_it_has_started() {
     let admin = app.admin().await;
     let conversation = create(&admin, json!({})).await["id"].clone();
     let pid = send(&admin, &conversation, "!pid").await;
-    assert!(is_alive(&pid));
+    assert!(pid.contains(' ') && are_alive(&pid), "{pid}");
     assert_eq!(try_send(&admin, &conversation, "!hang").await.code(), "TIMEOUT");
     settled("its end", async || !is_alive(&pid)).await;
     assert_eq!(send(&admin, &conversation, "Hello").await, "Answer 2");
@@ -502,6 +508,7 @@ on_both! {
         for conversation in [&conversation, &others[0], &others[1]] {
             pids.push(send(&admin, conversation, "!pid").await);
         }
+        assert!(pids.iter().all(|pids| are_alive(pids)));
         assert_eq!(send(&admin, &others[1], "!deaf").await, "Deaf");
         // One is idle, one in the middle of an answer, and one does not read what is said.
         let asked = [(&conversation, "!hang".to_owned()), (&others[1], longest())].map(|(conversation, text)| {
@@ -530,8 +537,8 @@ on_both! {
 
 #[test]
 fn a_program_that_cannot_be_started_is_told_of() {
-    assert_eq!(
-        format!("{:?}", supervisor::run(&["/nowhere/claude".into()])),
-        format!("{:?}", std::process::ExitCode::from(127))
-    );
+    let mut command = Command::new(env!("CARGO_BIN_EXE_claviger"));
+    let output = command.args(["worker", "--", "/nowhere/claude"]).env_clear().output().unwrap();
+    assert_eq!(output.status.code(), Some(127));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("/nowhere/claude: "), "{output:?}");
 }

@@ -1,0 +1,51 @@
+//! What runs on the machine, by `/proc`: where there is none, which is anywhere but on Linux, nothing is found.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// What is killed takes a moment to go.
+const MOMENT: Duration = Duration::from_millis(10);
+
+/// All processes, with their parents.
+fn all() -> impl Iterator<Item = (Pid, Pid)> {
+    numbers().filter_map(|pid| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name before it may have anything in it.
+        let (_, rest) = stat.rsplit_once(") ")?;
+        let parent = rest.split(' ').nth(1)?.parse().ok()?;
+        Some((Pid::from_raw(pid)?, Pid::from_raw(parent)?))
+    })
+}
+
+fn numbers() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// The processes that one has started and that are not waited for, those that have ended among them.
+pub(super) fn children(of: Pid) -> Vec<Pid> {
+    all().filter(|(_, parent)| *parent == of).map(|(pid, _)| pid).collect()
+}
+
+/// Those, and all that they have started.
+pub(super) fn descendants(of: Pid) -> Vec<Pid> {
+    let all: Vec<_> = all().collect();
+    let (mut found, mut seen) = (vec![of], 0);
+    while let Some(&parent) = found.get(seen) {
+        let more = all.iter().filter(|(pid, of)| *of == parent && !found.contains(pid)).map(|(pid, _)| *pid);
+        let more: Vec<_> = more.collect();
+        found.extend(more);
+        seen += 1;
+    }
+    found.split_off(1)
+}
+
+/// Kills until there are none that can be killed: those that are found may start others meanwhile.
+pub(super) fn kill_all(find: impl Fn() -> Vec<Pid>) {
+    while find().into_iter().filter(|pid| kill_process(*pid, Signal::KILL).is_ok()).count() > 0 {
+        thread::sleep(MOMENT);
+    }
+}
