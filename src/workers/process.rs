@@ -15,6 +15,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 
 use super::history::{Said, transcript};
+use super::processes::kill_all_with;
 use super::supervisor::GRACE;
 use crate::crypto::SecretText;
 use crate::model::CLI_TOOLS;
@@ -25,6 +26,8 @@ const MAX_LINE: usize = 16 * 1024 * 1024;
 const COMPLAINT: usize = 300;
 /// What of the server's environment a process gets.
 const INHERITED: [&str; 7] = ["PATH", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS"];
+/// The variable by which all that a process has started is known: each has a folder of its own.
+const MARK: &str = "TMPDIR";
 /// What it does without: calls to anywhere but the upstream, updates of itself, what it would keep on the disk, and files that a text
 /// names: `@/etc/passwd` in what somebody says would be read to them, whichever tools are allowed.
 const SWITCHES: [&str; 11] = [
@@ -151,8 +154,10 @@ impl Process {
         command.args(["worker", "--"]).arg(&setup.program).args(arguments).current_dir(&work).env_clear();
         command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         command.envs(SWITCHES.map(|name| (name, "1")));
-        command.env("HOME", &config).env("CLAUDE_CONFIG_DIR", &config).env("TMPDIR", &work);
+        command.env("HOME", &config).env("CLAUDE_CONFIG_DIR", &config).env(MARK, &work);
         command.env("ANTHROPIC_BASE_URL", &opening.base_url).env("ANTHROPIC_API_KEY", opening.key.expose());
+        // A signal for the server's group, as Ctrl-C sends one, is the server's, who still ends an answer as it should.
+        command.process_group(0);
         let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut child = spawned.inspect_err(clean)?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -187,9 +192,12 @@ impl Process {
         drop(stdin);
         // What it still says is for nobody.
         drop(lines);
-        // Not before its supervisor has had the time to end all that it has started, which nobody else knows.
-        if tokio::time::timeout(4 * GRACE, child.wait()).await.is_err() {
-            let _ = child.kill().await;
+        // Not before its supervisor has had the time to end all that it has started, which nobody else knows for sure.
+        let ended = tokio::time::timeout(4 * GRACE, child.wait()).await;
+        if !matches!(ended, Ok(Ok(status)) if status.code().is_some()) {
+            // It was killed, or does not get on: then all are killed that it watches over, and it with them.
+            let work = home.join("work");
+            let _ = tokio::task::spawn_blocking(move || kill_all_with(MARK, &work)).await;
         }
         let _ = fs::remove_dir_all(home);
         complaint.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -1,6 +1,8 @@
 //! What runs on the machine, by `/proc`: where there is none, which is anywhere but on Linux, nothing is found.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -43,9 +45,28 @@ pub(super) fn descendants(of: Pid) -> Vec<Pid> {
     found.split_off(1)
 }
 
+/// Those that were started with a variable in their environment that names a path. One that has ended has no environment any more.
+fn with_variable(name: &str, path: &Path) -> Vec<Pid> {
+    let wanted = [name.as_bytes(), b"=", path.as_os_str().as_bytes()].concat();
+    let has_it = |pid: &i32| {
+        let variables = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        variables.split(|byte| *byte == 0).any(|variable| variable == wanted)
+    };
+    numbers().filter(has_it).filter_map(Pid::from_raw).collect()
+}
+
 /// Kills until there are none that can be killed: those that are found may start others meanwhile.
-pub(super) fn kill_all(find: impl Fn() -> Vec<Pid>) {
+pub(super) fn kill_all(mut find: impl FnMut() -> Vec<Pid>) {
     while find().into_iter().filter(|pid| kill_process(*pid, Signal::KILL).is_ok()).count() > 0 {
         thread::sleep(MOMENT);
     }
+}
+
+/// Kills whatever was started with a variable that names a path, for a while: what the kernel does not let go is not waited for.
+pub(super) fn kill_all_with(name: &str, path: &Path) {
+    let mut left = 100;
+    kill_all(|| {
+        left -= 1;
+        if left > 0 { with_variable(name, path) } else { Vec::new() }
+    });
 }

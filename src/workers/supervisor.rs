@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process_group, waitid};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::processes::{children, descendants, kill_all};
 
@@ -26,7 +27,7 @@ enum Seen {
 }
 
 /// Runs a program with its arguments and hands on what comes in; what it says goes out by itself. Ends as it ends. It runs in a process
-/// that does nothing else.
+/// that does nothing else, and within a runtime.
 #[must_use]
 pub fn run(command: &[OsString]) -> ExitCode {
     let Some((program, arguments)) = command.split_first() else { return ExitCode::from(2) };
@@ -79,8 +80,13 @@ pub fn run(command: &[OsString]) -> ExitCode {
     ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
-/// Becomes the parent of whatever that program leaves, so that nothing gets away.
+/// Outlives what would end it before its program, and becomes the parent of whatever that program leaves, so that nothing gets away.
 fn stand() -> io::Result<()> {
+    // The end of its input is its signal. Taken instead of ignored: what is ignored would be ignored by the program, too.
+    for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        // What is not looked at stays taken.
+        drop(signal(kind)?);
+    }
     #[cfg(target_os = "linux")]
     rustix::process::set_child_subreaper(Some(getpid()))?;
     Ok(())

@@ -74,6 +74,11 @@ fn are_alive(pids: &str) -> bool {
     pids.split(' ').all(is_alive)
 }
 
+fn signal(name: &str, pid: &Value) {
+    let sent = Command::new("kill").args(["-s", name, &pid.to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
 /// The longest text, which is more than the pipe to a process holds.
 fn longest() -> String {
     "x".repeat(100_000)
@@ -363,6 +368,47 @@ async fn a_process_that_hangs_is_ended_with_all_that_it_has_started() {
     assert_eq!(send(&admin, &conversation, "!deaf").await, "Deaf");
     assert_eq!(try_send(&admin, &conversation, &longest()).await.code(), "TIMEOUT");
     settled("its end", async || !is_alive(&pid)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn signals_that_stop_the_server_end_no_process_in_the_middle_of_an_answer() {
+    let app = TestApp::sqlite().await;
+    let admin = app.admin().await;
+    let conversation = create(&admin, json!({})).await["id"].clone();
+    let mut socket = Socket::connected(&app, &admin).await;
+    socket.subscribe("a", &streaming(&conversation, "!slow")).await;
+    assert_eq!(socket.event("a").await["messageStream"]["text"], "Slow");
+    // As a service manager does, and a terminal that is closed.
+    let pid = until(&admin, &conversation, "BUSY").await["pid"].clone();
+    for name in ["TERM", "INT", "HUP"] {
+        signal(name, &pid);
+    }
+    // Ctrl-C goes to the group of the server alone.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    assert_eq!(stat.rsplit_once(") ").unwrap().1.split(' ').nth(2), Some(pid.to_string().as_str()));
+    socket.send(json!({ "id": "a", "type": "complete" })).await;
+    settled("the end", async || said(&admin, &conversation).await.len() == 2).await;
+    assert_eq!(said(&admin, &conversation).await[1].1, "Slow");
+    assert_eq!(send(&admin, &conversation, "Hello").await, "Answer 2");
+    assert_eq!(until(&admin, &conversation, "IDLE").await["pid"], pid);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_supervisor_that_is_killed_or_stopped_leaves_no_process() {
+    let app = app_with(TestDatabase::sqlite(), &[("WORKER_TIMEOUT", "2")]).await;
+    let admin = app.admin().await;
+    for name in ["KILL", "STOP"] {
+        let conversation = create(&admin, json!({})).await["id"].clone();
+        let pids = send(&admin, &conversation, "!pid").await;
+        let supervisor = until(&admin, &conversation, "IDLE").await["pid"].clone();
+        // Deaf: it does not notice that its input has ended.
+        assert_eq!(send(&admin, &conversation, "!deaf").await, "Deaf");
+        assert!(are_alive(&pids));
+        signal(name, &supervisor);
+        // The next process says it, or nobody does in time.
+        try_send(&admin, &conversation, &longest()).await;
+        settled("their end", async || !is_alive(&pids) && !is_alive(&supervisor.to_string())).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
