@@ -3,6 +3,7 @@
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -26,6 +27,8 @@ use crate::store::message::{self as messages, Message};
 use crate::workers::{Answer, Context, Event, Failure, NoPlace, Opening, Place, Said, Turn};
 
 const TEXT_LENGTH: usize = 100_000;
+/// How much of an answer may wait to be read, in bytes: who leaves more has left.
+const MOST_UNREAD: usize = 1024 * 1024;
 /// When it is worth to ask again that was refused for too many ask.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -85,9 +88,35 @@ pub async fn send(cx: Cx<'_>, input: Send) -> Result<Kept> {
 
 /// An answer as it comes. Dropped, it ends as it is.
 pub struct Streamed {
-    events: mpsc::Receiver<TurnEvent>,
+    events: mpsc::UnboundedReceiver<(TurnEvent, usize)>,
     next: Option<TurnEvent>,
+    unread: Arc<AtomicUsize>,
     _left: DropGuard,
+}
+
+/// Where an answer is told. It never waits for whoever reads it: with it would wait a process, which others need.
+struct Teller {
+    events: mpsc::UnboundedSender<(TurnEvent, usize)>,
+    unread: Arc<AtomicUsize>,
+}
+
+impl Teller {
+    /// Whether somebody is there who reads.
+    fn tell(&self, event: TurnEvent) -> bool {
+        let told = match &event {
+            TurnEvent::Text(text) => text.len(),
+            TurnEvent::ToolUse { name, input } => name.len() + input.to_string().len(),
+            TurnEvent::Kept(_) | TurnEvent::Failed(_) => 0,
+        };
+        let size = told + size_of::<TurnEvent>();
+        // What comes at once may be larger: that nobody reads shows at the next.
+        self.unread.fetch_add(size, Ordering::Relaxed) <= MOST_UNREAD && self.events.send((event, size)).is_ok()
+    }
+
+    /// Whoever has left knows.
+    fn end(&self, event: TurnEvent) {
+        let _ = self.events.send((event, 0));
+    }
 }
 
 impl std::fmt::Debug for Streamed {
@@ -99,12 +128,16 @@ impl std::fmt::Debug for Streamed {
 impl Streamed {
     /// What happens next; text that is there already at once. None: nothing does any more. Given up, nothing is lost.
     pub async fn next(&mut self) -> Option<TurnEvent> {
-        let first = match self.next.take() {
-            Some(event) => event,
-            None => self.events.recv().await?,
+        let first = if let Some(event) = self.next.take() {
+            event
+        } else {
+            let (event, size) = self.events.recv().await?;
+            self.unread.fetch_sub(size, Ordering::Relaxed);
+            event
         };
         let TurnEvent::Text(mut text) = first else { return Some(first) };
-        while let Ok(event) = self.events.try_recv() {
+        while let Ok((event, size)) = self.events.try_recv() {
+            self.unread.fetch_sub(size, Ordering::Relaxed);
             match event {
                 TurnEvent::Text(more) => text += &more,
                 other => {
@@ -133,7 +166,9 @@ pub struct Asking {
 /// Says something, and tells what is answered as it comes. No mutation: it sees to its entry in the audit log by itself.
 #[must_use]
 pub fn stream(asking: Asking, input: Send) -> Streamed {
-    let (to_caller, events) = mpsc::channel(64);
+    let (to_caller, events) = mpsc::unbounded_channel();
+    let unread = Arc::<AtomicUsize>::default();
+    let teller = Teller { events: to_caller, unread: unread.clone() };
     let left = CancellationToken::new();
     let turns = asking.services.turns.clone();
     let token = left.clone();
@@ -141,7 +176,7 @@ pub fn stream(asking: Asking, input: Send) -> Streamed {
         let Asking { services, actor, origin, operation } = &asking;
         let record = Record::default();
         let cx = Cx { services, actor, origin, operation, record: &record, deadline: None };
-        let done = run(cx, input, &token, Some(&to_caller)).await;
+        let done = run(cx, input, &token, Some(&teller)).await;
         if let Err(error) = &done
             && let Err(error) = record_failure(cx, AuditAction::Update, ResourceType::Conversation, error).await
         {
@@ -150,11 +185,9 @@ pub fn stream(asking: Asking, input: Send) -> Streamed {
                 "that a turn has failed stands not in the audit log"
             );
         }
-        // Whoever has left knows.
-        let told = done.map_or_else(TurnEvent::Failed, |kept| TurnEvent::Kept(Box::new(kept)));
-        let _ = to_caller.send(told).await;
+        teller.end(done.map_or_else(TurnEvent::Failed, |kept| TurnEvent::Kept(Box::new(kept))));
     });
-    Streamed { events, next: None, _left: left.drop_guard() }
+    Streamed { events, next: None, unread, _left: left.drop_guard() }
 }
 
 /// What is to be said, checked.
@@ -168,12 +201,7 @@ struct Turned {
     at: Timestamp,
 }
 
-async fn run(
-    cx: Cx<'_>,
-    input: Send,
-    left: &CancellationToken,
-    told: Option<&mpsc::Sender<TurnEvent>>,
-) -> Result<Kept> {
+async fn run(cx: Cx<'_>, input: Send, left: &CancellationToken, told: Option<&Teller>) -> Result<Kept> {
     let turned = prepare(cx, input).await?;
     if cx.services.workers.program().is_none() || cx.services.workers.base_url().is_none() {
         cx.services.workers.note_missing(turned.own.permit.organization());
@@ -234,7 +262,7 @@ async fn answered(
     cx: Cx<'_>,
     turned: &Turned,
     left: &CancellationToken,
-    told: Option<&mpsc::Sender<TurnEvent>>,
+    mut told: Option<&Teller>,
 ) -> Result<(Answer, Turn)> {
     let budget = cx.services.turn_limits.budget;
     let context = context(cx, turned, turned.conversation.message_count);
@@ -265,10 +293,9 @@ async fn answered(
                 Event::Over(over) => break over,
             };
             is_silent = false;
-            if let Some(told) = told
-                && told.send(event).await.is_err()
-            {
+            if told.is_some_and(|told| !told.tell(event)) {
                 turn.interrupt();
+                told = None;
             }
         };
         match over {

@@ -18,6 +18,8 @@ use crate::model::{OrganizationId, WorkerId};
 const START: Duration = Duration::from_secs(60);
 /// How long a turn may take to end that is interrupted.
 const STOP: Duration = Duration::from_secs(5);
+/// How long an answer may take to be kept.
+const KEPT: Duration = Duration::from_secs(60);
 /// No turn says more.
 const MOST_SAID: usize = 64 * 1024 * 1024;
 /// No turn has more lines that are none of the language.
@@ -144,7 +146,7 @@ pub(super) async fn keep(shared: Arc<Shared>, start: Start, mut jobs: mpsc::Rece
         Ok(process) => process,
         Err(failure) => {
             shared.gone(id, of_itself(&failure));
-            let _ = job.events.send(Event::Over(Err(failure))).await;
+            tell_end(&job.events, Err(failure)).await;
             return;
         }
     };
@@ -155,14 +157,14 @@ pub(super) async fn keep(shared: Arc<Shared>, start: Start, mut jobs: mpsc::Rece
         match turn.run(&text).await {
             Ok(answer) => {
                 shared.answered(id);
-                if events.send(Event::Over(Ok(answer))).await.is_err() {
+                if !tell_end(&events, Ok(answer)).await {
                     break None;
                 }
             }
             Err(failure) => break Some((failure, Some(events))),
         }
         // Not kept, it knows more than the conversation has.
-        let Ok(()) = kept.await else { break None };
+        let Ok(Ok(())) = timeout(KEPT, kept).await else { break None };
         job = match wait(&shared, id, &mut process, &mut jobs).await {
             Ok(job) => job,
             Err(failure) => break failure.map(|failure| (failure, None)),
@@ -179,8 +181,13 @@ pub(super) async fn keep(shared: Arc<Shared>, start: Start, mut jobs: mpsc::Rece
     });
     shared.gone(id, told.as_ref().and_then(|(failure, _)| of_itself(failure)));
     if let Some((failure, Some(events))) = told {
-        let _ = events.send(Event::Over(Err(failure))).await;
+        tell_end(&events, Err(failure)).await;
     }
+}
+
+/// Tells what has come of a turn, to whoever still takes it: nobody keeps a process by not doing so.
+async fn tell_end(events: &mpsc::Sender<Event>, end: Result<Answer, Failure>) -> bool {
+    matches!(timeout(STOP, events.send(Event::Over(end))).await, Ok(Ok(())))
 }
 
 /// What a process has failed by; none: it could do nothing for it.

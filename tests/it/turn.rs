@@ -93,6 +93,13 @@ fn streaming(conversation: &Value, text: &str) -> String {
     )
 }
 
+/// Says something as curl does.
+async fn posted(app: &TestApp, client: &Client, conversation: &Value, text: &str) -> reqwest::Response {
+    let path = format!("{}/v1/conversations/{}/messages", app.url, conversation.as_str().unwrap());
+    let request = client.http().post(path).bearer_auth(client.access_token.as_ref().unwrap());
+    request.json(&json!({ "text": text })).send().await.unwrap()
+}
+
 async fn app_with(database: TestDatabase, settings: &[(&'static str, &str)]) -> TestApp {
     TestApp::start(database, settings.iter().map(|(name, value)| (*name, (*value).to_owned()))).await
 }
@@ -423,6 +430,28 @@ async fn a_process_that_is_idle_ends_or_makes_room() {
     let pid = send(&admin, &b, "!pid").await;
     settled("its end", async || !is_alive(&pid)).await;
     settled("its end", async || workers(&admin).await.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_read_keeps_no_process_from_others() {
+    let app = app_with(TestDatabase::sqlite(), &[("MAX_WORKERS", "1")]).await;
+    let admin = app.admin().await;
+    let conversation = create(&admin, json!({})).await["id"].clone();
+    // More than the connection holds.
+    let unread = posted(&app, &admin, &conversation, "!much").await;
+    settled("the end", async || said(&admin, &conversation).await.len() == 2).await;
+    assert_eq!(said(&admin, &conversation).await[1].1, "Much");
+    let other = create(&admin, json!({})).await["id"].clone();
+    assert_eq!(send(&admin, &other, "Hello").await, "Answer 1");
+    assert_eq!(send(&admin, &conversation, "Hello").await, "Answer 2");
+    // What was not told is in what is kept, and that is told.
+    let mut stream = EventStream::of(unread);
+    let mut names = Vec::new();
+    while let Some((name, _)) = stream.event().await {
+        names.push(name);
+    }
+    assert_eq!(names.pop().unwrap(), "message_completed");
+    assert!(!names.is_empty() && names.iter().all(|name| name == "message_delta"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
