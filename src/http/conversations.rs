@@ -1,6 +1,7 @@
 //! `POST /v1/conversations/{id}/messages`: says something in a conversation, and tells the answer as it comes, by server-sent events.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,16 +14,16 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::graphql::{Unexecuted, authenticate, origin};
+use super::live::{Asker, Held, concerning};
 use super::observe::RequestContext;
 use super::rate_limit;
 use super::router::Server;
+use super::subscription::End;
 use crate::crypto::SecretText;
 use crate::domain::message::text_of;
 use crate::domain::turn::{Asking, Kept, Send, Streamed, TurnEvent, stream};
 use crate::domain::{self, Code, Cx, Error, Record};
 
-/// After so much silence a comment says that somebody is there.
-const SILENCE: Duration = Duration::from_secs(15);
 /// The largest body: the longest text, each character escaped.
 const MAX_BODY: usize = 2 * 1024 * 1024;
 /// The field, as the audit log and the metrics name it.
@@ -59,6 +60,7 @@ async fn begin(
     body: Body,
 ) -> Result<Started, Refused> {
     let address = context.client_address;
+    let changes = server.services.authenticator.changes();
     let asking = authenticate(server, headers, address).await?;
     if asking.is_refused {
         return Err(Error::unauthenticated().into());
@@ -81,39 +83,74 @@ async fn begin(
     };
     let input =
         Send { conversation_id: Some(id), text: SecretText::from(input.text), model: input.model, tools: input.tools };
-    let mut streamed = stream(asked.clone(), input);
+    let Some(held) = server.live.hold(&asked.actor, address) else {
+        return Err(Error::rate_limited("You have too many open sockets and streams.", Duration::from_secs(1)).into());
+    };
+    let caller = Asker { headers: headers.clone(), context: context.clone() };
+    let ended = Box::pin(caller.ended(server.clone(), concerning(changes, &asked.actor)));
+    let streamed = stream(asked.clone(), input);
+    let mut started = Started { asked, streamed, ended, first: None, _held: held };
     // What is refused at once has a status of its own.
-    match streamed.next().await {
-        Some(TurnEvent::Failed(error)) => Err(error.into()),
-        first => Ok(Started { asked, streamed, first }),
+    match started.next(server).await {
+        Told::Event(TurnEvent::Failed(error)) | Told::Ended(error) => Err(error.into()),
+        first => {
+            started.first = Some(first);
+            Ok(started)
+        }
     }
 }
 
-/// An answer that has begun.
+/// An answer that is waited for, or has begun.
 struct Started {
     asked: Asking,
     streamed: Streamed,
-    first: Option<TurnEvent>,
+    /// What the caller came with opens nothing any more.
+    ended: Pin<Box<dyn Future<Output = End> + std::marker::Send>>,
+    first: Option<Told>,
+    _held: Held,
+}
+
+/// What the caller is told next.
+enum Told {
+    Event(TurnEvent),
+    /// Nothing has happened; but somebody is there.
+    Silence,
+    /// Nothing more.
+    Ended(Error),
 }
 
 impl Started {
+    async fn next(&mut self, server: &Server) -> Told {
+        tokio::select! {
+            biased;
+            // Before what is answered: that is not theirs to read any more.
+            _ = &mut self.ended => Told::Ended(Error::unauthenticated()),
+            () = server.stop.cancelled() => Told::Ended(Error::away("The server is stopping.")),
+            event = self.streamed.next() => {
+                event.map_or_else(|| Told::Ended(Error::away("The answer broke off.")), Told::Event)
+            }
+            () = tokio::time::sleep(server.live.limits.keep_alive) => Told::Silence,
+        }
+    }
+
     fn into_response(self, server: &Arc<Server>) -> Response {
-        let stop = server.stop.clone();
+        let server = server.clone();
         let events = futures_util::stream::unfold(Some(self), move |started| {
-            let stop = stop.clone();
+            let server = server.clone();
             async move {
                 let mut started = started?;
-                let event = if let Some(event) = started.first.take() {
-                    Some(event)
-                } else {
-                    tokio::select! {
-                        event = started.streamed.next() => Some(event?),
-                        () = tokio::time::sleep(SILENCE) => None,
-                        () = stop.cancelled() => return None,
+                let told = match started.first.take() {
+                    Some(first) => first,
+                    None => started.next(&server).await,
+                };
+                let (bytes, is_over) = match told {
+                    Told::Silence => (Bytes::from_static(b":\n\n"), false),
+                    Told::Ended(error) => (started.told(TurnEvent::Failed(error)), true),
+                    Told::Event(event) => {
+                        let is_over = matches!(event, TurnEvent::Kept(_) | TurnEvent::Failed(_));
+                        (started.told(event), is_over)
                     }
                 };
-                let is_over = matches!(event, Some(TurnEvent::Kept(_) | TurnEvent::Failed(_)));
-                let bytes = event.map_or_else(|| Bytes::from_static(b":\n\n"), |event| started.told(event));
                 Some((Ok::<_, Infallible>(bytes), (!is_over).then_some(started)))
             }
         });

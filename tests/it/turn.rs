@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use claviger::http::LiveLimits;
 use serde_json::{Value, json};
 
 use crate::audit::entries;
@@ -452,6 +453,36 @@ async fn who_does_not_read_keeps_no_process_from_others() {
     }
     assert_eq!(names.pop().unwrap(), "message_completed");
     assert!(!names.is_empty() && names.iter().all(|name| name == "message_delta"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_end_with_what_they_were_asked_for_by_and_count_as_streams() {
+    let app = TestApp::sqlite().await.limited(LiveLimits { per_holder: 1, ..LiveLimits::default() }).await;
+    let (admin, member) = (app.admin().await, app.user("MEMBER").await);
+    let conversation = create(&member, json!({})).await["id"].clone();
+    let other = create(&member, json!({})).await["id"].clone();
+    let mut stream = EventStream::of(posted(&app, &member, &conversation, "!slow").await);
+    assert_eq!(stream.event().await, Some(("message_delta".to_owned(), json!({ "text": "Slow" }))));
+    assert_eq!(posted(&app, &member, &other, "Hello").await.status(), 429);
+    let id = member.run("{ viewer { user { id } } }").await.data()["viewer"]["user"]["id"].clone();
+    let suspend = "mutation($id: ID!) { updateUser(input: { id: $id, status: SUSPENDED }) { user { id } } }";
+    admin.with(suspend, json!({ "id": id })).await.data();
+    let (name, told) = stream.event().await.unwrap();
+    assert_eq!((name.as_str(), &told["error"]["code"]), ("error", &json!("UNAUTHENTICATED")));
+    assert_eq!(stream.event().await, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_an_answer_is_told_that_somebody_is_there() {
+    let limits = LiveLimits { keep_alive: Duration::from_millis(50), ..LiveLimits::default() };
+    let app = TestApp::sqlite().await.limited(limits).await;
+    let admin = app.admin().await;
+    let conversation = create(&admin, json!({ "model": "asleep" })).await["id"].clone();
+    let mut stream = EventStream::of(posted(&app, &admin, &conversation, "Hello").await);
+    assert_eq!(stream.response.status(), 200);
+    for _ in 0..3 {
+        assert_eq!(stream.block().await.unwrap(), ":");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
