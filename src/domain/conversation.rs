@@ -13,7 +13,9 @@ use crate::crypto::{Aad, OpenError, Sealed, SecretText};
 use crate::model::{
     AuditAction, ConversationId, Direction, JsonObject, OrganizationId, Page, PageSlice, ResourceType, UseConversations,
 };
+use crate::store::Tx;
 use crate::store::conversation::{self as conversations, Conversation, ConversationFilter, ConversationOrder, Own};
+use crate::store::user as users;
 
 const TITLE_LENGTH: std::ops::RangeInclusive<usize> = 1..=200;
 /// What one is called that nobody has named. Nothing is taken from its messages: those are sealed, and a title is not.
@@ -138,12 +140,18 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<Conversation> {
         if let Some(client) = conversation.client_id {
             client::lock_open(tx, &own.permit, client).await?;
         }
-        conversations::insert(tx, &own, &conversation).await?;
+        insert(tx, &own, &conversation).await?;
         let changes = Changes::created(&conversation);
         let entry = Entry::new(AuditAction::Create, ResourceType::Conversation).on(&conversation.id).with(changes);
         Ok((conversation, entry))
     })
     .await
+}
+
+/// Inserts a conversation of the caller's, who is still there when it is committed: what a deleted user had was deleted before.
+pub(super) async fn insert(tx: &mut Tx, own: &Own, conversation: &Conversation) -> Result<()> {
+    users::lock(tx, own.user).await?.ok_or_else(Error::unauthenticated)?;
+    Ok(conversations::insert(tx, own, conversation).await?)
 }
 
 /// Changes a conversation; what the input leaves out stays. Model and system prompt hold from the next message on.

@@ -367,7 +367,7 @@ async fn commit(cx: Cx<'_>, turned: Turned, answer: Answer) -> Result<Kept> {
             if let Some(client) = before.client_id {
                 client::lock_open(tx, &own.permit, client).await?;
             }
-            conversations::insert(tx, &own, &before).await?;
+            conversation::insert(tx, &own, &before).await?;
             before
         } else {
             let now = conversations::lock(tx, &own, before.id).await?.ok_or_else(no_such)?;

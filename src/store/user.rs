@@ -12,7 +12,7 @@ use super::locks::{all_locked_but_for_references, first_locked};
 use super::mail_token;
 use super::page::{bounded, keyset};
 use super::search::searched;
-use super::tables::users;
+use super::tables::{conversations, users};
 use super::tx::Tx;
 use crate::model::{
     ApiKeyId, Direction, Email, Grant, ManageOneself, ManageUsers, OrganizationId, Page, PageSlice, Permit, Position,
@@ -393,7 +393,8 @@ pub async fn claim_address(tx: &mut Tx, user: &User) -> Result<()> {
 }
 
 /// Deletes a user who is locked already, and revokes the user's API keys: the row stays, for what refers to it, and the address
-/// is free again. Nobody signs in as this user any more, by whatever it is judged. Returns the keys that were not revoked before.
+/// is free again. Nobody signs in as this user any more, by whatever it is judged. The user's conversations go: they were nobody else's,
+/// and nobody could delete them after. Returns the keys that were not revoked before.
 ///
 /// # Errors
 /// Where the database fails.
@@ -413,6 +414,8 @@ async fn remove(tx: &mut Tx, organization: OrganizationId, id: UserId, at: Times
     let revoked = api_key::revoke_all(tx, id, at).await?;
     mail_token::end_all(tx, id).await?;
     let conn = tx.conn().await?;
+    let own = conversations::organization_id.eq(organization).and(conversations::owner_id.eq(id));
+    on_conn!(conn, |c| diesel::delete(conversations::table.filter(own)).execute(c).await?);
     on_conn!(conn, |c| diesel::update(
         users::table.filter(users::organization_id.eq(organization).and(users::id.eq(id)))
     )

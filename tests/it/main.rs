@@ -80,6 +80,7 @@ mod support;
 mod tenants;
 mod traces;
 mod turn;
+mod turn_ends;
 mod usage;
 mod usage_sums;
 mod user;

@@ -14,21 +14,21 @@ use crate::command_line::{Place, on_both};
 use crate::conversation::create;
 use crate::support::{Answer, Client, EventStream, PASSWORD, STAND_IN, Socket, TestApp, TestDatabase, both_databases};
 
-const SEND: &str = "mutation($input: SendMessageInput!) { sendMessage(input: $input) {
+pub(crate) const SEND: &str = "mutation($input: SendMessageInput!) { sendMessage(input: $input) {
     conversation { id title } message { id role text content usage createdAt } } }";
 
-async fn try_send(client: &Client, conversation: &Value, text: &str) -> Answer {
+pub(crate) async fn try_send(client: &Client, conversation: &Value, text: &str) -> Answer {
     client.with(SEND, json!({ "input": { "conversationId": conversation, "text": text } })).await
 }
 
 /// The text of the answer.
-async fn send(client: &Client, conversation: &Value, text: &str) -> String {
+pub(crate) async fn send(client: &Client, conversation: &Value, text: &str) -> String {
     let answer = try_send(client, conversation, text).await;
     answer.data()["sendMessage"]["message"]["text"].as_str().unwrap().to_owned()
 }
 
 /// The roles and texts of a conversation's messages.
-async fn said(client: &Client, conversation: &Value) -> Vec<(String, String)> {
+pub(crate) async fn said(client: &Client, conversation: &Value) -> Vec<(String, String)> {
     let query = "query($id: ID!) { conversation(id: $id) { messages(first: 100) { nodes { role text } } } }";
     let found = client.with(query, json!({ "id": conversation })).await.data()["conversation"]["messages"].clone();
     let nodes = found["nodes"].as_array().unwrap();
@@ -36,13 +36,13 @@ async fn said(client: &Client, conversation: &Value) -> Vec<(String, String)> {
     nodes.iter().map(|node| (text(&node["role"]), text(&node["text"]))).collect()
 }
 
-async fn workers(client: &Client) -> Vec<Value> {
+pub(crate) async fn workers(client: &Client) -> Vec<Value> {
     let query = "{ workers { id pid state currentConversationId handled failed lastError } }";
     client.run(query).await.data()["workers"].as_array().unwrap().clone()
 }
 
 /// The worker of a conversation, once it is in a state.
-async fn until(client: &Client, conversation: &Value, state: &str) -> Value {
+pub(crate) async fn until(client: &Client, conversation: &Value, state: &str) -> Value {
     for _ in 0..3_000 {
         let found = workers(client).await;
         if let Some(worker) =
@@ -55,7 +55,7 @@ async fn until(client: &Client, conversation: &Value, state: &str) -> Value {
     panic!("no worker of {conversation} was {state}: {:?}", workers(client).await)
 }
 
-async fn settled(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+pub(crate) async fn settled(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     for _ in 0..3_000 {
         if is_so().await {
             return;
@@ -86,7 +86,7 @@ fn longest() -> String {
 }
 
 /// A message in a conversation, as a subscription.
-fn streaming(conversation: &Value, text: &str) -> String {
+pub(crate) fn streaming(conversation: &Value, text: &str) -> String {
     format!(
         "subscription {{ messageStream(input: {{ conversationId: {conversation}, text: \"{text}\" }}) {{
             __typename ... on MessageDelta {{ text }} ... on ToolUse {{ name input }}
@@ -95,13 +95,13 @@ fn streaming(conversation: &Value, text: &str) -> String {
 }
 
 /// Says something as curl does.
-async fn posted(app: &TestApp, client: &Client, conversation: &Value, text: &str) -> reqwest::Response {
+pub(crate) async fn posted(app: &TestApp, client: &Client, conversation: &Value, text: &str) -> reqwest::Response {
     let path = format!("{}/v1/conversations/{}/messages", app.url, conversation.as_str().unwrap());
     let request = client.http().post(path).bearer_auth(client.access_token.as_ref().unwrap());
     request.json(&json!({ "text": text })).send().await.unwrap()
 }
 
-async fn app_with(database: TestDatabase, settings: &[(&'static str, &str)]) -> TestApp {
+pub(crate) async fn app_with(database: TestDatabase, settings: &[(&'static str, &str)]) -> TestApp {
     TestApp::start(database, settings.iter().map(|(name, value)| (*name, (*value).to_owned()))).await
 }
 
@@ -350,7 +350,7 @@ async fn a_server_that_stops_keeps_an_answer_as_far_as_it_has_come() {
 }
 
 /// All files below a folder.
-fn walkdir(folder: &Path) -> Vec<std::path::PathBuf> {
+pub(crate) fn walkdir(folder: &Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
         match entry.path() {
