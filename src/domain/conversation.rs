@@ -11,7 +11,7 @@ use super::validation::{Checks, Patch, check_search};
 use crate::audit::{Changes, Entry, Field, Recorded};
 use crate::crypto::{Aad, OpenError, Sealed, SecretText};
 use crate::model::{
-    AuditAction, ConversationId, Direction, JsonObject, OrganizationId, Page, PageSlice, ResourceType, UseConversations,
+    AuditAction, ConversationId, Direction, OrganizationId, Page, PageSlice, ResourceType, UseConversations,
 };
 use crate::store::Tx;
 use crate::store::conversation::{self as conversations, Conversation, ConversationFilter, ConversationOrder, Own};
@@ -46,15 +46,17 @@ pub struct Update {
 
 impl Recorded for Conversation {
     fn fields(&self) -> Vec<(&'static str, Field)> {
-        let mut fields = vec![
+        // The log is read by others than the owner, and keeps what it has for ever. Where there is none, that is no secret.
+        let secret = |bytes: Option<Vec<u8>>| bytes.map_or(Field::Plain(Value::Null), Field::Secret);
+        let metadata = self.metadata.as_ref().map(|object| object.to_value().to_string().into_bytes());
+        vec![
             ("clientId", Field::plain(self.client_id.map(|id| id.to_string()))),
-            ("title", Field::plain(self.title.as_str())),
+            ("title", Field::Secret(self.title.clone().into())),
             ("model", Field::plain(self.model.as_deref())),
-            ("metadata", Field::plain(self.metadata.as_ref().map(JsonObject::to_value))),
-        ];
-        // Sealed anew it has other bytes, which tell one from another without a word of it.
-        fields.push(("systemPrompt", Field::Secret(self.system_prompt.clone().unwrap_or_default())));
-        fields
+            ("metadata", secret(metadata)),
+            // Sealed anew it has other bytes, which tell one from another without a word of it.
+            ("systemPrompt", secret(self.system_prompt.clone())),
+        ]
     }
 }
 

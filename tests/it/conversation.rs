@@ -104,6 +104,30 @@ both_databases! {
         }
     }
 
+    async fn the_audit_log_has_nothing_of_a_conversation_that_its_owner_alone_sees(app: TestApp) {
+        let member = app.user("MEMBER").await;
+        let made = create(&member, json!({ "title": "whispered title", "metadata": { "whispered": 1 }, "model": "m-1" })).await;
+        let id = made["id"].clone();
+        update(&member, json!({ "id": id, "title": "Whispered again", "metadata": { "whispered": 2 } })).await.data();
+        update(&member, json!({ "id": id, "title": "Whispered again", "metadata": { "whispered": 2 } })).await.data();
+        update(&member, json!({ "id": id, "metadata": null })).await.data();
+        let delete = "mutation($id: ID!) { deleteConversation(input: { id: $id }) { deletedId } }";
+        member.with(delete, json!({ "id": id })).await.data();
+        let query = "query($id: ID!) { auditLogs(first: 5, filter: { resourceId: $id }) { nodes { changes metadata } } }";
+        let found = app.admin().await.with(query, json!({ "id": id })).await.data()["auditLogs"]["nodes"].clone();
+        assert!(!found.to_string().to_lowercase().contains("whispered"), "{found}");
+        let (was, is) = (json!({ "from": "[redacted]" }), json!({ "to": "[redacted]" }));
+        let both = json!({ "from": "[redacted]", "to": "[redacted]" });
+        let changes: Vec<_> = found.as_array().unwrap().iter().map(|node| node["changes"].clone()).collect();
+        assert_eq!(changes, [
+            json!({ "title": was, "model": { "from": "m-1" } }),
+            json!({ "metadata": { "from": "[redacted]", "to": null } }),
+            Value::Null,
+            json!({ "title": both, "metadata": both }),
+            json!({ "title": is, "metadata": is, "model": { "to": "m-1" } }),
+        ]);
+    }
+
     async fn a_system_prompt_stands_sealed_in_the_database_and_not_in_the_audit_log(app: TestApp) {
         let admin = app.admin().await;
         let made = create(&admin, json!({ "title": "plain words", "systemPrompt": "whispered words" })).await;
