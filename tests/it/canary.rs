@@ -14,7 +14,7 @@ use crate::invitation::join;
 use crate::logs::Captured;
 use crate::password_key::{encrypted, offered};
 use crate::support::schema::{Place, Schema, assert_lines};
-use crate::support::{Client, MockUpstream, PASSWORD, TestApp, TestDatabase};
+use crate::support::{Client, MockUpstream, PASSWORD, Socket, TestApp, TestDatabase};
 use crate::tenants::tables;
 
 /// The inputs that take secrets.
@@ -29,6 +29,7 @@ const SECRETS: &[&str] = &[
     "RefreshSessionInput.refreshToken",
     "ReplaceClaudeAccountKeyInput.apiKey",
     "ResetPasswordInput.token",
+    "SendMessageInput.text",
     "SignOutInput.refreshToken",
     "UpdateConversationInput.systemPrompt",
     "UpdateCredentialInput.secret",
@@ -48,7 +49,7 @@ const NOT_SECRET: &[&str] = &[
 ];
 
 /// What the name of a secret has in it.
-const SECRETIVE: [&str; 8] = ["password", "secret", "token", "key", "plain", "cipher", "nonce", "prompt"];
+const SECRETIVE: [&str; 9] = ["password", "secret", "token", "key", "plain", "cipher", "nonce", "prompt", "text"];
 
 /// What begins each canary that was put where a secret belongs, and each that was put elsewhere.
 const SECRET: &str = "canarysecret";
@@ -138,7 +139,40 @@ async fn plant(app: &TestApp, admin: &Client) -> String {
             note(&somebody.run(document).await.body);
         }
     }
-    errors
+    errors + &say(app, admin).await
+}
+
+/// Says canaries in conversations as no call does. Returns what was answered.
+async fn say(app: &TestApp, admin: &Client) -> String {
+    let stream = |text: &str| format!("subscription {{ messageStream(input: {{ text: {text} }}) {{ __typename }} }}");
+    let mut socket = Socket::connected(app, admin).await;
+    let mut answered = String::new();
+    for (n, text) in
+        [format!("\"{SECRET}\""), format!("\"{SECRET} !die\""), format!("{{ {SECRET}: 1 }}")].iter().enumerate()
+    {
+        let id = n.to_string();
+        socket.subscribe(&id, &stream(text)).await;
+        loop {
+            let told = socket.next().await;
+            answered += &told.to_string();
+            if told["id"] == id && told["type"] != "next" {
+                break;
+            }
+        }
+    }
+    let conversation = crate::conversation::create(admin, json!({})).await["id"].clone();
+    let path = format!("{}/v1/conversations/{}/messages", app.url, conversation.as_str().unwrap());
+    for body in [
+        json!({ "text": SECRET }).to_string(),
+        json!({ "text": format!("{SECRET} !overload") }).to_string(),
+        json!({ "text": { SECRET: 1 } }).to_string(),
+        format!("{{ \"text\": \"{SECRET}\", "),
+    ] {
+        let request = admin.http().post(&path).bearer_auth(admin.access_token.as_ref().unwrap()).body(body);
+        answered += &request.send().await.unwrap().text().await.unwrap();
+    }
+    assert!(answered.contains("MessageCompleted") && answered.contains("event: message_completed"), "{answered}");
+    answered
 }
 
 /// What is searched for to find a text, however it may be written.
