@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::context::{Cx, Record, Services};
@@ -29,6 +30,8 @@ use crate::workers::{Answer, Context, Event, Failure, NoPlace, Opening, Place, S
 const TEXT_LENGTH: usize = 100_000;
 /// How much of an answer may wait to be read, in bytes: who leaves more has left.
 const MOST_UNREAD: usize = 1024 * 1024;
+/// How long before its request must be answered an answer ends as it is: it takes its time to end, and to be kept.
+const BEFORE_DEADLINE: Duration = Duration::from_secs(7);
 /// When it is worth to ask again that was refused for too many ask.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -78,12 +81,49 @@ pub enum TurnEvent {
 /// An answer that is kept, and the conversation that it stands in.
 pub type Kept = (Conversation, Message);
 
-/// Says something and waits for the whole answer.
+/// Says something and waits for the whole answer; or, where the request must be answered before, for what there is of it by then.
 ///
 /// # Errors
 /// Without permission, with wrong input, where something is being answered in the conversation already, or where there is no answer.
 pub async fn send(cx: Cx<'_>, input: Send) -> Result<Kept> {
-    run(cx, input, &CancellationToken::new(), None).await
+    run(cx, input, &End::before(cx.deadline), None).await
+}
+
+/// What ends an answer as it is.
+struct End {
+    /// Whoever asked has left.
+    left: CancellationToken,
+    /// The request must be answered soon.
+    at: Option<Instant>,
+}
+
+impl End {
+    fn before(deadline: Option<Instant>) -> Self {
+        let at = deadline.map(|deadline| {
+            // Of a short time most is left to the answer.
+            let left = deadline.saturating_duration_since(Instant::now());
+            deadline - BEFORE_DEADLINE.min(left / 4)
+        });
+        Self { left: CancellationToken::new(), at }
+    }
+
+    async fn comes(&self) {
+        let in_time = async {
+            match self.at {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.left.cancelled() => {}
+            () = in_time => {}
+        }
+    }
+
+    /// Why nothing was answered before it.
+    fn error(&self) -> Error {
+        if self.at.is_some_and(|at| at <= Instant::now()) { Error::timeout() } else { nobody_waits() }
+    }
 }
 
 /// An answer as it comes. Dropped, it ends as it is.
@@ -169,14 +209,14 @@ pub fn stream(asking: Asking, input: Send) -> Streamed {
     let (to_caller, events) = mpsc::unbounded_channel();
     let unread = Arc::<AtomicUsize>::default();
     let teller = Teller { events: to_caller, unread: unread.clone() };
-    let left = CancellationToken::new();
+    let end = End::before(None);
+    let left = end.left.clone();
     let turns = asking.services.turns.clone();
-    let token = left.clone();
     turns.spawn(async move {
         let Asking { services, actor, origin, operation } = &asking;
         let record = Record::default();
         let cx = Cx { services, actor, origin, operation, record: &record, deadline: None };
-        let done = run(cx, input, &token, Some(&teller)).await;
+        let done = run(cx, input, &end, Some(&teller)).await;
         if let Err(error) = &done
             && let Err(error) = record_failure(cx, AuditAction::Update, ResourceType::Conversation, error).await
         {
@@ -201,14 +241,14 @@ struct Turned {
     at: Timestamp,
 }
 
-async fn run(cx: Cx<'_>, input: Send, left: &CancellationToken, told: Option<&Teller>) -> Result<Kept> {
+async fn run(cx: Cx<'_>, input: Send, end: &End, told: Option<&Teller>) -> Result<Kept> {
     let turned = prepare(cx, input).await?;
     if cx.services.workers.program().is_none() || cx.services.workers.base_url().is_none() {
         cx.services.workers.note_missing(turned.own.permit.organization());
         return Err(Error::away(worker::NO_CLI));
     }
     // The time is up for an answer, not for its commit: whoever is told that there is none finds none.
-    let (answer, turn) = Box::pin(cx.in_time(answered(cx, &turned, left, told))).await??;
+    let (answer, turn) = Box::pin(cx.in_time(answered(cx, &turned, end, told))).await??;
     let context = context(cx, &turned, turned.conversation.message_count + 2);
     let kept = commit(cx, turned, answer).await?;
     turn.keep(context);
@@ -258,18 +298,13 @@ fn context(cx: Cx<'_>, turned: &Turned, messages: i32) -> Context {
     }
 }
 
-async fn answered(
-    cx: Cx<'_>,
-    turned: &Turned,
-    left: &CancellationToken,
-    mut told: Option<&Teller>,
-) -> Result<(Answer, Turn)> {
+async fn answered(cx: Cx<'_>, turned: &Turned, end: &End, mut told: Option<&Teller>) -> Result<(Answer, Turn)> {
     let budget = cx.services.turn_limits.budget;
     let context = context(cx, turned, turned.conversation.message_count);
     loop {
         let place = tokio::select! {
             place = cx.services.workers.place(context.clone()) => place.map_err(no_place)?,
-            () = left.cancelled() => return Err(nobody_waits()),
+            () = end.comes() => return Err(end.error()),
         };
         let (mut turn, is_warm) = match place {
             Place::Warm(place) => match place.say(turned.text.clone(), budget).await {
@@ -282,7 +317,7 @@ async fn answered(
         let over = loop {
             let event = tokio::select! {
                 event = turn.next() => event,
-                () = left.cancelled(), if !turn.is_interrupted() => {
+                () = end.comes(), if !turn.is_interrupted() => {
                     turn.interrupt();
                     continue;
                 }
@@ -302,6 +337,7 @@ async fn answered(
             Ok(answer) => return Ok((answer, turn)),
             // It has died while it waited: nothing was answered, and another can.
             Err(Failure::Ended(_)) if is_warm && is_silent => {}
+            Err(Failure::Left) => return Err(end.error()),
             Err(failure) => return Err(failed(failure)),
         }
     }

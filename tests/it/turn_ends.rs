@@ -4,8 +4,8 @@ use serde_json::json;
 
 use crate::conversation::create;
 use crate::invitation::join;
-use crate::support::{PASSWORD, Socket, TestApp, both_databases};
-use crate::turn::{said, send};
+use crate::support::{PASSWORD, Socket, TestApp, TestDatabase, both_databases};
+use crate::turn::{app_with, said, send, streaming, try_send};
 
 both_databases! {
     async fn what_a_removed_user_has_said_goes_and_nothing_of_it_comes_after(app: TestApp) {
@@ -35,4 +35,26 @@ both_databases! {
         assert_eq!(app.database.texts(left).await, ["1 2"]);
         assert_eq!(said(&admin, &kept).await.len(), 2);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_takes_longer_than_its_request_is_kept_as_far_as_it_came() {
+    let app = app_with(TestDatabase::sqlite(), &[("REQUEST_TIMEOUT", "6"), ("MAX_WORKERS", "1")]).await;
+    let admin = app.admin().await;
+    let (conversation, other) =
+        (create(&admin, json!({})).await["id"].clone(), create(&admin, json!({})).await["id"].clone());
+    send(&admin, &conversation, "Hello").await;
+    let message = try_send(&admin, &conversation, "!slow").await.data()["sendMessage"]["message"].clone();
+    assert_eq!((&message["text"], &message["usage"]["interrupted"]), (&json!("Slow"), &json!(true)));
+    // The process is as good as before.
+    assert_eq!(send(&admin, &conversation, "Hello").await, "Answer 3");
+    // Nothing has come.
+    assert_eq!(try_send(&admin, &conversation, "!hang").await.code(), "TIMEOUT");
+    assert_eq!(said(&admin, &conversation).await.len(), 6);
+    // Nobody was asked.
+    let mut socket = Socket::connected(&app, &admin).await;
+    socket.subscribe("slow", &streaming(&conversation, "!slow")).await;
+    assert_eq!(socket.event("slow").await["messageStream"]["text"], "Slow");
+    assert_eq!(try_send(&admin, &other, "Hello").await.code(), "TIMEOUT");
+    assert!(said(&admin, &other).await.is_empty());
 }
