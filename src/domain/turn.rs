@@ -457,6 +457,9 @@ fn failed(failure: Failure) -> Error {
     match failure {
         Failure::Left => nobody_waits(),
         Failure::Hung => Error::too_long("Claude took longer to answer than it may."),
+        Failure::Spent => Error::refused_elsewhere(
+            "The answer used more tokens than TURN_TOKEN_BUDGET allows before it said anything.".to_owned(),
+        ),
         Failure::NotStarted(_) => Error::away_by("The Claude CLI does not start on the server.", failure),
         Failure::Ended(_) | Failure::Garbled => Error::away_by("The Claude CLI broke off. Try again.", failure),
         Failure::Refused { status: Some(429), .. } => {

@@ -71,6 +71,9 @@ pub enum Failure {
     /// Nobody waits for it any more.
     #[error("nobody waited for the answer")]
     Left,
+    /// It used more than it may before it said anything.
+    #[error("the answer used more tokens than it may before it said anything")]
+    Spent,
     /// The process did not speak its language, or said too much.
     #[error("the Claude CLI said what cannot be understood")]
     Garbled,
@@ -192,7 +195,7 @@ async fn tell_end(events: &mpsc::Sender<Event>, end: Result<Answer, Failure>) ->
 
 /// What a process has failed by; none: it could do nothing for it.
 fn of_itself(failure: &Failure) -> Option<String> {
-    (*failure != Failure::Left).then(|| failure.to_string())
+    (!matches!(failure, Failure::Left | Failure::Spent)).then(|| failure.to_string())
 }
 
 /// Starts the process and waits until it is ready.
@@ -277,6 +280,8 @@ struct Gathered {
     current: Usage,
     model: Option<String>,
     is_interrupted: bool,
+    /// Whether it was for what it has used.
+    is_spent: bool,
     said: usize,
     garbled: usize,
 }
@@ -337,6 +342,7 @@ impl Exchange<'_> {
             }
             self.take(line, &mut gathered).await?;
             if gathered.usage().total() > self.budget && !gathered.is_interrupted {
+                gathered.is_spent = true;
                 self.stop(&mut gathered).await?;
             }
         }
@@ -389,10 +395,16 @@ impl Exchange<'_> {
     }
 }
 
-/// What a turn has come to. One that was interrupted is what there is of it.
+/// What a turn has come to. One that was interrupted is what there is of it, if there is anything.
 fn judged(over: Over, gathered: Gathered) -> Result<Answer, Failure> {
-    if gathered.is_interrupted || (!over.is_error && over.subtype == "success") {
-        return Ok(gathered.answer());
+    let (is_interrupted, is_spent) = (gathered.is_interrupted, gathered.is_spent);
+    if is_interrupted || (!over.is_error && over.subtype == "success") {
+        let answer = gathered.answer();
+        return match (is_interrupted && answer.blocks.is_empty(), is_spent) {
+            (false, _) => Ok(answer),
+            (true, true) => Err(Failure::Spent),
+            (true, false) => Err(Failure::Left),
+        };
     }
     let message = over.result.filter(|text| !text.is_empty()).unwrap_or(over.subtype);
     Err(Failure::Refused { status: over.api_error_status, message })
@@ -423,7 +435,14 @@ mod tests {
         };
         let refused = Failure::Refused { status: Some(529), message: "Overloaded".to_owned() };
         assert_eq!(judged(over.clone(), Gathered::default()), Err(refused));
-        let interrupted = Gathered { is_interrupted: true, ..Gathered::default() };
-        assert!(judged(over, interrupted).is_ok_and(|answer| answer.is_interrupted));
+        let blocks = vec![json!({ "type": "text", "text": "Half" })];
+        let interrupted = Gathered { is_interrupted: true, blocks, ..Gathered::default() };
+        assert!(judged(over.clone(), interrupted).is_ok_and(|answer| answer.is_interrupted));
+        // There is nothing to be kept.
+        let unanswered = vec![json!({ "type": "tool_use", "id": "a" })];
+        let empty =
+            |is_spent| Gathered { is_interrupted: true, is_spent, blocks: unanswered.clone(), ..Gathered::default() };
+        assert_eq!(judged(over.clone(), empty(false)), Err(Failure::Left));
+        assert_eq!(judged(over, empty(true)), Err(Failure::Spent));
     }
 }

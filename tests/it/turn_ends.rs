@@ -2,10 +2,11 @@
 
 use serde_json::json;
 
+use crate::audit::entries;
 use crate::conversation::create;
 use crate::invitation::join;
 use crate::support::{PASSWORD, Socket, TestApp, TestDatabase, both_databases};
-use crate::turn::{app_with, said, send, streaming, try_send};
+use crate::turn::{app_with, said, send, settled, streaming, try_send, until, workers};
 
 both_databases! {
     async fn what_a_removed_user_has_said_goes_and_nothing_of_it_comes_after(app: TestApp) {
@@ -57,4 +58,26 @@ async fn an_answer_that_takes_longer_than_its_request_is_kept_as_far_as_it_came(
     assert_eq!(socket.event("slow").await["messageStream"]["text"], "Slow");
     assert_eq!(try_send(&admin, &other, "Hello").await.code(), "TIMEOUT");
     assert!(said(&admin, &other).await.is_empty());
+}
+
+both_databases! {
+    async fn an_answer_that_ends_before_it_has_begun_keeps_nothing(app: TestApp) {
+        let admin = app.admin().await;
+        let conversation = create(&admin, json!({})).await["id"].clone();
+        send(&admin, &conversation, "Hello").await;
+        let mut socket = Socket::connected(&app, &admin).await;
+        socket.subscribe("a", &streaming(&conversation, "!silent")).await;
+        until(&admin, &conversation, "BUSY").await;
+        socket.send(json!({ "id": "a", "type": "complete" })).await;
+        settled("the end", async || entries(&admin).await[0]["operation"] == "messageStream").await;
+        let entry = &entries(&admin).await[0];
+        assert_eq!((&entry["outcome"], &entry["errorCode"]), (&json!("FAILED"), &json!("CONFLICT")));
+        let refused = try_send(&admin, &conversation, "!costly").await;
+        assert_eq!(refused.code(), "BAD_USER_INPUT");
+        assert!(refused.body["errors"][0]["message"].as_str().unwrap().contains("TURN_TOKEN_BUDGET"), "{}", refused.body);
+        assert_eq!(said(&admin, &conversation).await.len(), 2);
+        // No process has failed.
+        assert!(workers(&admin).await.iter().all(|one| one["state"] != "FAILED"));
+        assert_eq!(send(&admin, &conversation, "Hello").await, "Answer 2");
+    }
 }
