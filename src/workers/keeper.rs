@@ -62,9 +62,9 @@ pub enum Failure {
     /// There is no Claude CLI, or it does not start.
     #[error("the Claude CLI does not start: {0}")]
     NotStarted(String),
-    /// The process ended in the middle.
-    #[error("the Claude CLI ended: {0}")]
-    Ended(String),
+    /// The process ended in the middle. What it complained of is nobody's to read: it may quote what was said.
+    #[error("the Claude CLI ended{}", exit_code(*.0))]
+    Ended(Option<i32>),
     /// The process said nothing for too long, or did not come to an end.
     #[error("the Claude CLI did not answer in time")]
     Hung,
@@ -85,6 +85,11 @@ pub enum Failure {
         /// What it said.
         message: String,
     },
+}
+
+/// With which code a process has ended, to follow that it did.
+fn exit_code(code: Option<i32>) -> String {
+    code.map(|code| format!(" with exit code {code}")).unwrap_or_default()
 }
 
 /// What is said to a process.
@@ -110,7 +115,7 @@ pub struct Turn {
 impl Turn {
     /// What happens next. After [`Event::Over`] nothing does.
     pub async fn next(&mut self) -> Event {
-        let gone = || Event::Over(Err(Failure::Ended("it was given up".to_owned())));
+        let gone = || Event::Over(Err(Failure::Ended(None)));
         self.events.recv().await.unwrap_or_else(gone)
     }
 
@@ -174,13 +179,10 @@ pub(super) async fn keep(shared: Arc<Shared>, start: Start, mut jobs: mpsc::Rece
         };
     };
     shared.stopping(id);
-    let complaint = process.end().await;
-    let told = failure.map(|(failure, events)| {
-        let failure = match failure {
-            Failure::Ended(_) if !complaint.trim().is_empty() => Failure::Ended(complaint.trim().to_owned()),
-            failure => failure,
-        };
-        (failure, events)
+    let code = process.end().await;
+    let told = failure.map(|(failure, events)| match failure {
+        Failure::Ended(_) => (Failure::Ended(code), events),
+        failure => (failure, events),
     });
     shared.gone(id, told.as_ref().and_then(|(failure, _)| of_itself(failure)));
     if let Some((failure, Some(events))) = told {
@@ -223,11 +225,10 @@ async fn begin(shared: &Arc<Shared>, start: Start, job: &Job) -> Result<Process,
         process.forget_opening();
         return Ok(process);
     }
-    let complaint = process.end().await;
+    let code = process.end().await;
     Err(match ready {
         Err(_) => Failure::Hung,
-        _ if complaint.trim().is_empty() => Failure::NotStarted("it ended at once".to_owned()),
-        _ => Failure::NotStarted(complaint.trim().to_owned()),
+        _ => Failure::NotStarted(format!("it ended at once{}", exit_code(code))),
     })
 }
 
@@ -249,7 +250,7 @@ async fn wait(
                         return Err(Some(Failure::Garbled));
                     }
                 }
-                Err(_) => return Err(Some(Failure::Ended("it was idle".to_owned()))),
+                Err(_) => return Err(Some(Failure::Ended(None))),
             },
             () = sleep_until(until) => {
                 if shared.retires(id) {
@@ -323,7 +324,7 @@ impl Exchange<'_> {
                 () = self.events.closed() => return Err(Failure::Left),
             };
             let line = line.map_err(|why| match why {
-                NoLine::Ended => Failure::Ended("without a word".to_owned()),
+                NoLine::Ended => Failure::Ended(None),
                 NoLine::TooLong => Failure::Garbled,
             })?;
             gathered.said += line.len();
@@ -389,7 +390,7 @@ impl Exchange<'_> {
     async fn say(&mut self, line: &str) -> Result<(), Failure> {
         match tokio::time::timeout_at(self.limit, self.process.say(line)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Failure::Ended("it does not listen".to_owned())),
+            Ok(Err(_)) => Err(Failure::Ended(None)),
             Err(_) => Err(Failure::Hung),
         }
     }

@@ -6,13 +6,12 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::history::{Said, transcript};
 use super::processes::kill_all_with;
@@ -22,8 +21,6 @@ use crate::model::CLI_TOOLS;
 
 /// No line is longer.
 const MAX_LINE: usize = 16 * 1024 * 1024;
-/// How much of what it complains of is kept.
-const COMPLAINT: usize = 300;
 /// What of the server's environment a process gets.
 const INHERITED: [&str; 7] = ["PATH", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS"];
 /// The variable by which all that a process has started is known: each has a folder of its own.
@@ -128,7 +125,6 @@ pub(super) struct Process {
     child: Child,
     stdin: ChildStdin,
     pub(super) lines: Lines,
-    complaint: Arc<Mutex<String>>,
     /// What is its own on the disk.
     home: PathBuf,
     _held: Box<dyn Send + Sync>,
@@ -158,16 +154,14 @@ impl Process {
         command.env("ANTHROPIC_BASE_URL", &opening.base_url).env("ANTHROPIC_API_KEY", opening.key.expose());
         // A signal for the server's group, as Ctrl-C sends one, is the server's, who still ends an answer as it should.
         command.process_group(0);
-        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        // What it complains of may quote what was said, which is for no log and no other user.
+        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
         let mut child = spawned.inspect_err(clean)?;
-        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let (Some(stdin), Some(stdout), Some(stderr)) = (stdin, stdout, stderr) else {
+        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(io::Error::other("a pipe is missing"));
         };
-        let complaint = Arc::default();
-        tokio::spawn(listen(stderr, Arc::clone(&complaint)));
         let lines = Lines { from: BufReader::new(stdout), line: Vec::new() };
-        Ok(Self { child, stdin, lines, complaint, home, _held: opening.held })
+        Ok(Self { child, stdin, lines, home, _held: opening.held })
     }
 
     pub(super) fn pid(&self) -> Option<u32> {
@@ -186,21 +180,22 @@ impl Process {
         }
     }
 
-    /// Ends it, and returns what it has complained of last.
-    pub(super) async fn end(self) -> String {
-        let Self { mut child, stdin, lines, complaint, home, _held } = self;
+    /// Ends it, and returns its exit code, where it ends by itself.
+    pub(super) async fn end(self) -> Option<i32> {
+        let Self { mut child, stdin, lines, home, _held } = self;
         drop(stdin);
         // What it still says is for nobody.
         drop(lines);
         // Not before its supervisor has had the time to end all that it has started, which nobody else knows for sure.
         let ended = tokio::time::timeout(4 * GRACE, child.wait()).await;
-        if !matches!(ended, Ok(Ok(status)) if status.code().is_some()) {
+        let code = ended.ok().and_then(Result::ok).and_then(|status| status.code());
+        if code.is_none() {
             // It was killed, or does not get on: then all are killed that it watches over, and it with them.
             let work = home.join("work");
             let _ = tokio::task::spawn_blocking(move || kill_all_with(MARK, &work)).await;
         }
         let _ = fs::remove_dir_all(home);
-        complaint.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        code
     }
 }
 
@@ -248,17 +243,6 @@ fn arguments(home: &Path, session: &str, opening: &Opening) -> io::Result<Vec<Os
         arguments.extend(["--resume".into(), home.join("history.jsonl").into()]);
     }
     Ok(arguments)
-}
-
-/// Keeps the last of what a process complains of.
-async fn listen(mut stderr: ChildStderr, complaint: Arc<Mutex<String>>) {
-    let mut buffer = vec![0; 4096];
-    while let Ok(length @ 1..) = stderr.read(&mut buffer).await {
-        let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        let mut kept = complaint.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: Vec<char> = kept.chars().chain(said.chars()).map(|c| if c.is_control() { ' ' } else { c }).collect();
-        *kept = all[all.len().saturating_sub(COMPLAINT)..].iter().collect();
-    }
 }
 
 /// The lines that a process says.

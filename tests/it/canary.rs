@@ -148,7 +148,7 @@ async fn say(app: &TestApp, admin: &Client) -> String {
     let mut socket = Socket::connected(app, admin).await;
     let mut answered = String::new();
     for (n, text) in
-        [format!("\"{SECRET}\""), format!("\"{SECRET} !die\""), format!("{{ {SECRET}: 1 }}")].iter().enumerate()
+        [format!("\"{SECRET}\""), format!("\"{SECRET} !complain\""), format!("{{ {SECRET}: 1 }}")].iter().enumerate()
     {
         let id = n.to_string();
         socket.subscribe(&id, &stream(text)).await;
@@ -160,6 +160,9 @@ async fn say(app: &TestApp, admin: &Client) -> String {
             }
         }
     }
+    let workers = admin.run("{ workers { lastError } }").await.data().to_string();
+    assert!(workers.contains("exit code 4"), "{workers}");
+    answered += &workers;
     let conversation = crate::conversation::create(admin, json!({})).await["id"].clone();
     let path = format!("{}/v1/conversations/{}/messages", app.url, conversation.as_str().unwrap());
     for body in [

@@ -185,7 +185,9 @@ both_databases! {
         let admin = app.admin().await;
         let conversation = create(&admin, json!({})).await["id"].clone();
         for (number, (text, code, error)) in [
-            ("!die", "SERVICE_UNAVAILABLE", Some("ended")), ("!complain", "SERVICE_UNAVAILABLE", Some("it hurts")),
+            ("!die", "SERVICE_UNAVAILABLE", Some("ended with exit code 3")),
+            // What it complains of may quote what was said.
+            ("!complain", "SERVICE_UNAVAILABLE", Some("the Claude CLI ended with exit code 4")),
             ("!garbage", "SERVICE_UNAVAILABLE", Some("understood")), ("!long", "SERVICE_UNAVAILABLE", Some("understood")),
             ("!flood", "SERVICE_UNAVAILABLE", Some("understood")), ("!overload", "SERVICE_UNAVAILABLE", Some("refused")),
             ("!limit", "RATE_LIMITED", Some("refused")), ("!wrong", "BAD_USER_INPUT", Some("refused")),
@@ -194,7 +196,7 @@ both_databases! {
             assert_eq!(answer.code(), code, "{text}: {}", answer.body);
             if let Some(error) = error {
                 let failed = workers(&admin).await.into_iter().rfind(|one| one["state"] == "FAILED").unwrap();
-                assert!(failed["lastError"].as_str().unwrap().contains(error), "{text}: {failed}");
+                assert!(failed["lastError"].as_str().unwrap().ends_with(error), "{text}: {failed}");
                 assert_eq!((&failed["failed"], &failed["pid"]), (&json!(1), &Value::Null));
             }
             let entry = &entries(&admin).await[0];
