@@ -313,7 +313,7 @@ async fn answered(cx: Cx<'_>, turned: &Turned, end: &End, mut told: Option<&Tell
             },
             Place::Cold(place) => (place.start(opening(cx, turned).await?, turned.text.clone(), budget), false),
         };
-        let mut is_silent = true;
+        let mut has_begun = false;
         let over = loop {
             let event = tokio::select! {
                 event = turn.next() => event,
@@ -323,11 +323,13 @@ async fn answered(cx: Cx<'_>, turned: &Turned, end: &End, mut told: Option<&Tell
                 }
             };
             let event = match event {
-                Event::Text(text) => TurnEvent::Text(text),
-                Event::ToolUse { name, input } => TurnEvent::ToolUse { name, input },
                 Event::Over(over) => break over,
+                Event::Begun => None,
+                Event::Text(text) => Some(TurnEvent::Text(text)),
+                Event::ToolUse { name, input } => Some(TurnEvent::ToolUse { name, input }),
             };
-            is_silent = false;
+            has_begun = true;
+            let Some(event) = event else { continue };
             if told.is_some_and(|told| !told.tell(event)) {
                 turn.interrupt();
                 told = None;
@@ -335,8 +337,8 @@ async fn answered(cx: Cx<'_>, turned: &Turned, end: &End, mut told: Option<&Tell
         };
         match over {
             Ok(answer) => return Ok((answer, turn)),
-            // It has died while it waited: nothing was answered, and another can.
-            Err(Failure::Ended(_)) if is_warm && is_silent => {}
+            // It has died while it waited: nothing was answered or is to be paid for, and another can answer.
+            Err(Failure::Ended(_)) if is_warm && !has_begun => {}
             Err(Failure::Left) => return Err(end.error()),
             Err(failure) => return Err(failed(failure)),
         }

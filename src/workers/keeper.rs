@@ -30,6 +30,8 @@ const MOST_IDLE: usize = 1024 * 1024;
 /// What happens while an answer is given.
 #[derive(Debug)]
 pub enum Event {
+    /// The upstream has begun to answer, which costs.
+    Begun,
     /// A piece of its text.
     Text(String),
     /// A tool is used.
@@ -353,12 +355,15 @@ impl Exchange<'_> {
         match line {
             Line::Text(text) => self.tell(Event::Text(text)).await?,
             Line::Begins(usage, model) => {
+                self.tell(Event::Begun).await?;
                 gathered.settled = gathered.usage();
                 gathered.current = usage;
                 gathered.model = model.or(gathered.model.take());
             }
             Line::Comes(output) => gathered.current.output = output,
             Line::Said(blocks) => {
+                // Where it did not come in pieces.
+                self.tell(Event::Begun).await?;
                 for block in &blocks {
                     if let (Some("tool_use"), Some(name)) = (block["type"].as_str(), block["name"].as_str()) {
                         self.tell(Event::ToolUse { name: name.to_owned(), input: block["input"].clone() }).await?;

@@ -81,3 +81,19 @@ both_databases! {
         assert_eq!(send(&admin, &conversation, "Hello").await, "Answer 2");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_upstream_has_begun_to_answer_is_not_asked_again() {
+    let app = TestApp::sqlite().await;
+    let admin = app.admin().await;
+    // A process that dies without a word may have died before; another is asked, and dies of the same.
+    for (text, asked) in [("!vanish", 2), ("!faint", 1)] {
+        let conversation = create(&admin, json!({})).await["id"].clone();
+        send(&admin, &conversation, "Hello").await;
+        assert_eq!(try_send(&admin, &conversation, text).await.code(), "SERVICE_UNAVAILABLE");
+        let failed = workers(&admin).await;
+        let failed =
+            failed.iter().filter(|one| one["currentConversationId"] == conversation && one["state"] == "FAILED");
+        assert_eq!(failed.count(), asked, "{text}");
+    }
+}
