@@ -25,9 +25,10 @@ const MAX_LINE: usize = 16 * 1024 * 1024;
 const INHERITED: [&str; 7] = ["PATH", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS"];
 /// The variable by which all that a process has started is known: each has a folder of its own.
 const MARK: &str = "TMPDIR";
-/// What it does without: calls to anywhere but the upstream, updates of itself, what it would keep on the disk, and files that a text
-/// names: `@/etc/passwd` in what somebody says would be read to them, whichever tools are allowed.
-const SWITCHES: [&str; 11] = [
+/// What it does without: calls to anywhere but the upstream, updates of itself, what it would keep on the disk, what it tells Claude of
+/// a repository that its folder lies in (branch, names of files, last commits), and files that a text names: `@/etc/passwd` in what
+/// somebody says would be read to them, whichever tools are allowed.
+const SWITCHES: [&str; 12] = [
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC",
     "CLAUDE_CODE_DISABLE_ATTACHMENTS",
     "CLAUDE_CODE_DISABLE_FILE_MENTIONS",
@@ -35,6 +36,7 @@ const SWITCHES: [&str; 11] = [
     "CLAUDE_CODE_DISABLE_AUTO_MEMORY",
     "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS",
     "CLAUDE_CODE_DISABLE_FILE_CHECKPOINTING",
+    "CLAUDE_CODE_DISABLE_GIT_INSTRUCTIONS",
     "CLAUDE_CODE_SKIP_PROMPT_HISTORY",
     "DISABLE_AUTOUPDATER",
     "DISABLE_TELEMETRY",

@@ -233,3 +233,25 @@ async fn the_limits_of_an_api_key_hold_for_what_it_says() {
         json!({ "operation": "sendMessage", "apiKey": { "id": key["id"] } })
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_a_repository_that_the_server_stands_in_is_told() {
+    let (app, relayed) = with_cli(TestApp::sqlite().await).await;
+    let git = async |arguments: &[&str]| {
+        let as_somebody = ["-c", "user.name=A", "-c", "user.email=a@example.com"];
+        let output =
+            Command::new("git").args(as_somebody).args(arguments).current_dir(app.data_dir()).output().await.unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    git(&["init", "--quiet", "--initial-branch=canary-branch"]).await;
+    git(&["commit", "--quiet", "--allow-empty", "--message=canary-subject"]).await;
+    std::fs::write(app.data_dir().join("canary-file"), "").unwrap();
+    let conversation = create(&relayed.admin, json!({ "model": MODEL })).await["id"].clone();
+    assert_eq!(send(&relayed.admin, &conversation, "What is in your context?").await["text"], "Hello from Claude.");
+    let seen = relayed.claude.seen();
+    assert!(seen.iter().any(|seen| seen.uri.path() == "/v1/messages"));
+    for seen in seen {
+        let body = String::from_utf8_lossy(&seen.body).into_owned();
+        assert!(!body.contains("canary-"), "{body}");
+    }
+}
