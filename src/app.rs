@@ -379,6 +379,7 @@ pub struct Running {
 impl Running {
     /// Takes no new connections, finishes what runs, and returns.
     pub async fn shut_down(self) {
+        self.server.refuse();
         drop(self.stop);
         if let Err(error) = self.task.await {
             tracing::error!(error = &error as &dyn std::error::Error, "the listener did not end well");

@@ -93,6 +93,12 @@ impl Server {
         self.stop.clone()
     }
 
+    /// Refuses what waits for something that takes long, once the server is told to stop: nobody waits in vain, and what begins now could
+    /// not reach the relay any more.
+    pub fn refuse(&self) {
+        self.services.workers.refuse();
+    }
+
     /// Waits until the deeds that run are done, and what they leave to be written. None may begin after.
     pub async fn finish(&self) {
         self.tasks.close();

@@ -237,13 +237,19 @@ impl Workers {
         }
     }
 
+    /// Refuses all who wait and all who come. What is being answered goes on.
+    pub fn refuse(&self) {
+        let mut state = self.shared.state();
+        state.is_stopping = true;
+        state.waiting.clear();
+    }
+
     /// Ends all that run, and lets none begin. What is being answered is given up.
     pub async fn finish(&self) {
+        self.refuse();
         let mut changes = self.changes();
         {
             let mut state = self.shared.state();
-            state.is_stopping = true;
-            state.waiting.clear();
             for entry in state.running.values_mut() {
                 entry.jobs = None;
             }
@@ -508,6 +514,9 @@ impl Shared {
             // It was never started.
             Some(_) => {
                 state.running.remove(&id);
+                // The server may wait for the last.
+                state.revision += 1;
+                self.changes.send_replace(state.revision);
             }
             None => {}
         }

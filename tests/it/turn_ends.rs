@@ -1,5 +1,6 @@
 //! How turns of conversations end before they are over, and what is left of them and of what was said.
 
+use claviger::workers::Context;
 use serde_json::json;
 
 use crate::audit::entries;
@@ -96,4 +97,44 @@ async fn what_the_upstream_has_begun_to_answer_is_not_asked_again() {
             failed.iter().filter(|one| one["currentConversationId"] == conversation && one["state"] == "FAILED");
         assert_eq!(failed.count(), asked, "{text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stops_refuses_first_who_waits_for_a_process() {
+    let mut app = app_with(TestDatabase::sqlite(), &[("MAX_WORKERS", "1")]).await;
+    let admin = app.admin().await;
+    let (conversation, other) =
+        (create(&admin, json!({})).await["id"].clone(), create(&admin, json!({})).await["id"].clone());
+    let mut socket = Socket::connected(&app, &admin).await;
+    socket.subscribe("a", &streaming(&conversation, "!slow")).await;
+    assert_eq!(socket.event("a").await["messageStream"]["text"], "Slow");
+    let [one, another] = [(); 2].map(|()| {
+        let (admin, other) = (admin.clone(), other.clone());
+        Box::pin(async move { try_send(&admin, &other, "Hello").await })
+    });
+    // One is refused since the other waits.
+    let (refused, waiting) =
+        futures_util::future::select(tokio::spawn(one), tokio::spawn(another)).await.factor_first();
+    assert_eq!(refused.unwrap().code(), "CONFLICT");
+    app.restart().await;
+    let refused = waiting.await.unwrap();
+    assert_eq!(
+        (refused.code(), refused.body["errors"][0]["message"].as_str()),
+        ("SERVICE_UNAVAILABLE", Some("The server is stopping."))
+    );
+    let admin = app.admin().await;
+    assert!(said(&admin, &other).await.is_empty());
+    assert_eq!(said(&admin, &conversation).await.pop(), Some(("ASSISTANT".to_owned(), "Slow".to_owned())));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_that_is_left_unused_is_told_of() {
+    let app = TestApp::sqlite().await;
+    let services = app.services();
+    let context = Context { conversation: services.new_id(), organization: services.home, messages: 0, profile: 0 };
+    let place = services.workers.place(context).await.unwrap();
+    let changes = services.workers.changes();
+    // A server that stops waits for it.
+    drop(place);
+    assert!(changes.has_changed().unwrap());
 }
