@@ -28,7 +28,7 @@ use crate::model::OrganizationId;
 use crate::settings::{Settings, SettingsError, Sources, TABLE};
 use crate::store::MigrationError;
 use crate::store::backup::BackupError;
-use crate::workers::supervisor;
+use crate::workers::{Given, supervisor};
 
 /// A self-hosted control plane for an organization's Claude access.
 #[derive(Parser)]
@@ -91,6 +91,9 @@ enum Command {
     /// Run a process of the server's, and see to it that it ends with the server.
     #[command(hide = true)]
     Worker {
+        /// What comes in first, and where the program is to find it as a file.
+        #[arg(long, value_name = "BYTES:PATH")]
+        given: Vec<Given>,
         /// The program and its arguments.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         command: Vec<OsString>,
@@ -132,8 +135,8 @@ impl Failure {
 
 /// Runs the command. 0: it succeeded; 1: it did not; 2: the arguments or the settings are wrong.
 pub async fn run(arguments: Arguments) -> ExitCode {
-    if let Some(Command::Worker { command }) = &arguments.command {
-        return tokio::task::block_in_place(|| supervisor::run(command));
+    if let Some(Command::Worker { given, command }) = &arguments.command {
+        return tokio::task::block_in_place(|| supervisor::run(given, command));
     }
     match dispatch(arguments).await {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,5 +1,4 @@
-//! What was said before, as the Claude CLI keeps it: a process that is started for a conversation reads it by `--resume`. The file is
-//! written for that and removed as soon as it is read, so that nothing that is said stays on the disk.
+//! What was said before, as the Claude CLI keeps it: a process that is started for a conversation reads it by `--resume`.
 
 use std::fmt::Write as _;
 

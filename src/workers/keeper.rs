@@ -211,6 +211,7 @@ async fn begin(shared: &Arc<Shared>, start: Start, job: &Job) -> Result<Process,
     let mut process = Process::start(&shared.setup, &folder, named, &session, opening).map_err(not_started)?;
     shared.started(id, process.pid());
     let ready = async {
+        process.give().await.map_err(|_| NoLine::Ended)?;
         process.say(&initialize()).await.map_err(|_| NoLine::Ended)?;
         while read(&process.lines.next().await?) != Some(Line::Ready) {}
         Ok::<_, NoLine>(())

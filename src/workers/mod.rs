@@ -3,8 +3,9 @@
 //!
 //! `pool.rs` gives places to whoever wants to say something, `process.rs` starts a process, `keeper.rs` watches over one as long as it
 //! lives, `protocol.rs` speaks its language, `supervisor.rs` sees to it that none outlives the server, nor what it
-//! has started, which `processes.rs` finds.
+//! has started, which `processes.rs` finds. What was said before it reads from memory, by `given.rs`, in the form of `history.rs`.
 
+mod given;
 mod history;
 mod keeper;
 mod pool;
@@ -13,6 +14,7 @@ mod processes;
 mod protocol;
 pub mod supervisor;
 
+pub use given::Given;
 pub use history::Said;
 pub use keeper::{Answer, Event, Failure, Turn};
 pub use pool::{Cold, Context, NoPlace, Place, Warm, Worker, Workers};

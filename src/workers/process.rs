@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -13,6 +13,7 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use super::given::Given;
 use super::history::{Said, transcript};
 use super::processes::kill_all_with;
 use super::supervisor::GRACE;
@@ -21,6 +22,9 @@ use crate::model::CLI_TOOLS;
 
 /// No line is longer.
 const MAX_LINE: usize = 16 * 1024 * 1024;
+/// Where a process reads what was said before, and what it is told before all that.
+const HISTORY: &str = "history.jsonl";
+const PROMPT: &str = "prompt.txt";
 /// What of the server's environment a process gets.
 const INHERITED: [&str; 7] = ["PATH", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS"];
 /// The variable by which all that a process has started is known: each has a folder of its own.
@@ -118,15 +122,13 @@ fn make(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
-}
-
 /// A process that runs.
 pub(super) struct Process {
     child: Child,
     stdin: ChildStdin,
     pub(super) lines: Lines,
+    /// What it reads as files, still to be told to its supervisor.
+    given: String,
     /// What is its own on the disk.
     home: PathBuf,
     _held: Box<dyn Send + Sync>,
@@ -147,9 +149,10 @@ impl Process {
         make(&config)?;
         make(&work)?;
         let clean = |_: &io::Error| drop(fs::remove_dir_all(&home));
-        let arguments = arguments(&home, session, &opening).inspect_err(clean)?;
+        let Arguments { all, files, given } = arguments(session, &opening);
         let mut command = Command::new(&setup.supervisor);
-        command.args(["worker", "--"]).arg(&setup.program).args(arguments).current_dir(&work).env_clear();
+        command.arg("worker").args(files.iter().map(Given::argument)).arg("--").arg(&setup.program).args(all);
+        command.current_dir(&work).env_clear();
         command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         command.envs(SWITCHES.map(|name| (name, "1")));
         command.env("HOME", &config).env("CLAUDE_CONFIG_DIR", &config).env(MARK, &work);
@@ -163,7 +166,7 @@ impl Process {
             return Err(io::Error::other("a pipe is missing"));
         };
         let lines = Lines { from: BufReader::new(stdout), line: Vec::new() };
-        Ok(Self { child, stdin, lines, home, _held: opening.held })
+        Ok(Self { child, stdin, lines, given, home, _held: opening.held })
     }
 
     pub(super) fn pid(&self) -> Option<u32> {
@@ -175,16 +178,22 @@ impl Process {
         self.stdin.flush().await
     }
 
+    /// Says what it reads as files, before all else.
+    pub(super) async fn give(&mut self) -> io::Result<()> {
+        let given = std::mem::take(&mut self.given);
+        self.say(&given).await
+    }
+
     /// It has read what was said before.
     pub(super) fn forget_opening(&self) {
-        for name in ["history.jsonl", "prompt.txt"] {
+        for name in [HISTORY, PROMPT] {
             let _ = fs::remove_file(self.home.join(name));
         }
     }
 
     /// Ends it, and returns its exit code, where it ends by itself.
     pub(super) async fn end(self) -> Option<i32> {
-        let Self { mut child, stdin, lines, home, _held } = self;
+        let Self { mut child, stdin, lines, home, .. } = self;
         drop(stdin);
         // What it still says is for nobody.
         drop(lines);
@@ -201,7 +210,26 @@ impl Process {
     }
 }
 
-fn arguments(home: &Path, session: &str, opening: &Opening) -> io::Result<Vec<OsString>> {
+/// What a process is started with.
+struct Arguments {
+    all: Vec<OsString>,
+    /// What it reads as files: what stands on a command line can be read by whoever has a process on the machine.
+    files: Vec<Given>,
+    /// What is in them, one after the other.
+    given: String,
+}
+
+impl Arguments {
+    /// As a file above the working directory.
+    fn give(&mut self, option: &str, name: &str, text: &str) {
+        let path = Path::new("..").join(name);
+        self.all.extend([option.into(), path.clone().into()]);
+        self.files.push(Given { length: text.len() as u64, path });
+        self.given += text;
+    }
+}
+
+fn arguments(session: &str, opening: &Opening) -> Arguments {
     let denied: Vec<_> = CLI_TOOLS
         .iter()
         .map(|tool| tool.name)
@@ -233,18 +261,16 @@ fn arguments(home: &Path, session: &str, opening: &Opening) -> io::Result<Vec<Os
     if let Some(model) = &opening.model {
         arguments.push(format!("--model={model}").into());
     }
-    // In files: what stands on a command line can be read by whoever has a process on the machine.
+    let mut told = Arguments { all: arguments, files: Vec::new(), given: String::new() };
     if let Some(prompt) = &opening.system_prompt {
-        write(&home.join("prompt.txt"), prompt.expose())?;
-        arguments.extend(["--system-prompt-file".into(), home.join("prompt.txt").into()]);
+        told.give("--system-prompt-file", PROMPT, prompt.expose());
     }
     if opening.history.is_empty() {
-        arguments.extend(["--session-id".into(), session.into()]);
+        told.all.extend(["--session-id".into(), session.into()]);
     } else {
-        write(&home.join("history.jsonl"), &transcript(session, &opening.history))?;
-        arguments.extend(["--resume".into(), home.join("history.jsonl").into()]);
+        told.give("--resume", HISTORY, &transcript(session, &opening.history));
     }
-    Ok(arguments)
+    told
 }
 
 /// The lines that a process says.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process_group, waitid};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::given::Given;
 use super::processes::{children, descendants, kill_all};
 
 /// How long the CLI may take to end by itself.
@@ -26,15 +27,24 @@ enum Seen {
     ServerIsGone,
 }
 
-/// Runs a program with its arguments and hands on what comes in; what it says goes out by itself. Ends as it ends. It runs in a process
+/// Runs a program with its arguments and hands on what comes in, but for what it is given as files, which comes first; what it says goes
+/// out by itself. Ends as it ends. It runs in a process
 /// that does nothing else, and within a runtime.
 #[must_use]
-pub fn run(command: &[OsString]) -> ExitCode {
+pub fn run(given: &[Given], command: &[OsString]) -> ExitCode {
     let Some((program, arguments)) = command.split_first() else { return ExitCode::from(2) };
     if let Err(error) = stand() {
         eprintln!("a process of the Claude CLI cannot be watched over: {error}");
         return ExitCode::from(1);
     }
+    let files: io::Result<Vec<_>> = given.iter().map(|given| given.take(&mut io::stdin().lock())).collect();
+    let files = match files {
+        Ok(files) => files,
+        Err(error) => {
+            eprintln!("what the Claude CLI is to read cannot be given to it: {error}");
+            return ExitCode::from(1);
+        }
+    };
     // A group of its own, with all that it starts.
     let child = Command::new(program).args(arguments).stdin(Stdio::piped()).process_group(0).spawn();
     let mut child = match child {
@@ -44,13 +54,15 @@ pub fn run(command: &[OsString]) -> ExitCode {
             return ExitCode::from(127);
         }
     };
+    // It has its own.
+    drop(files);
     let cli = Pid::from_child(&child);
     let (to_here, seen) = channel();
     let (to_program, said) = channel();
     let (stdin, from_server) = (child.stdin.take(), to_here.clone());
     // Two threads: a program that does not listen must not keep the end of the server from being seen.
     thread::spawn(move || {
-        let mut from = std::io::stdin().lock();
+        let mut from = io::stdin().lock();
         let mut buffer = vec![0; 64 * 1024];
         loop {
             match from.read(&mut buffer) {

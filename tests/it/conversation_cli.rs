@@ -106,6 +106,9 @@ both_databases! {
             assert!(!body.contains(keys.trim()) && seen.key() == FIRST && !format!("{:?}", seen.headers).contains("clv_"));
         }
         assert!(sent.matches("Hello from Claude.").count() == 2);
+        let seen = relayed.claude.seen();
+        let last = seen.iter().rfind(|seen| seen.uri.path() == "/v1/messages").unwrap();
+        assert!(String::from_utf8_lossy(&last.body).contains("Be a pirate."));
 
         // What it took stands in the records, reports and bills of the relay, under the user and the client, and no key.
         let columns = "coalesce(api_key_id, '-') || ' ' || substr(user_id, 1, 5) || ' ' || model || ' ' || CAST(cost_nano_usd > 0 AS TEXT)";

@@ -7,7 +7,7 @@ use crate::audit::entries;
 use crate::conversation::create;
 use crate::invitation::join;
 use crate::support::{PASSWORD, Socket, TestApp, TestDatabase, both_databases};
-use crate::turn::{app_with, said, send, settled, streaming, try_send, until, workers};
+use crate::turn::{app_with, said, send, settled, streaming, try_send, until, walkdir, workers};
 
 both_databases! {
     async fn what_a_removed_user_has_said_goes_and_nothing_of_it_comes_after(app: TestApp) {
@@ -137,4 +137,22 @@ async fn a_place_that_is_left_unused_is_told_of() {
     // A server that stops waits for it.
     drop(place);
     assert!(changes.has_changed().unwrap());
+}
+
+both_databases! {
+    async fn what_was_said_before_stands_on_no_disk_while_a_process_starts(app: TestApp) {
+        let admin = app.admin().await;
+        let conversation = create(&admin, json!({ "systemPrompt": "whispered prompt" })).await["id"].clone();
+        send(&admin, &conversation, "whispered words").await;
+        // Another process, which never gets ready.
+        let mut socket = Socket::connected(&app, &admin).await;
+        let asleep = streaming(&conversation, "Hello").replace("text: \"Hello\"", "text: \"Hello\", model: \"asleep\"");
+        socket.subscribe("a", &asleep).await;
+        let files = || walkdir(app.data_dir()).into_iter().partition::<Vec<_>, _>(|path| path.is_symlink());
+        settled("what it reads", async || files().0.len() == 2).await;
+        for file in files().1 {
+            let text = std::fs::read(&file).unwrap_or_default();
+            assert!(!String::from_utf8_lossy(&text).contains("whispered"), "{}", file.display());
+        }
+    }
 }
