@@ -360,13 +360,7 @@ async fn opening(cx: Cx<'_>, turned: &Turned) -> Result<Opening> {
     let services = cx.services;
     let key = services.authenticator.lend(
         &services.random,
-        Loan {
-            organization,
-            user: own.user,
-            api_key: cx.actor.api_key(),
-            client: conversation.client_id,
-            id: services.new_id(),
-        },
+        Loan { organization, user: own.user, api_key: cx.actor.api_key(), client: conversation.client_id },
     );
     Ok(Opening {
         history,

@@ -23,15 +23,15 @@ pub struct Loan {
     pub api_key: Option<ApiKeyId>,
     /// The client that it is for.
     pub client: Option<ClientId>,
-    /// What it is counted by.
-    pub id: ApiKeyId,
 }
 
 impl Loan {
-    /// As though it were a key of the user's, which nothing limits but what limits the user.
+    /// As though the user had one key for all conversations, however many processes answer them: its requests are counted together, by
+    /// the rate limit that keys have by default and the user's own, and so is the room that their bodies take. Nothing else limits it.
     pub(super) fn key(&self, now: Timestamp) -> ApiKey {
         ApiKey {
-            id: self.id,
+            // The user's: no API key has it.
+            id: self.user.in_place_of(),
             organization_id: self.organization,
             owner_id: self.user,
             client_id: self.client,

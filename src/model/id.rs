@@ -133,6 +133,12 @@ impl<K: Kind> Id<K> {
         let millis = u64::try_from(now.micros() / 1000).unwrap_or_default();
         Self(uuid::Builder::from_unix_timestamp_millis(millis, random).into_uuid(), PhantomData)
     }
+
+    /// The id by which this stands where something of another kind is meant, and there is none.
+    #[must_use]
+    pub fn in_place_of<J: Kind>(self) -> Id<J> {
+        Id(self.0, PhantomData)
+    }
 }
 
 impl<K: Kind> fmt::Display for Id<K> {
