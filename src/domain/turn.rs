@@ -25,7 +25,7 @@ use crate::model::{AuditAction, ConversationId, JsonObject, MessageRole, Resourc
 use crate::settings::Settings;
 use crate::store::conversation::{self as conversations, Conversation, Own};
 use crate::store::message::{self as messages, Message};
-use crate::workers::{Answer, Context, Event, Failure, NoPlace, Opening, Place, Said, Turn};
+use crate::workers::{Answer, Context, Event, Failure, NoPlace, Opening, Place, Said, Spending, Turn};
 
 const TEXT_LENGTH: usize = 100_000;
 /// How much of an answer may wait to be read, in bytes: who leaves more has left.
@@ -358,9 +358,16 @@ async fn opening(cx: Cx<'_>, turned: &Turned) -> Result<Opening> {
         }
     }
     let services = cx.services;
+    let spending = Arc::<Spending>::default();
     let key = services.authenticator.lend(
         &services.random,
-        Loan { organization, user: own.user, api_key: cx.actor.api_key(), client: conversation.client_id },
+        Loan {
+            organization,
+            user: own.user,
+            api_key: cx.actor.api_key(),
+            client: conversation.client_id,
+            spending: spending.clone(),
+        },
     );
     Ok(Opening {
         history,
@@ -369,6 +376,7 @@ async fn opening(cx: Cx<'_>, turned: &Turned) -> Result<Opening> {
         tools: tools.clone(),
         key: key.text().clone(),
         base_url: services.workers.base_url().unwrap_or_default().to_owned(),
+        spending,
         held: Box::new(key),
     })
 }
@@ -426,7 +434,7 @@ fn usage(answer: &Answer) -> Value {
     json!({
         "inputTokens": answer.usage.input,
         "outputTokens": answer.usage.output,
-        "cacheCreationTokens": answer.usage.cache_creation,
+        "cacheCreationTokens": answer.usage.cache_write_5m.saturating_add(answer.usage.cache_write_1h),
         "cacheReadTokens": answer.usage.cache_read,
         "model": answer.model,
         "interrupted": answer.is_interrupted,

@@ -20,6 +20,7 @@ use crate::model::{
 };
 use crate::store::api_key::{ApiKeyUse, FoundApiKey, RenewedDigest, Whose};
 use crate::store::{self, Db};
+use crate::workers::Spending;
 
 /// Tells who is behind an access token or an API key.
 pub struct Authenticator {
@@ -51,6 +52,7 @@ pub struct SentApiKey {
     /// Under the newest key of the ring.
     digest: Digest,
     address: IpAddr,
+    spending: Option<Arc<Spending>>,
 }
 
 impl SentApiKey {
@@ -58,6 +60,12 @@ impl SentApiKey {
     #[must_use]
     pub fn found(&self) -> &Arc<FoundApiKey> {
         &self.found
+    }
+
+    /// What is counted by what it is used for, where it is lent: the turn may use no more.
+    #[must_use]
+    pub fn spending(&self) -> Option<&Arc<Spending>> {
+        self.spending.as_ref()
     }
 
     /// Who acts with it.
@@ -193,12 +201,13 @@ impl Authenticator {
         let digest = self.keys.digest(Purpose::ApiKey, key.text().expose().as_bytes());
         if let Some(loan) = self.lent.find(&digest) {
             let found = self.judge_loan(&loan, address, now).await?;
-            return Ok(found.map(|found| SentApiKey { found: Arc::new(found), digest, address }));
+            let spending = Some(loan.spending);
+            return Ok(found.map(|found| SentApiKey { found: Arc::new(found), digest, address, spending }));
         }
         let found = self.find_api_key(&key, now, Some(look_ups)).await?;
         let (digest, Some(found)) = found else { return Ok(Err(Code::NotFound)) };
         Ok(match judge(&found, address, now) {
-            Code::Valid => Ok(SentApiKey { found, digest, address }),
+            Code::Valid => Ok(SentApiKey { found, digest, address, spending: None }),
             code => Err(code),
         })
     }
@@ -250,7 +259,7 @@ impl Authenticator {
     }
 
     /// Notes that an API key was used now: for a request or an operation, and not for a socket that is merely open.
-    pub fn note_use(&self, SentApiKey { found, digest, address }: &SentApiKey) {
+    pub fn note_use(&self, SentApiKey { found, digest, address, .. }: &SentApiKey) {
         if found.is_lent {
             return;
         }

@@ -11,9 +11,10 @@ use crate::model::{
     UserStatus,
 };
 use crate::store::api_key::{ApiKey, FoundApiKey};
+use crate::workers::Spending;
 
 /// In whose name a key is lent.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Loan {
     /// In which organization.
     pub organization: OrganizationId,
@@ -23,6 +24,8 @@ pub struct Loan {
     pub api_key: Option<ApiKeyId>,
     /// The client that it is for.
     pub client: Option<ClientId>,
+    /// What the turn that it is for has used, and may use.
+    pub spending: Arc<Spending>,
 }
 
 impl Loan {

@@ -15,6 +15,7 @@ use crate::identity::Actor;
 use crate::limits::{Answer, Standing};
 use crate::model::{ApiKeyVerificationCode, OrganizationId, Permit, UseRelay};
 use crate::store::api_key::FoundApiKey;
+use crate::workers::Spending;
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
@@ -33,6 +34,8 @@ pub(super) struct Admitted {
     pub(super) permit: Permit<UseRelay>,
     /// The raw key: it must not travel on.
     pub(super) raw: SecretText,
+    /// What a turn uses that it answers.
+    pub(super) spending: Option<Arc<Spending>>,
     /// What is left of the limits, for the answer.
     pub(super) limits: HeaderMap,
 }
@@ -77,7 +80,7 @@ pub(super) async fn admit(relay: &Relay, caller: &Caller, headers: &HeaderMap) -
     }
     let access = actor.access().ok_or_else(|| Refusal::unauthenticated(NO_KEY))?;
     let permit = access.relay().map_err(|denied| Refusal::from(crate::domain::Error::from(denied)))?;
-    Ok(Admitted { key: sent.found().clone(), permit, raw, limits })
+    Ok(Admitted { key: sent.found().clone(), permit, raw, spending: sent.spending().cloned(), limits })
 }
 
 const NO_KEY: &str = "Send an API key of Claviger's as x-api-key, or as Authorization: Bearer.";

@@ -22,6 +22,7 @@ use crate::domain::usage::NewUsageRecord;
 use crate::model::{MicroUsd, Timestamp, Tokens};
 use crate::store::api_key::FoundApiKey;
 use crate::upstream::Progress;
+use crate::workers::Spender;
 
 /// What stands in the record of a caller who left before there was an answer.
 const LEFT: u16 = 499;
@@ -67,6 +68,8 @@ pub(super) struct Tally {
     /// How long the answer may be.
     most_output: u64,
     reservation: Option<Reservation>,
+    /// Where it counts for the turn of a conversation.
+    spender: Option<Spender>,
     /// The account that it was at last.
     account: Option<Arc<RelayAccount>>,
     /// As long as it is there.
@@ -90,7 +93,7 @@ impl Tally {
     /// Reserves what the request may take.
     ///
     /// # Errors
-    /// Where that is more than the key has left.
+    /// Where that is more than the key has left, or the turn of a conversation.
     pub(super) async fn begin(
         relay: &Arc<Relay>,
         caller: &Caller,
@@ -100,6 +103,10 @@ impl Tally {
     ) -> Result<Self> {
         let (services, started) = (&relay.services, Instant::now());
         let occurred_at = services.clock.now();
+        let spender = match &admitted.spending {
+            Some(spending) if endpoint.is_charged() => Some(spending.request().ok_or_else(turn_is_spent)?),
+            _ => None,
+        };
         let key = &admitted.key;
         let has_budget = key.key.token_limit_per_day.is_some() || key.key.cost_limit_micro_usd_per_month.is_some();
         let estimate = if has_budget && endpoint.is_charged() {
@@ -131,6 +138,7 @@ impl Tally {
             body: endpoint.is_charged().then(|| body.clone()),
             most_output: head.max_tokens.unwrap_or(u64::MAX),
             reservation: Some(reservation),
+            spender,
             account: None,
             lease: None,
             attempts: 0,
@@ -207,6 +215,7 @@ impl Tally {
     /// Something of a stream came by.
     pub(super) fn reads(&mut self, events: &[u8]) {
         self.meter.read_events(events);
+        self.spend(self.meter.tokens().0);
         if self.first_token.is_none() && self.meter.has_content() {
             self.first_token = Some(self.started.elapsed());
         }
@@ -219,6 +228,14 @@ impl Tally {
     pub(super) fn reads_whole(&mut self, body: &[u8]) {
         if self.endpoint.is_charged() {
             self.meter.read_whole(body);
+            self.spend(self.meter.tokens().0);
+        }
+    }
+
+    /// Before the process that asks has all of it: who sees the end of a turn sees what it has used.
+    fn spend(&self, tokens: Tokens) {
+        if let Some(spender) = &self.spender {
+            spender.counts(tokens);
         }
     }
 
@@ -248,6 +265,7 @@ impl Tally {
 
     fn settle(&mut self) {
         let (tokens, is_estimated) = self.used();
+        self.spend(tokens);
         let services = &self.relay.services;
         let mut priced = services.prices.cost(&self.model, &tokens, self.occurred_at);
         // It may have been asked for by a name that is only the upstream's.
@@ -314,6 +332,11 @@ async fn at_most(body: &Bytes) -> Result<Weight> {
     let body = body.clone();
     let weighed = tokio::task::spawn_blocking(move || weight::at_most(&body)).await;
     weighed.map_err(|_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "The request could not be read."))
+}
+
+/// What a process is told whose turn has nothing left: to ask again is of no use.
+fn turn_is_spent() -> Refusal {
+    Refusal::bad_request("This answer has used the tokens that it may (TURN_TOKEN_BUDGET).").for_good()
 }
 
 /// What a caller is told whose key has nothing left.

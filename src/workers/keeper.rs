@@ -10,9 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::pool::{Context, Held, Shared};
 use super::process::{NoLine, Opening, Process};
-use super::protocol::{Line, Over, Usage, initialize, interrupt, message, read};
+use super::protocol::{Line, Over, initialize, interrupt, message, read};
+use super::spending::Spending;
 use crate::crypto::SecretText;
-use crate::model::{OrganizationId, WorkerId};
+use crate::model::{OrganizationId, Tokens, WorkerId};
 
 /// How long a process may take until it is ready.
 const START: Duration = Duration::from_secs(60);
@@ -20,6 +21,8 @@ const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(5);
 /// How long an answer may take to be kept.
 const KEPT: Duration = Duration::from_secs(60);
+/// How long it is waited at the end of a turn for what its requests have used.
+const SETTLED: Duration = Duration::from_secs(1);
 /// No turn says more.
 const MOST_SAID: usize = 64 * 1024 * 1024;
 /// No turn has more lines that are none of the language.
@@ -51,7 +54,7 @@ pub struct Answer {
     /// Its blocks, with what tools have answered among them.
     pub blocks: Vec<Value>,
     /// What it has used.
-    pub usage: Usage,
+    pub usage: Tokens,
     /// Which model it is by.
     pub model: Option<String>,
     /// Whether it was cut short.
@@ -152,6 +155,8 @@ pub(super) struct Start {
 pub(super) async fn keep(shared: Arc<Shared>, start: Start, mut jobs: mpsc::Receiver<Job>) {
     let id = start.id;
     let Some(mut job) = jobs.recv().await else { return shared.gone(id, None) };
+    let spending = start.opening.spending.clone();
+    let mut spent = spending.begin(job.budget);
     let mut process = match begin(&shared, start, &job).await {
         Ok(process) => process,
         Err(failure) => {
@@ -161,9 +166,16 @@ pub(super) async fn keep(shared: Arc<Shared>, start: Start, mut jobs: mpsc::Rece
         }
     };
     let failure = loop {
-        let Job { text, budget, events, interrupt, kept } = job;
+        let Job { text, events, interrupt, kept, .. } = job;
         let limit = Instant::now() + shared.setup.timeout;
-        let mut turn = Exchange { process: &mut process, events: &events, interrupt: &interrupt, limit, budget };
+        let mut turn = Exchange {
+            process: &mut process,
+            events: &events,
+            interrupt: &interrupt,
+            limit,
+            spending: &spending,
+            spent: &spent,
+        };
         match turn.run(&text).await {
             Ok(answer) => {
                 shared.answered(id);
@@ -179,6 +191,7 @@ pub(super) async fn keep(shared: Arc<Shared>, start: Start, mut jobs: mpsc::Rece
             Ok(job) => job,
             Err(failure) => break failure.map(|failure| (failure, None)),
         };
+        spent = spending.begin(job.budget);
     };
     shared.stopping(id);
     let code = process.end().await;
@@ -272,16 +285,16 @@ struct Exchange<'a> {
     events: &'a mpsc::Sender<Event>,
     interrupt: &'a CancellationToken,
     limit: Instant,
-    budget: u64,
+    spending: &'a Spending,
+    /// Told when more is used than may be.
+    spent: &'a CancellationToken,
 }
 
 /// What has come of a turn.
 #[derive(Default)]
 struct Gathered {
     blocks: Vec<Value>,
-    /// Of the answers of the API before the one that comes.
-    settled: Usage,
-    current: Usage,
+    usage: Tokens,
     model: Option<String>,
     is_interrupted: bool,
     /// Whether it was for what it has used.
@@ -291,23 +304,12 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn usage(&self) -> Usage {
-        let (a, b) = (self.settled, self.current);
-        Usage {
-            input: a.input.saturating_add(b.input),
-            output: a.output.saturating_add(b.output),
-            cache_creation: a.cache_creation.saturating_add(b.cache_creation),
-            cache_read: a.cache_read.saturating_add(b.cache_read),
-        }
-    }
-
     fn answer(self) -> Answer {
-        let usage = self.usage();
         let answered: Vec<Value> = self.blocks.iter().map(|block| block["tool_use_id"].clone()).collect();
         // A tool that was not come to has no answer, and the API takes none without.
         let is_whole = |block: &Value| block["type"] != "tool_use" || answered.contains(&block["id"]);
         let blocks = self.blocks.into_iter().filter(is_whole).collect();
-        Answer { blocks, usage, model: self.model, is_interrupted: self.is_interrupted }
+        Answer { blocks, usage: self.usage, model: self.model, is_interrupted: self.is_interrupted }
     }
 }
 
@@ -319,6 +321,11 @@ impl Exchange<'_> {
             let line = tokio::select! {
                 line = self.process.lines.next() => line,
                 () = self.interrupt.cancelled(), if !gathered.is_interrupted => {
+                    self.stop(&mut gathered).await?;
+                    continue;
+                }
+                () = self.spent.cancelled(), if !gathered.is_interrupted => {
+                    gathered.is_spent = true;
                     self.stop(&mut gathered).await?;
                     continue;
                 }
@@ -342,26 +349,25 @@ impl Exchange<'_> {
                 return Err(Failure::Garbled);
             }
             if let Line::Over(over) = line {
+                // It may have heard from the relay first that there is no more.
+                if over.is_error && self.spent.is_cancelled() {
+                    (gathered.is_interrupted, gathered.is_spent) = (true, true);
+                }
+                let _ = timeout(SETTLED, self.spending.settled()).await;
+                gathered.usage = self.spending.used();
                 return judged(over, gathered);
             }
             self.take(line, &mut gathered).await?;
-            if gathered.usage().total() > self.budget && !gathered.is_interrupted {
-                gathered.is_spent = true;
-                self.stop(&mut gathered).await?;
-            }
         }
     }
 
     async fn take(&self, line: Line, gathered: &mut Gathered) -> Result<(), Failure> {
         match line {
             Line::Text(text) => self.tell(Event::Text(text)).await?,
-            Line::Begins(usage, model) => {
+            Line::Begins(model) => {
                 self.tell(Event::Begun).await?;
-                gathered.settled = gathered.usage();
-                gathered.current = usage;
                 gathered.model = model.or(gathered.model.take());
             }
-            Line::Comes(output) => gathered.current.output = output,
             Line::Said(blocks) => {
                 // Where it did not come in pieces.
                 self.tell(Event::Begun).await?;

@@ -4,6 +4,7 @@
 //! `pool.rs` gives places to whoever wants to say something, `process.rs` starts a process, `keeper.rs` watches over one as long as it
 //! lives, `protocol.rs` speaks its language, `supervisor.rs` sees to it that none outlives the server, nor what it
 //! has started, which `processes.rs` finds. What was said before it reads from memory, by `given.rs`, in the form of `history.rs`.
+//! `spending.rs` has what a turn uses, which the relay counts.
 
 mod given;
 mod history;
@@ -12,6 +13,7 @@ mod pool;
 mod process;
 mod processes;
 mod protocol;
+mod spending;
 pub mod supervisor;
 
 pub use given::Given;
@@ -19,4 +21,4 @@ pub use history::Said;
 pub use keeper::{Answer, Event, Failure, Turn};
 pub use pool::{Cold, Context, NoPlace, Place, Warm, Worker, Workers};
 pub use process::{Opening, Setup};
-pub use protocol::Usage;
+pub use spending::{Spender, Spending};

@@ -16,6 +16,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use super::given::Given;
 use super::history::{Said, transcript};
 use super::processes::kill_all_with;
+use super::spending::Spending;
 use super::supervisor::GRACE;
 use crate::crypto::SecretText;
 use crate::model::CLI_TOOLS;
@@ -80,6 +81,8 @@ pub struct Opening {
     pub key: SecretText,
     /// Where the relay is.
     pub base_url: String,
+    /// What its turns use, as the relay counts it by that key.
+    pub spending: Arc<Spending>,
     /// What has to live as long as the process.
     pub held: Box<dyn Send + Sync>,
 }

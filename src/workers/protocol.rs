@@ -3,24 +3,6 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// What a turn has used, by the answers of the API that it took.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[allow(missing_docs, reason = "named like the counts of the API")]
-pub struct Usage {
-    pub input: u64,
-    pub output: u64,
-    pub cache_creation: u64,
-    pub cache_read: u64,
-}
-
-impl Usage {
-    /// All tokens.
-    #[must_use]
-    pub fn total(self) -> u64 {
-        [self.input, self.output, self.cache_creation, self.cache_read].into_iter().fold(0, u64::saturating_add)
-    }
-}
-
 /// Asks a process whether it is ready.
 pub(super) fn initialize() -> String {
     control("start", "initialize")
@@ -52,10 +34,8 @@ pub(super) enum Line {
     Ready,
     /// A piece of text.
     Text(String),
-    /// An answer of the API begins: what was put in, and by which model it is.
-    Begins(Usage, Option<String>),
-    /// So much of it came out.
-    Comes(u64),
+    /// An answer of the API begins, by this model.
+    Begins(String),
     /// Blocks that Claude has said.
     Said(Vec<Value>),
     /// What tools have answered.
@@ -115,10 +95,6 @@ enum StreamEvent {
     ContentBlockDelta {
         delta: Delta,
     },
-    MessageDelta {
-        #[serde(default)]
-        usage: RawUsage,
-    },
     #[serde(other)]
     Other,
 }
@@ -133,41 +109,23 @@ struct ApiMessage {
     #[serde(default)]
     content: Value,
     model: Option<String>,
-    #[serde(default)]
-    usage: RawUsage,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-#[expect(clippy::struct_field_names, reason = "named as in the API")]
-struct RawUsage {
-    input_tokens: Option<u64>,
-    output_tokens: Option<u64>,
-    cache_creation_input_tokens: Option<u64>,
-    cache_read_input_tokens: Option<u64>,
-}
+/// What stands as the model of what the CLI says by itself, as of an error.
+const SYNTHETIC: &str = "<synthetic>";
 
 /// Reads a line; none: it is not one of the language.
 pub(super) fn read(line: &[u8]) -> Option<Line> {
-    // What another agent says within a tool is that tool's, but costs as much.
+    // What another agent says within a tool is that tool's.
     Some(match serde_json::from_slice(line).ok()? {
         Raw::ControlResponse { response } if response.request_id == "start" => Line::Ready,
-        Raw::StreamEvent { event: StreamEvent::MessageStart { message }, .. } => {
-            let usage = Usage {
-                input: message.usage.input_tokens.unwrap_or(0),
-                output: message.usage.output_tokens.unwrap_or(0),
-                cache_creation: message.usage.cache_creation_input_tokens.unwrap_or(0),
-                cache_read: message.usage.cache_read_input_tokens.unwrap_or(0),
-            };
-            Line::Begins(usage, message.model)
-        }
-        Raw::StreamEvent { event: StreamEvent::MessageDelta { usage }, .. } => {
-            usage.output_tokens.map_or(Line::Other, Line::Comes)
+        Raw::StreamEvent { event: StreamEvent::MessageStart { message }, parent_tool_use_id: None } => {
+            message.model.map_or(Line::Other, Line::Begins)
         }
         Raw::StreamEvent { event: StreamEvent::ContentBlockDelta { delta }, parent_tool_use_id: None } => {
             delta.text.map_or(Line::Other, Line::Text)
         }
-        Raw::Assistant { message, parent_tool_use_id: None } => {
+        Raw::Assistant { message, parent_tool_use_id: None } if message.model.as_deref() != Some(SYNTHETIC) => {
             Line::Said(blocks(message.content, &["text", "tool_use"]))
         }
         Raw::User { message, parent_tool_use_id: None } => Line::Answered(blocks(message.content, &["tool_result"])),
@@ -203,10 +161,18 @@ mod tests {
                 Line::Other,
             ),
             (
-                r#"{"type":"stream_event","event":{"type":"message_start","message":{"model":"m","content":[],"usage":{"input_tokens":5,"cache_read_input_tokens":2}}},"parent_tool_use_id":null}"#,
-                Line::Begins(Usage { input: 5, cache_read: 2, ..Usage::default() }, Some("m".to_owned())),
+                r#"{"type":"stream_event","event":{"type":"message_start","message":{"model":"m","content":[],"usage":{"input_tokens":5}}},"parent_tool_use_id":null}"#,
+                Line::Begins("m".to_owned()),
             ),
-            (r#"{"type":"stream_event","event":{"type":"message_delta","usage":{"output_tokens":7}}}"#, Line::Comes(7)),
+            (
+                r#"{"type":"stream_event","event":{"type":"message_start","message":{"model":"m"}},"parent_tool_use_id":"t"}"#,
+                Line::Other,
+            ),
+            (r#"{"type":"stream_event","event":{"type":"message_delta","usage":{"output_tokens":7}}}"#, Line::Other),
+            (
+                r#"{"type":"assistant","message":{"model":"<synthetic>","content":[{"type":"text","text":"API Error"}]},"parent_tool_use_id":null}"#,
+                Line::Other,
+            ),
             (
                 r#"{"type":"assistant","message":{"content":[{"type":"thinking"},{"type":"text","text":"Hi"}]},"parent_tool_use_id":null}"#,
                 Line::Said(vec![json!({ "type": "text", "text": "Hi" })]),

@@ -14,6 +14,7 @@ use crate::relay::{FIRST, MODEL, Relayed, account, records};
 use crate::support::{
     Claude, Client, EventStream, PASSWORD, Reply, Socket, Step, TestApp, TestDatabase, both_databases, delta, events,
 };
+use crate::turn::streaming;
 
 /// The CLI that `./test` has installed.
 fn cli() -> PathBuf {
@@ -124,6 +125,34 @@ both_databases! {
         let total = json!({ "requests": 3, "costUsd": "0.00081" });
         assert_eq!((&report["usage"]["total"], &report["billing"]["byClient"]), (&total, &json!([{ "client": { "name": "Acme" }, "totals": total }])));
         assert_eq!(answer["usage"]["outputTokens"], 12);
+    }
+
+    async fn what_is_asked_again_counts_and_an_answer_ends_beyond_its_budget(app: TestApp) {
+        let (mut app, relayed) = with_cli(app).await;
+        let admin = &relayed.admin;
+        let conversation = create(admin, json!({ "model": MODEL })).await["id"].clone();
+        let start = events(MODEL)[..2].concat() + &delta("Half");
+        relayed.claude.will(FIRST, [Reply::Stream(vec![Step::Say(start.clone()), Step::Cut])]);
+        let answer = send(admin, &conversation, "Hello").await;
+        assert_eq!(answer["text"], "Hello from Claude.");
+        let recorded = records(&app, "CAST(input_tokens AS TEXT)", 2).await;
+        assert_eq!((recorded.as_slice(), &answer["usage"]["inputTokens"]), (["25", "25"].map(str::to_owned).as_slice(), &json!(50)));
+
+        app.set("TURN_TOKEN_BUDGET", "1000");
+        app.restart().await;
+        let admin = app.admin().await;
+        let dear = events(MODEL).into_iter().rfind(|event| event.contains("message_delta")).unwrap().replace("12", "5000");
+        relayed.claude.will(FIRST, [Reply::Stream(vec![Step::Say(start), Step::Hold, Step::Say(dear), Step::Hold])]);
+        let mut socket = Socket::connected(&app, &admin).await;
+        socket.subscribe("a", &streaming(&conversation, "And now?")).await;
+        assert_eq!(socket.event("a").await["messageStream"]["text"], "Half");
+        relayed.claude.release(1);
+        let kept = socket.event("a").await["messageStream"]["message"].clone();
+        assert_eq!((&kept["text"], &kept["usage"]["interrupted"]), (&json!("Half"), &json!(true)));
+        assert_eq!(kept["usage"]["outputTokens"], 5000);
+        assert_eq!(send(&admin, &conversation, "Go on").await["text"], "Hello from Claude.");
+        let asked = relayed.claude.seen().into_iter().filter(|seen| seen.uri.path() == "/v1/messages").count();
+        assert_eq!(asked, 4);
     }
 
     async fn an_answer_that_is_left_ends_at_the_upstream_too(app: TestApp) {

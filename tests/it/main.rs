@@ -81,6 +81,7 @@ mod tenants;
 mod traces;
 mod turn;
 mod turn_ends;
+mod turn_limits;
 mod usage;
 mod usage_sums;
 mod user;
