@@ -1,6 +1,7 @@
 //! The deeds, one file a noun: what may be done, by whom, under which rules. Knows neither GraphQL nor HTTP nor SQL.
 
 mod account_notices;
+mod answering;
 mod attempts;
 mod budget_limits;
 mod context;

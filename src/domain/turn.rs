@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::answering::Answering;
 use super::context::{Cx, Record, Services};
 use super::conversation::{self, MODEL_LENGTH, no_such, own};
 use super::deed::{audited, record_failure};
@@ -24,6 +25,7 @@ use crate::identity::{Actor, Loan};
 use crate::model::{AuditAction, ConversationId, JsonObject, MessageRole, ResourceType, Timestamp};
 use crate::settings::Settings;
 use crate::store::conversation::{self as conversations, Conversation, Own};
+use crate::store::conversation_lease::{self as leases, ConversationLease};
 use crate::store::message::{self as messages, Message};
 use crate::workers::{Answer, Context, Event, Failure, NoPlace, Opening, Place, Said, Spending, Turn};
 
@@ -247,10 +249,31 @@ async fn run(cx: Cx<'_>, input: Send, end: &End, told: Option<&Teller>) -> Resul
         cx.services.workers.note_missing(turned.own.permit.organization());
         return Err(Error::away(worker::NO_CLI));
     }
+    if turned.is_new {
+        return answer_and_keep(cx, turned, None, left, told).await;
+    }
+    let Conversation { id, message_count, .. } = turned.conversation;
+    let answering = Answering::begin(cx, id, message_count).await?.ok_or_else(busy)?;
+    let work = Box::pin(answer_and_keep(cx, turned, answering.lease(), left, told));
+    let done = answering.while_it_lasts(cx, work).await;
+    match &done {
+        Ok(_) => answering.ended(),
+        Err(_) => answering.give_up().await,
+    }
+    done
+}
+
+async fn answer_and_keep(
+    cx: Cx<'_>,
+    turned: Turned,
+    lease: Option<&ConversationLease>,
+    left: &CancellationToken,
+    told: Option<&Teller>,
+) -> Result<Kept> {
     // The time is up for an answer, not for its commit: whoever is told that there is none finds none.
     let (answer, turn) = Box::pin(cx.in_time(answered(cx, &turned, end, told))).await??;
     let context = context(cx, &turned, turned.conversation.message_count + 2);
-    let kept = commit(cx, turned, answer).await?;
+    let kept = commit(cx, turned, answer, lease).await?;
     turn.keep(context);
     Ok(kept)
 }
@@ -382,7 +405,7 @@ async fn opening(cx: Cx<'_>, turned: &Turned) -> Result<Opening> {
 }
 
 /// Keeps what was said and answered.
-async fn commit(cx: Cx<'_>, turned: Turned, answer: Answer) -> Result<Kept> {
+async fn commit(cx: Cx<'_>, turned: Turned, answer: Answer, lease: Option<&ConversationLease>) -> Result<Kept> {
     let Turned { own, conversation: before, is_new, text, model, tools, at } = turned;
     let organization = own.permit.organization();
     let answered_at = cx.services.clock.now();
@@ -423,6 +446,9 @@ async fn commit(cx: Cx<'_>, turned: Turned, answer: Answer) -> Result<Kept> {
         conversation.version += 1;
         conversation.updated_at = conversation.updated_at.max(answered_at);
         conversations::update(tx, &own, &conversation).await?;
+        if let Some(lease) = lease {
+            leases::end(tx, lease).await?;
+        }
         let noted = json!({ "messages": 2, "model": model, "tools": tools, "interrupted": answer.is_interrupted });
         let entry = Entry::new(action, ResourceType::Conversation).on(&conversation.id).with(changes).noting(noted);
         Ok(((conversation, answered), entry))

@@ -32,6 +32,7 @@ pub mod budget;
 pub mod claude_account;
 pub mod client;
 pub mod conversation;
+pub mod conversation_lease;
 pub mod credential;
 pub mod database_clock;
 pub mod device;

@@ -389,6 +389,8 @@ diesel::table! {
         created_at -> UtcTimestamp,
         updated_at -> UtcTimestamp,
         version -> Integer,
+        answering_by -> Nullable<Text>,
+        answering_until -> Nullable<UtcTimestamp>,
     }
 }
 

@@ -96,7 +96,7 @@ impl Tx {
     }
 
     /// Commits what no caller has done: when an API key was last used, and what finds it; that what has ended long ago is gone;
-    /// which server does a job; what became of a mail; what passwords are encrypted with; that something can be written at all; what
+    /// which server does a job or answers in a conversation; what became of a mail; what passwords are encrypted with; that something can be written at all; what
     /// requests of the relay may use and have used. Visible in the store alone, where `tests/it/architecture.rs` holds that
     /// nothing else calls it; whatever somebody does needs [`Tx::commit`].
     ///

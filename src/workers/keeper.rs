@@ -366,7 +366,7 @@ impl Exchange<'_> {
             Line::Text(text) => self.tell(Event::Text(text)).await?,
             Line::Begins(model) => {
                 self.tell(Event::Begun).await?;
-                gathered.model = model.or(gathered.model.take());
+                gathered.model = Some(model);
             }
             Line::Said(blocks) => {
                 // Where it did not come in pieces.

@@ -140,7 +140,7 @@ fn what_is_committed_without_an_audit_entry_is_listed() {
         }
     }
     // The two of a transaction itself, the migrations, and bookkeeping: when API keys were last used, what has ended long ago,
-    // which server does a job, what became of mails, what passwords are encrypted with, whether a disk that was full still is, and what
+    // which server does a job or answers a conversation, what became of mails, what passwords are encrypted with, whether a disk that was full still is, and what
     // requests of the relay use.
     let known = [
         "store/api_key.rs .commit_bookkeeping() 0",
@@ -148,6 +148,7 @@ fn what_is_committed_without_an_audit_entry_is_listed() {
         "store/backend.rs .commit_bookkeeping() 0",
         "store/budget.rs Tx::bookkeeping( 0",
         "store/budget.rs Tx::bookkeeping( 1",
+        "store/conversation_lease.rs Tx::bookkeeping( 0",
         "store/expired.rs Tx::bookkeeping( 0",
         "store/job_lease.rs Tx::bookkeeping( 0",
         "store/migrations.rs .commit() 0",

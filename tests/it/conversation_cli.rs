@@ -14,7 +14,7 @@ use crate::relay::{FIRST, MODEL, Relayed, account, records};
 use crate::support::{
     Claude, Client, EventStream, PASSWORD, Reply, Socket, Step, TestApp, TestDatabase, both_databases, delta, events,
 };
-use crate::turn::streaming;
+use crate::turn::{send_when_free, streaming};
 
 /// The CLI that `./test` has installed.
 fn cli() -> PathBuf {
@@ -212,7 +212,7 @@ on_both! {
 
         let server = serve();
         let admin = Client::new(&server.url).signed_in("admin@localhost", PASSWORD).await;
-        assert_eq!(send(&admin, &conversation, "And now?").await["text"], "Hello from Claude.");
+        assert_eq!(send_when_free(&admin, &conversation, "And now?").await, "Hello from Claude.");
         let messages = last_messages(&claude);
         let roles: Vec<_> = messages.iter().map(|message| message["role"].as_str().unwrap()).collect();
         assert_eq!(roles, ["user", "assistant", "user"], "{messages:?}");

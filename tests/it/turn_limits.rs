@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use crate::conversation::create;
 use crate::relay::{MODEL, Relayed, records};
-use crate::support::{Client, TestDatabase, both_databases};
-use crate::turn::{app_with, send};
+use crate::support::{Client, PASSWORD, Socket, TestDatabase, both_databases};
+use crate::turn::{app_with, said, send, settled, streaming, try_send, workers};
 
 /// The text of the answer, and what it has used.
 async fn answered(client: &Client, conversation: &Value, text: &str) -> (String, Value) {
@@ -21,6 +21,46 @@ async fn lent(client: &Client, conversation: &Value) -> String {
 }
 
 both_databases! {
+    async fn another_server_answers_nothing_in_a_conversation_that_is_being_answered(app: TestApp) {
+        let mut app = app;
+        let elsewhere = Client::new(&app.another().await).signed_in("admin@localhost", PASSWORD).await;
+        let admin = app.admin().await;
+        let conversation = create(&admin, json!({})).await["id"].clone();
+        assert_eq!(send(&elsewhere, &conversation, "Hello").await, "Answer 1");
+        let mut socket = Socket::connected(&app, &admin).await;
+        socket.subscribe("a", &streaming(&conversation, "!slow")).await;
+        assert_eq!(socket.event("a").await["messageStream"]["text"], "Slow");
+        assert_eq!(try_send(&elsewhere, &conversation, "Hello").await.code(), "CONFLICT");
+        // It is renewed for as long as that takes.
+        let until = async || app.database.texts("SELECT CAST(answering_until AS TEXT) AS text FROM conversations").await;
+        let first = until().await;
+        settled("a renewal", async || until().await != first).await;
+        assert_eq!(try_send(&elsewhere, &conversation, "Hello").await.code(), "CONFLICT");
+        // Nobody was asked there.
+        let theirs = workers(&elsewhere).await.into_iter().map(|worker| worker["handled"].as_u64().unwrap());
+        assert_eq!(theirs.sum::<u64>(), 1);
+        socket.send(json!({ "id": "a", "type": "complete" })).await;
+        settled("the end", async || said(&admin, &conversation).await.len() == 4).await;
+        assert_eq!(send(&elsewhere, &conversation, "Hello").await, "Answer 3");
+        // What fails lets go of it at once.
+        assert_eq!(try_send(&admin, &conversation, "!die").await.code(), "SERVICE_UNAVAILABLE");
+        assert_eq!(send(&elsewhere, &conversation, "Hello").await, "Answer 4");
+    }
+
+    async fn what_a_server_has_left_that_is_gone_runs_out(app: TestApp) {
+        let admin = app.admin().await;
+        let conversation = create(&admin, json!({})).await["id"].clone();
+        for (until, is_free) in [("'9999-01-01T00:00:00.000000Z'", false), ("created_at", true)] {
+            let sql = format!("UPDATE conversations SET answering_by = 'gone', answering_until = {until}");
+            app.database.execute(&sql).await.unwrap();
+            let answer = try_send(&admin, &conversation, "Hello").await;
+            assert_eq!(answer.body.get("errors").is_none(), is_free, "{}", answer.body);
+            assert!(is_free || (answer.code() == "CONFLICT" && workers(&admin).await.is_empty()));
+        }
+        let left = app.database.texts("SELECT answering_by AS text FROM conversations WHERE answering_by IS NOT NULL").await;
+        assert_eq!(left, [] as [String; 0]);
+    }
+
     async fn what_a_turn_uses_is_what_the_relay_has_counted(app: TestApp) {
         let mut app = app;
         app.set("TURN_TOKEN_BUDGET", "1000");

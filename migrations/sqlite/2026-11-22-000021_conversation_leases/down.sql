@@ -1,0 +1,2 @@
+ALTER TABLE conversations DROP COLUMN answering_until;
+ALTER TABLE conversations DROP COLUMN answering_by;
