@@ -30,6 +30,10 @@ use crate::store::message::{self as messages, Message};
 use crate::workers::{Answer, Context, Event, Failure, NoPlace, Opening, Place, Said, Spending, Turn};
 
 const TEXT_LENGTH: usize = 100_000;
+/// How many messages a conversation has at most: a process that is started for it is told all of them.
+const MOST_MESSAGES: i32 = 1_000;
+/// How many bytes they are together, sealed, when one more may be said. What Claude takes at once is about that.
+const MOST_BYTES: i64 = 1024 * 1024;
 /// How much of an answer may wait to be read, in bytes: who leaves more has left.
 const MOST_UNREAD: usize = 1024 * 1024;
 /// How long before its request must be answered an answer ends as it is: it takes its time to end, and to be kept.
@@ -298,8 +302,12 @@ async fn prepare(cx: Cx<'_>, input: Send) -> Result<Turned> {
     checks.finish()?;
     let (conversation, is_new) = if let Some(id) = input.conversation_id {
         let id: ConversationId = id.parse().map_err(|_| no_such())?;
-        let found = conversations::find_many(&mut cx.services.db.read().await?, &own, &[id]).await?.pop();
-        (found.ok_or_else(no_such)?, false)
+        let mut conn = cx.services.db.read().await?;
+        let found = conversations::find_many(&mut conn, &own, &[id]).await?.pop().ok_or_else(no_such)?;
+        if found.message_count >= MOST_MESSAGES || messages::size(&mut conn, &own, id).await? >= MOST_BYTES {
+            return Err(full());
+        }
+        (found, false)
     } else {
         let input = conversation::Create { model: model.clone(), ..conversation::Create::default() };
         (conversation::prepare(cx, &own, input)?, true)
@@ -469,6 +477,15 @@ fn usage(answer: &Answer) -> Value {
 
 fn busy() -> Error {
     Error::conflict("Something is being answered in this conversation. Wait for the answer.")
+}
+
+fn full() -> Error {
+    let mebibytes = MOST_BYTES / (1024 * 1024);
+    let mut checks = Checks::new();
+    let message =
+        format!("has {MOST_MESSAGES} messages, or messages of {mebibytes} MiB, and takes no more: begin another");
+    checks.fail("conversationId", message);
+    checks.finish().err().unwrap_or_else(busy)
 }
 
 fn nobody_waits() -> Error {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use diesel::prelude::*;
+use diesel::sql_types::BigInt;
 use diesel_async::RunQueryDsl;
 
 use super::backend::{Conn, on_conn};
@@ -85,6 +86,19 @@ pub async fn pages(
 /// Where the database fails.
 pub async fn find_many(conn: &mut Conn, own: &Own, ids: &[MessageId]) -> Result<Vec<Message>> {
     Ok(on_conn!(conn, |c| own!(own).filter(messages::id.eq_any(ids)).select(Message::as_select()).load(c).await?))
+}
+
+/// How many bytes the messages of a conversation are, sealed. None of them is read for that.
+///
+/// # Errors
+/// Where the database fails.
+pub async fn size(conn: &mut Conn, own: &Own, conversation: ConversationId) -> Result<i64> {
+    let size = || diesel::dsl::sql::<BigInt>("COALESCE(SUM(LENGTH(sealed)), 0)");
+    Ok(on_conn!(conn, |c| own!(own)
+        .filter(messages::conversation_id.eq(conversation))
+        .select(size())
+        .get_result(c)
+        .await?))
 }
 
 /// All messages of a conversation, as they were said.

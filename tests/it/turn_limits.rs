@@ -61,6 +61,19 @@ both_databases! {
         assert_eq!(left, [] as [String; 0]);
     }
 
+    async fn a_conversation_that_is_too_long_takes_no_more(app: TestApp) {
+        let admin = app.admin().await;
+        let conversation = create(&admin, json!({})).await["id"].clone();
+        assert_eq!(send(&admin, &conversation, "!long answer").await.len(), 1_100_000);
+        let refused = try_send(&admin, &conversation, "Hello").await;
+        assert_eq!((refused.code(), refused.fields()), ("BAD_USER_INPUT", vec!["conversationId"]), "{}", refused.body);
+        let other = create(&admin, json!({})).await["id"].clone();
+        for (count, is_full) in [(998, false), (1_000, true)] {
+            app.database.execute(&format!("UPDATE conversations SET message_count = {count} WHERE id = '{}'", other.as_str().unwrap())).await.unwrap();
+            assert_eq!(try_send(&admin, &other, "Hello").await.body.get("errors").is_some(), is_full, "{count}");
+        }
+    }
+
     async fn what_a_turn_uses_is_what_the_relay_has_counted(app: TestApp) {
         let mut app = app;
         app.set("TURN_TOKEN_BUDGET", "1000");
