@@ -121,13 +121,14 @@ pub(super) fn prepare(cx: Cx<'_>, own: &Own, input: Create) -> Result<Conversati
         model,
         system_prompt: None,
         key_version: None,
+        prompt_version: 0,
         metadata,
         message_count: 0,
         created_at: now,
         updated_at: now,
         version: 1,
     };
-    seal_prompt(cx, own.permit.organization(), &mut conversation, prompt.map(SecretText::from))?;
+    set_prompt(cx, own.permit.organization(), &mut conversation, prompt.map(SecretText::from))?;
     Ok(conversation)
 }
 
@@ -180,7 +181,7 @@ pub async fn update(cx: Cx<'_>, id: ConversationId, input: Update) -> Result<Con
         };
         checks.finish()?;
         if let Some(prompt) = prompt {
-            seal_prompt(cx, own.permit.organization(), &mut conversation, prompt)?;
+            set_prompt(cx, own.permit.organization(), &mut conversation, prompt)?;
         }
         let changes = Changes::between(&before, &conversation);
         if !changes.is_empty() {
@@ -221,8 +222,25 @@ pub(super) fn no_such() -> Error {
     Error::not_found("conversation")
 }
 
-fn aad(organization: OrganizationId, id: ConversationId) -> Aad {
-    Aad { organization: organization.to_string(), record: id.to_string(), field: "systemPrompt", secret_version: 1 }
+fn aad(organization: OrganizationId, conversation: &Conversation) -> Aad {
+    let Conversation { id, owner_id, prompt_version, .. } = conversation;
+    Aad {
+        organization: organization.to_string(),
+        record: format!("{owner_id} {id}"),
+        field: "systemPrompt",
+        secret_version: *prompt_version,
+    }
+}
+
+/// Replaces the system prompt. One that was there before opens no more.
+fn set_prompt(
+    cx: Cx<'_>,
+    organization: OrganizationId,
+    conversation: &mut Conversation,
+    prompt: Option<SecretText>,
+) -> Result<()> {
+    conversation.prompt_version += 1;
+    seal_prompt(cx, organization, conversation, prompt)
 }
 
 fn seal_prompt(
@@ -231,7 +249,7 @@ fn seal_prompt(
     conversation: &mut Conversation,
     prompt: Option<SecretText>,
 ) -> Result<()> {
-    let aad = aad(organization, conversation.id);
+    let aad = aad(organization, conversation);
     let seal = |text: SecretText| cx.services.keys.seal(&cx.services.random, &aad, &text).map_err(Error::internal);
     let sealed = prompt.map(seal).transpose()?;
     (conversation.system_prompt, conversation.key_version) =
@@ -249,7 +267,7 @@ fn open_prompt(
         return Ok(None);
     };
     let sealed = Sealed { key_version, bytes };
-    cx.services.keys.open(&aad(organization, conversation.id), &sealed).map(Some)
+    cx.services.keys.open(&aad(organization, conversation), &sealed).map(Some)
 }
 
 /// Seals the system prompt with the newest key of the ring.

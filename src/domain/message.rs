@@ -58,12 +58,14 @@ pub fn text_of(content: &Value) -> String {
     texts.collect::<Vec<_>>().join("\n\n")
 }
 
+/// It opens nowhere else: not in another conversation, nor as another's, as somebody else's words, or in another place.
 fn aad(organization: OrganizationId, message: &Message) -> Aad {
+    let Message { id, owner_id, conversation_id, ordinal, role, .. } = message;
     Aad {
         organization: organization.to_string(),
-        record: message.id.to_string(),
+        record: format!("{owner_id} {conversation_id} {id} {}", role.as_str()),
         field: "content",
-        secret_version: message.ordinal,
+        secret_version: *ordinal,
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Conversation {
     pub system_prompt: Option<Vec<u8>>,
     /// Which key of the ring sealed it.
     pub key_version: Option<String>,
+    /// The how-manieth it is.
+    pub prompt_version: i32,
     /// What callers have attached.
     pub metadata: Option<JsonObject>,
     /// How many messages there are.

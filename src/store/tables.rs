@@ -391,6 +391,7 @@ diesel::table! {
         version -> Integer,
         answering_by -> Nullable<Text>,
         answering_until -> Nullable<UtcTimestamp>,
+        prompt_version -> Integer,
     }
 }
 

@@ -138,4 +138,34 @@ both_databases! {
         assert_eq!(changes, json!({ "systemPrompt": { "from": "[redacted]", "to": "[redacted]" } }));
         assert_eq!(entries(&admin).await[0]["resourceId"], made["id"]);
     }
+
+    async fn what_is_sealed_opens_in_its_own_place_alone(app: TestApp) {
+        let (admin, member) = (app.admin().await, app.user("MEMBER").await);
+        let (mine, theirs) = (create(&member, json!({ "systemPrompt": "first words" })).await["id"].clone(), create(&admin, json!({})).await["id"].clone());
+        let say = "mutation($id: ID!) { sendMessage(input: { conversationId: $id, text: \"whispered words\" }) { message { id } } }";
+        member.with(say, json!({ "id": mine })).await.data();
+        let read = "query($id: ID!) { conversation(id: $id) { systemPrompt messages { nodes { role text } } } }";
+        let says = async |client: &Client, id: &Value| client.with(read, json!({ "id": id })).await.body.to_string();
+        assert!(says(&member, &mine).await.contains("whispered words"));
+        let sql = async |sql: &str| app.database.execute(sql).await.unwrap();
+        let (mine_id, theirs_id) = (mine.as_str().unwrap(), theirs.as_str().unwrap());
+        // As somebody else's words, in another place, and back.
+        for (wrong, right) in [("role = 'ASSISTANT'", "role = 'USER'"), ("ordinal = 9", "ordinal = 1")] {
+            sql(&format!("UPDATE messages SET {wrong} WHERE {right}")).await;
+            assert!(!says(&member, &mine).await.contains("whispered words"), "{wrong}");
+            sql(&format!("UPDATE messages SET {right} WHERE {wrong} AND conversation_id = '{mine_id}' AND ordinal IN (1, 9)")).await;
+            assert!(says(&member, &mine).await.contains("whispered words"), "{wrong}");
+        }
+        // In another's conversation.
+        sql(&format!("UPDATE messages SET conversation_id = '{theirs_id}', owner_id = (SELECT owner_id FROM conversations WHERE id = '{theirs_id}')")).await;
+        let seen = says(&admin, &theirs).await;
+        assert!(seen.contains("INTERNAL") && !seen.contains("whispered words"), "{seen}");
+        // An older prompt in the place of a newer one.
+        sql("CREATE TABLE kept AS SELECT id, system_prompt, key_version FROM conversations").await;
+        update(&member, json!({ "id": mine, "systemPrompt": "newer words" })).await.data();
+        assert!(says(&member, &mine).await.contains("newer words"));
+        sql(&format!("UPDATE conversations SET system_prompt = (SELECT system_prompt FROM kept WHERE id = '{mine_id}') WHERE id = '{mine_id}'")).await;
+        let seen = says(&member, &mine).await;
+        assert!(seen.contains("INTERNAL") && !seen.contains("first words"), "{seen}");
+    }
 }

@@ -1,2 +1,3 @@
+ALTER TABLE conversations DROP COLUMN prompt_version;
 ALTER TABLE conversations DROP COLUMN answering_until;
 ALTER TABLE conversations DROP COLUMN answering_by;

@@ -1,3 +1,6 @@
 -- Who answers in a conversation, so that no other server does. Where that server is gone, it runs out.
 ALTER TABLE conversations ADD COLUMN answering_by TEXT;
 ALTER TABLE conversations ADD COLUMN answering_until TEXT;
+
+-- The how-manieth system prompt it is: the seal of an older one does not open in its place.
+ALTER TABLE conversations ADD COLUMN prompt_version INTEGER NOT NULL DEFAULT 0;
