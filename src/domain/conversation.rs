@@ -10,9 +10,7 @@ use super::error::{Error, Result};
 use super::validation::{Checks, Patch, check_search};
 use crate::audit::{Changes, Entry, Field, Recorded};
 use crate::crypto::{Aad, OpenError, Sealed, SecretText};
-use crate::model::{
-    AuditAction, ConversationId, Direction, OrganizationId, Page, PageSlice, ResourceType, UseConversations,
-};
+use crate::model::{AuditAction, ConversationId, Direction, JsonObject, OrganizationId, Page, PageSlice, ResourceType};
 use crate::store::Tx;
 use crate::store::conversation::{self as conversations, Conversation, ConversationFilter, ConversationOrder, Own};
 use crate::store::user as users;
@@ -62,9 +60,7 @@ impl Recorded for Conversation {
 
 /// The caller's, and the proof that the caller may have conversations.
 pub(super) fn own(cx: Cx<'_>) -> Result<Own> {
-    let permit = cx.actor.require::<UseConversations>()?;
-    let user = cx.actor.signed_in().ok_or_else(Error::unauthenticated)?.user;
-    Ok(Own { permit, user })
+    Ok(cx.actor.conversations()?)
 }
 
 /// A page of the caller's conversations.
@@ -115,7 +111,7 @@ pub(super) fn prepare(cx: Cx<'_>, own: &Own, input: Create) -> Result<Conversati
     let now = cx.services.clock.now();
     let mut conversation = Conversation {
         id: cx.services.new_id(),
-        owner_id: own.user,
+        owner_id: own.user(),
         client_id,
         title: title.unwrap_or_default(),
         model,
@@ -128,7 +124,7 @@ pub(super) fn prepare(cx: Cx<'_>, own: &Own, input: Create) -> Result<Conversati
         updated_at: now,
         version: 1,
     };
-    set_prompt(cx, own.permit.organization(), &mut conversation, prompt.map(SecretText::from))?;
+    set_prompt(cx, own.organization(), &mut conversation, prompt.map(SecretText::from))?;
     Ok(conversation)
 }
 
@@ -141,7 +137,7 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<Conversation> {
     let conversation = prepare(cx, &own, input)?;
     audited(cx, async |tx| {
         if let Some(client) = conversation.client_id {
-            client::lock_open(tx, &own.permit, client).await?;
+            client::lock_open(tx, own.permit(), client).await?;
         }
         insert(tx, &own, &conversation).await?;
         let changes = Changes::created(&conversation);
@@ -153,7 +149,7 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<Conversation> {
 
 /// Inserts a conversation of the caller's, who is still there when it is committed: what a deleted user had was deleted before.
 pub(super) async fn insert(tx: &mut Tx, own: &Own, conversation: &Conversation) -> Result<()> {
-    users::lock(tx, own.user).await?.ok_or_else(Error::unauthenticated)?;
+    users::lock(tx, own.user()).await?.ok_or_else(Error::unauthenticated)?;
     Ok(conversations::insert(tx, own, conversation).await?)
 }
 
@@ -181,7 +177,7 @@ pub async fn update(cx: Cx<'_>, id: ConversationId, input: Update) -> Result<Con
         };
         checks.finish()?;
         if let Some(prompt) = prompt {
-            set_prompt(cx, own.permit.organization(), &mut conversation, prompt)?;
+            set_prompt(cx, own.organization(), &mut conversation, prompt)?;
         }
         let changes = Changes::between(&before, &conversation);
         if !changes.is_empty() {
@@ -214,7 +210,7 @@ pub async fn delete(cx: Cx<'_>, id: ConversationId) -> Result<()> {
 /// # Errors
 /// Where it does not open.
 pub fn system_prompt(cx: Cx<'_>, conversation: &Conversation) -> Result<Option<SecretText>> {
-    let organization = own(cx)?.permit.organization();
+    let organization = own(cx)?.organization();
     open_prompt(cx, organization, conversation).map_err(Error::internal)
 }
 

@@ -36,7 +36,7 @@ pub async fn find_many(cx: Cx<'_>, ids: &[MessageId]) -> Result<Vec<Message>> {
 /// # Errors
 /// Where it does not open.
 pub fn content(cx: Cx<'_>, message: &Message) -> Result<Value> {
-    blocks(cx, own(cx)?.permit.organization(), message)
+    blocks(cx, own(cx)?.organization(), message)
 }
 
 pub(super) fn blocks(cx: Cx<'_>, organization: OrganizationId, message: &Message) -> Result<Value> {

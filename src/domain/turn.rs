@@ -250,7 +250,7 @@ struct Turned {
 async fn run(cx: Cx<'_>, input: Send, end: &End, told: Option<&Teller>) -> Result<Kept> {
     let turned = prepare(cx, input).await?;
     if cx.services.workers.program().is_none() || cx.services.workers.base_url().is_none() {
-        cx.services.workers.note_missing(turned.own.permit.organization());
+        cx.services.workers.note_missing(turned.own.organization());
         return Err(Error::away(worker::NO_CLI));
     }
     if turned.is_new {
@@ -321,12 +321,7 @@ fn context(cx: Cx<'_>, turned: &Turned, messages: i32) -> Context {
     let Turned { own, conversation, model, tools, .. } = turned;
     let mut profile = DefaultHasher::new();
     (model, tools, &conversation.system_prompt, conversation.client_id, cx.actor.api_key()).hash(&mut profile);
-    Context {
-        conversation: conversation.id,
-        organization: own.permit.organization(),
-        messages,
-        profile: profile.finish(),
-    }
+    Context { conversation: conversation.id, organization: own.organization(), messages, profile: profile.finish() }
 }
 
 async fn answered(cx: Cx<'_>, turned: &Turned, end: &End, mut told: Option<&Teller>) -> Result<(Answer, Turn)> {
@@ -379,7 +374,7 @@ async fn answered(cx: Cx<'_>, turned: &Turned, end: &End, mut told: Option<&Tell
 /// What a process is told that is started.
 async fn opening(cx: Cx<'_>, turned: &Turned) -> Result<Opening> {
     let Turned { own, conversation, model, tools, .. } = turned;
-    let organization = own.permit.organization();
+    let organization = own.organization();
     let mut history = Vec::new();
     if !turned.is_new {
         let said = messages::all(&mut cx.services.db.read().await?, own, conversation.id).await?;
@@ -394,7 +389,7 @@ async fn opening(cx: Cx<'_>, turned: &Turned) -> Result<Opening> {
         &services.random,
         Loan {
             organization,
-            user: own.user,
+            user: own.user(),
             api_key: cx.actor.api_key(),
             client: conversation.client_id,
             spending: spending.clone(),
@@ -415,11 +410,11 @@ async fn opening(cx: Cx<'_>, turned: &Turned) -> Result<Opening> {
 /// Keeps what was said and answered.
 async fn commit(cx: Cx<'_>, turned: Turned, answer: Answer, lease: Option<&ConversationLease>) -> Result<Kept> {
     let Turned { own, conversation: before, is_new, text, model, tools, at } = turned;
-    let organization = own.permit.organization();
+    let organization = own.organization();
     let answered_at = cx.services.clock.now();
     let new = |role, ordinal, usage, created_at| Message {
         id: cx.services.new_id(),
-        owner_id: own.user,
+        owner_id: own.user(),
         conversation_id: before.id,
         ordinal,
         role,
@@ -436,7 +431,7 @@ async fn commit(cx: Cx<'_>, turned: Turned, answer: Answer, lease: Option<&Conve
     audited(cx, async |tx| {
         let mut conversation = if is_new {
             if let Some(client) = before.client_id {
-                client::lock_open(tx, &own.permit, client).await?;
+                client::lock_open(tx, own.permit(), client).await?;
             }
             conversation::insert(tx, &own, &before).await?;
             before

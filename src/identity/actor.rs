@@ -2,6 +2,7 @@
 
 use crate::model::{Access, ApiKeyId, Denied, Grant, OrganizationId, Permit, Read, Role, SessionId, UserId};
 use crate::store::api_key::ApiKey;
+use crate::store::conversation::Own;
 
 /// Who does a deed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +101,16 @@ impl Actor {
     /// Where nobody is signed in.
     pub fn introspect(&self) -> Result<Permit<Read>, NoPermit> {
         Ok(self.access().ok_or(NoPermit::Anonymous)?.introspect())
+    }
+
+    /// The user's own conversations.
+    ///
+    /// # Errors
+    /// Where nobody is signed in, or may have none.
+    pub fn conversations(&self) -> Result<Own, NoPermit> {
+        let permit = self.require()?;
+        let user = self.signed_in().ok_or(NoPermit::Anonymous)?.user;
+        Ok(Own::of(permit, user))
     }
 
     /// The API key that asks, if one does.

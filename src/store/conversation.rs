@@ -12,8 +12,8 @@ use super::search::searched;
 use super::tables::conversations;
 use super::tx::Tx;
 use crate::model::{
-    ClientId, ConversationId, Direction, JsonObject, Page, PageSlice, Permit, Position, RotateKeys, SortKey, Timestamp,
-    UseConversations, UserId,
+    ClientId, ConversationId, Direction, JsonObject, OrganizationId, Page, PageSlice, Permit, Position, RotateKeys,
+    SortKey, Timestamp, UseConversations, UserId,
 };
 
 /// A conversation.
@@ -63,13 +63,38 @@ impl Conversation {
     }
 }
 
-/// Whose conversations are meant.
+/// Whose conversations are meant: the caller's, and nobody else's.
 #[derive(Debug)]
 pub struct Own {
+    permit: Permit<UseConversations>,
+    user: UserId,
+}
+
+impl Own {
+    /// Those of the user who has the permit. Called where the two are known to belong together: of an actor
+    /// (`tests/it/architecture.rs` holds that nothing else does).
+    #[must_use]
+    pub fn of(permit: Permit<UseConversations>, user: UserId) -> Self {
+        Self { permit, user }
+    }
+
     /// The proof.
-    pub permit: Permit<UseConversations>,
+    #[must_use]
+    pub fn permit(&self) -> &Permit<UseConversations> {
+        &self.permit
+    }
+
+    /// The organization.
+    #[must_use]
+    pub fn organization(&self) -> OrganizationId {
+        self.permit.organization()
+    }
+
     /// The user, who is the caller.
-    pub user: UserId,
+    #[must_use]
+    pub fn user(&self) -> UserId {
+        self.user
+    }
 }
 
 /// Which conversations.
@@ -104,7 +129,7 @@ impl ConversationOrder {
 macro_rules! own {
     ($own:expr) => {{
         use conversations as t;
-        t::table.filter(t::organization_id.eq($own.permit.organization()).and(t::owner_id.eq($own.user)))
+        t::table.filter(t::organization_id.eq($own.organization()).and(t::owner_id.eq($own.user())))
     }};
 }
 
@@ -178,7 +203,7 @@ pub async fn lock(tx: &mut Tx, own: &Own, id: ConversationId) -> Result<Option<C
 /// Where the database fails.
 pub async fn insert(tx: &mut Tx, own: &Own, conversation: &Conversation) -> Result<()> {
     let derived = conversation.derived();
-    let of = conversations::organization_id.eq(own.permit.organization());
+    let of = conversations::organization_id.eq(own.organization());
     let conn = tx.conn().await?;
     on_conn!(conn, |c| diesel::insert_into(conversations::table)
         .values((conversation, of, &derived))

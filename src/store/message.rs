@@ -55,7 +55,7 @@ impl Message {
 macro_rules! own {
     ($own:expr) => {{
         use messages as t;
-        t::table.filter(t::organization_id.eq($own.permit.organization()).and(t::owner_id.eq($own.user)))
+        t::table.filter(t::organization_id.eq($own.organization()).and(t::owner_id.eq($own.user())))
     }};
 }
 
@@ -120,10 +120,7 @@ pub async fn all(conn: &mut Conn, own: &Own, conversation: ConversationId) -> Re
 /// Where the database fails.
 pub async fn insert(tx: &mut Tx, own: &Own, messages: &[Message]) -> Result<()> {
     let conn = tx.conn().await?;
-    insert_all!(conn, messages::table, messages, |message| (
-        message,
-        messages::organization_id.eq(own.permit.organization())
-    ));
+    insert_all!(conn, messages::table, messages, |message| (message, messages::organization_id.eq(own.organization())));
     Ok(())
 }
 

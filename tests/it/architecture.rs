@@ -177,6 +177,20 @@ fn who_appends_entries_past_the_commit_is_listed() {
     assert_eq!(found.iter().map(String::as_str).collect::<Vec<_>>(), ["domain/scale.rs", "store/audit_log.rs"]);
 }
 
+/// Whose conversations somebody reads is nobody's to name.
+#[test]
+fn own_conversations_are_an_actors() {
+    let mut found = Vec::new();
+    for path in sources(Path::new("src")) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        if text.contains("Own::of") {
+            found.push(path.strip_prefix("src").unwrap().display().to_string());
+        }
+        assert!(!text.contains("Own as"), "{}: another name would hide who makes it", path.display());
+    }
+    assert_eq!(found, ["identity/actor.rs"]);
+}
+
 #[test]
 fn both_databases_have_the_same_migrations() {
     let names = |database: &str| -> BTreeSet<String> {
