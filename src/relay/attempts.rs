@@ -12,7 +12,7 @@ use super::Relay;
 use super::caller::Admitted;
 use super::error::{Refusal, Result};
 use super::pool::{Choice, Failed, Lane, Lease, Tried, Wanted, Why, tried};
-use super::recovery::Trouble;
+use super::recovery::{Place, Trouble};
 use super::tally::Tally;
 use super::upstream::{Answer, Errand, Failure, Whole, ask};
 use crate::domain::relay_account::{Observed, RelayAccounts};
@@ -54,6 +54,8 @@ struct Tries {
     done: Vec<Tried>,
     /// The one that is, if it does better in a moment.
     again: Option<ClaudeAccountId>,
+    /// Its place among those who wait for that: who comes while it pauses comes after.
+    place: Option<Place>,
     /// What there is to be told of that, if it does not.
     untold: Option<Observed>,
     /// What the caller gets, unless an account does better.
@@ -62,7 +64,8 @@ struct Tries {
 
 impl Tries {
     fn new() -> Self {
-        Self { started: Instant::now(), all: Vec::new(), done: Vec::new(), again: None, untold: None, answer: None }
+        let (all, done) = (Vec::new(), Vec::new());
+        Self { started: Instant::now(), all, done, again: None, place: None, untold: None, answer: None }
     }
 
     /// Whether enough was tried.
@@ -104,7 +107,12 @@ impl Tries {
             None => lease.pause(self.times(tried(&lease.account))),
         };
         let (pause, wait) = (pause.to_std().unwrap_or_default(), wait.unwrap_or_default());
-        if until.is_some() && pause > wait.max(SHORT_WAIT) { Duration::ZERO } else { pause.max(wait) }
+        if until.is_some() && pause > wait.max(SHORT_WAIT) {
+            return Duration::ZERO;
+        }
+        // Who is asked to wait for longer than all others would keep them waiting.
+        self.place = lease.place().filter(|_| until.is_some() && wait <= pause + SHORT_WAIT);
+        pause.max(wait)
     }
 
     /// Tells how the account does that was to be tried again, where it is not the one that was found: a moment that is bridged is
@@ -142,7 +150,8 @@ pub(super) async fn run(
 ) -> Result<Answered> {
     let mut tries = Tries::new();
     loop {
-        let found = find(relay, admitted, route, &tries).await;
+        let place = tries.place.take();
+        let found = find(relay, admitted, route, &tries, place).await;
         tries.tell(relay, found.as_ref().ok());
         let lease = match found {
             Ok(lease) => Arc::new(lease),
@@ -206,7 +215,13 @@ enum NotFound {
 ///
 /// # Errors
 /// Where there is none soon enough.
-async fn find(relay: &Relay, admitted: &Admitted, route: Route<'_>, tries: &Tries) -> Result<Lease> {
+async fn find(
+    relay: &Relay,
+    admitted: &Admitted,
+    route: Route<'_>,
+    tries: &Tries,
+    mut place: Option<Place>,
+) -> Result<Lease> {
     let patience = match (&tries.answer, tries.again) {
         (None, _) => relay.limits.patience,
         (Some(_), Some(_)) => relay.limits.patience.min(LONGEST_WAIT),
@@ -214,7 +229,6 @@ async fn find(relay: &Relay, admitted: &Admitted, route: Route<'_>, tries: &Trie
         (Some(_), None) => relay.limits.patience.min(SHORT_WAIT),
     };
     let deadline = Instant::now() + patience;
-    let mut place = None;
     loop {
         let now = relay.services.clock.now();
         if tries.are_over() {

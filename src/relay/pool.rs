@@ -388,6 +388,12 @@ impl Lease {
         Trouble::Failing.rest(failures, now, self.pool.pace(self.turn)).until - now
     }
 
+    /// A place among those who wait for the account, where something went wrong.
+    pub(super) fn place(&self) -> Option<Place> {
+        let states = self.pool.lock();
+        states.accounts.get(&self.account.id())?.lanes.get(&self.lane).map(Recovery::place)
+    }
+
     fn observed(&self, state: ClaudeAccountHealthState, until: Option<Timestamp>, error: Option<String>) -> Observed {
         let row = self.account.row();
         Observed {

@@ -222,6 +222,11 @@ impl Recovery {
         }
     }
 
+    /// The last place of those who wait.
+    pub(super) fn place(&self) -> Place {
+        Place::new(self.queue.clone())
+    }
+
     pub(super) fn begin(&mut self, now: Timestamp) {
         self.begun += 1;
         self.since.get_or_insert(now);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use claviger::relay::RelayLimits;
 use futures_util::future::join_all;
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -56,6 +57,38 @@ async fn who_left(app: &crate::support::TestApp) -> String {
 }
 
 both_databases! {
+    async fn who_is_tried_again_comes_before_those_who_come_meanwhile(app: TestApp) {
+        let app = app.relaying(QUICK).await;
+        let relayed = Relayed::new(&app).await;
+        let rests = Reply::Error(529, "overloaded_error", vec![("retry-after", "3".to_owned())]);
+        relayed.claude.will(FIRST, [rests]);
+        let send = async |text: &str| {
+            let mut body = asking(false);
+            body["messages"][0]["content"] = json!(text);
+            relayed.request("/v1/messages", &body).send().await.unwrap().status()
+        };
+        let later = async {
+            until_seen(&relayed, 1).await;
+            // As soon as the account rests, one that comes waits.
+            loop {
+                let seen = relayed.claude.seen().len();
+                let mut sending = Box::pin(send("later"));
+                let is_late = tokio::time::timeout(Duration::from_millis(300), &mut sending).await.is_err();
+                if is_late && relayed.claude.seen().len() == seen {
+                    break sending.await;
+                }
+                if is_late {
+                    sending.await;
+                }
+            }
+        };
+        assert_eq!(tokio::join!(send("first"), later), (StatusCode::OK, StatusCode::OK));
+        let seen = relayed.claude.seen();
+        let is_first = seen.iter().map(|seen| String::from_utf8_lossy(&seen.body).contains("first"));
+        let is_first: Vec<bool> = is_first.collect();
+        assert!(is_first.ends_with(&[true, false]), "{is_first:?}");
+    }
+
     async fn streams_that_began_before_the_trouble_shut_nobody_out(app: TestApp) {
         let app = app.relaying(QUICK).await;
         let relayed = Relayed::new(&app).await;
