@@ -27,6 +27,9 @@ use crate::workers::Spender;
 /// What stands in the record of a caller who left before there was an answer.
 const LEFT: u16 = 499;
 
+/// What takes longer than a moment to read.
+const LARGE: usize = 1024 * 1024;
+
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Endpoint {
@@ -65,6 +68,8 @@ pub(super) struct Tally {
     started: Instant,
     /// The body, until the upstream has told how much it is.
     body: Option<Bytes>,
+    /// How long its prompt is, as a rule, where it was read for that.
+    about: Option<u64>,
     /// How long the answer may be.
     most_output: u64,
     reservation: Option<Reservation>,
@@ -109,8 +114,10 @@ impl Tally {
         };
         let key = &admitted.key;
         let has_budget = key.key.token_limit_per_day.is_some() || key.key.cost_limit_micro_usd_per_month.is_some();
+        let mut known = None;
         let estimate = if has_budget && endpoint.is_charged() {
-            let (Weight { input, searches }, output) = (at_most(body).await?, head.max_tokens.unwrap_or(0));
+            let (Weight { input, searches, about }, output) = (at_most(body).await?, head.max_tokens.unwrap_or(0));
+            known = Some(about);
             let cost = services.prices.estimate(&head.model, input, output, occurred_at);
             let searches = Tokens { web_searches: searches, ..Tokens::default() };
             let searches = services.prices.cost(&head.model, &searches, occurred_at).cost.rounded_up();
@@ -136,6 +143,7 @@ impl Tally {
             occurred_at,
             started,
             body: endpoint.is_charged().then(|| body.clone()),
+            about: known,
             most_output: head.max_tokens.unwrap_or(u64::MAX),
             reservation: Some(reservation),
             spender,
@@ -257,7 +265,8 @@ impl Tally {
             && !self.meter.is_told()
         {
             let output = (self.cut_off as u64).div_ceil(weight::CHARACTERS).min(self.most_output);
-            (tokens.input, tokens.output) = (weight::about(body), tokens.output.max(output));
+            let input = self.about.unwrap_or_else(|| about(body));
+            (tokens.input, tokens.output) = (input, tokens.output.max(output));
             is_guess = true;
         }
         (tokens, is_guess)
@@ -322,15 +331,19 @@ impl Drop for Tally {
     }
 }
 
+/// How much a prompt is, as a rule. Many callers may leave at once, and what runs beside them goes on.
+fn about(body: &Bytes) -> u64 {
+    let weigh = || weight::of(body).about;
+    if body.len() < LARGE { weigh() } else { tokio::task::block_in_place(weigh) }
+}
+
 /// How much a request is at most.
 async fn at_most(body: &Bytes) -> Result<Weight> {
-    /// What takes longer than a moment to read.
-    const LARGE: usize = 1024 * 1024;
     if body.len() < LARGE {
-        return Ok(weight::at_most(body));
+        return Ok(weight::of(body));
     }
     let body = body.clone();
-    let weighed = tokio::task::spawn_blocking(move || weight::at_most(&body)).await;
+    let weighed = tokio::task::spawn_blocking(move || weight::of(&body)).await;
     weighed.map_err(|_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "The request could not be read."))
 }
 

@@ -29,28 +29,30 @@ const SERVER_TOOL_USE: u64 = 10_000;
 const USES: u64 = 10;
 const MOST_USES: u64 = 100;
 
-/// What a request may use at most.
+/// How much a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Weight {
+    /// How many tokens its prompt is at most.
     pub(super) input: u64,
+    /// How many searches there may be at most.
     pub(super) searches: u64,
+    /// How many tokens its prompt is, as a rule.
+    pub(super) about: u64,
 }
 
-/// How much a request is at most.
-pub(super) fn at_most(body: &[u8]) -> Weight {
+/// How much a request is, read once.
+pub(super) fn of(body: &[u8]) -> Weight {
     let special = Special::of(body);
     let text = (body.len() as u64).saturating_sub(special.image_data);
     let prompt = text.div_ceil(FEWEST_BYTES) + special.images * LARGEST_IMAGE + special.documents * LARGEST_DOCUMENT;
-    Weight { input: prompt.min(LONGEST) + special.uses.saturating_mul(SERVER_TOOL_USE), searches: special.searches }
-}
-
-/// How many tokens its prompt is, as a rule.
-pub(super) fn about(body: &[u8]) -> u64 {
-    let special = Special::of(body);
-    let text = (body.len() as u64).saturating_sub(special.image_data + special.document_data);
+    let text = text.saturating_sub(special.document_data);
     let data = special.document_data.div_ceil(DOCUMENT_BYTES);
-    let prompt = text.div_ceil(CHARACTERS) + data + special.images * IMAGE + special.documents * DOCUMENT;
-    prompt.min(LONGEST)
+    let about = text.div_ceil(CHARACTERS) + data + special.images * IMAGE + special.documents * DOCUMENT;
+    Weight {
+        input: prompt.min(LONGEST) + special.uses.saturating_mul(SERVER_TOOL_USE),
+        searches: special.searches,
+        about: about.min(LONGEST),
+    }
 }
 
 /// What of a request is no text.
@@ -371,7 +373,7 @@ mod tests {
     use super::*;
 
     fn most(request: &Value) -> (u64, u64) {
-        let Weight { input, searches } = at_most(request.to_string().as_bytes());
+        let Weight { input, searches, .. } = of(request.to_string().as_bytes());
         (input, searches)
     }
 
@@ -390,7 +392,7 @@ mod tests {
         for request in [saying(&image), within("tool_result", "content")] {
             let most = most(&request).0;
             assert!((LARGEST_IMAGE..LARGEST_IMAGE + 200).contains(&most), "{most}");
-            assert!((IMAGE..IMAGE + 100).contains(&about(request.to_string().as_bytes())));
+            assert!((IMAGE..IMAGE + 100).contains(&of(request.to_string().as_bytes()).about));
         }
         // There it is text, as is what has no blanks for another reason.
         for request in [within("tool_use", "input"), saying(&json!({ "type": "text", "text": "漢".repeat(30_000) }))] {
@@ -402,7 +404,7 @@ mod tests {
     fn documents_and_what_the_upstream_fetches_are_counted_at_their_most() {
         let document = saying(&data("document", "application/pdf"));
         assert!(most(&document).0 >= 50_000);
-        assert!((5_000..5_200).contains(&about(document.to_string().as_bytes())));
+        assert!((5_000..5_200).contains(&of(document.to_string().as_bytes()).about));
         for source in [json!({ "type": "url", "url": "https://x" }), json!({ "type": "file", "file_id": "f" })] {
             assert!(most(&saying(&json!({ "type": "document", "source": source }))).0 >= LARGEST_DOCUMENT);
             assert!(most(&saying(&json!({ "type": "image", "source": source }))).0 >= LARGEST_IMAGE);
@@ -423,7 +425,7 @@ mod tests {
             saying(&json!({ "type": "search_result", "source": "https://x", "content": "x".repeat(100_000) }));
         assert!((50_000..50_200).contains(&most(&request).0), "{:?}", most(&request));
         for wrong in ["{\"messages\":7}", "{\"tools\":[],\"tools\":[]}", "["] {
-            assert!(at_most(wrong.as_bytes()).input >= 1_000_000, "{wrong}");
+            assert!(of(wrong.as_bytes()).input >= 1_000_000, "{wrong}");
         }
     }
 }
