@@ -149,21 +149,22 @@ pub async fn of_viewer(cx: Cx<'_>) -> Result<Vec<Window>> {
 /// # Errors
 /// Where it cannot be told.
 pub async fn of_api_key(cx: Cx<'_>, key: &ApiKey) -> Result<Vec<Window>> {
-    Ok(of_api_keys(cx, &[key]).await?.remove(&key.id).unwrap_or_default())
+    Ok(of_api_keys(cx, &[key]).await?.pop().unwrap_or_default())
 }
 
-/// What is left of the limits of several API keys of one organization, read together.
+/// What is left of the limits of several API keys of one organization, read together: of each in its place, since there may be several
+/// versions of one.
 ///
 /// # Errors
 /// Where it cannot be told.
-pub async fn of_api_keys(cx: Cx<'_>, keys: &[&ApiKey]) -> Result<HashMap<ApiKeyId, Vec<Window>>> {
+pub async fn of_api_keys(cx: Cx<'_>, keys: &[&ApiKey]) -> Result<Vec<Vec<Window>>> {
     let limited: Vec<&ApiKey> = keys.iter().copied().filter(|key| !Limits::from(*key).are_none()).collect();
     let levels = match limited.first() {
         Some(first) => cx.services.budgets.levels(cx.services, first.organization_id, &limited).await?,
         None => HashMap::new(),
     };
     let now = cx.services.clock.now();
-    let mut found = HashMap::with_capacity(keys.len());
+    let mut found = Vec::with_capacity(keys.len());
     for part in keys.chunks(AT_ONCE) {
         let buckets: Vec<Vec<Bucket>> = part.iter().map(|key| of_key(cx.services, key.id, (*key).into())).collect();
         // Of all of them, or of none, where Redis is away.
@@ -173,7 +174,7 @@ pub async fn of_api_keys(cx: Cx<'_>, keys: &[&ApiKey]) -> Result<HashMap<ApiKeyI
             if let Some(level) = levels.get(&key.id) {
                 windows.extend(of_budget(&Limits::from(*key), level, now));
             }
-            found.insert(key.id, windows);
+            found.push(windows);
         }
     }
     Ok(found)

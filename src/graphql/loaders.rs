@@ -337,7 +337,7 @@ impl Read for ApiKeyQuotas {
     async fn read(cx: Cx<'_>, asked: &[KeyOfQuota]) -> domain::Result<HashMap<KeyOfQuota, Vec<Window>>> {
         let keys: Vec<&ApiKey> = asked.iter().map(|KeyOfQuota(key)| &**key).collect();
         let found = quota::of_api_keys(cx, &keys).await?;
-        Ok(asked.iter().filter_map(|key| Some((key.clone(), found.get(&key.0.id)?.clone()))).collect())
+        Ok(asked.iter().cloned().zip(found).collect())
     }
 }
 

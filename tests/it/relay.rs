@@ -95,6 +95,16 @@ pub(crate) async fn account(admin: &Client, claude: &Claude, key: &str, more: Va
     new_account(admin, input).await
 }
 
+/// Sends something until it is let in: what others have held is given back with their end, or a moment after.
+pub(crate) async fn until_let_in(send: impl AsyncFn() -> reqwest::Response) {
+    let sending = async {
+        while send().await.status() != 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), sending).await.expect("it is let in");
+}
+
 /// The body of a request.
 pub(crate) fn asking(stream: bool) -> Value {
     json!({ "model": MODEL, "max_tokens": 100, "stream": stream, "messages": [{ "role": "user", "content": "Hello?" }] })
@@ -286,7 +296,7 @@ both_databases! {
         assert_eq!(held.status(), 200);
         assert_eq!(error(second).await, (429, "rate_limit_error".to_owned()));
         // What was reserved is given back with the answer, or a moment after.
-        while relayed.send().await.status() != 200 {}
+        until_let_in(async || relayed.send().await).await;
     }
 
     async fn tokens_are_counted_by_the_upstream(app: TestApp) {

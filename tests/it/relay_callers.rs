@@ -5,7 +5,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::api_key::create as new_key;
-use crate::relay::{FIRST, MODEL, Relayed, asking, error};
+use crate::relay::{FIRST, MODEL, Relayed, asking, error, until_let_in};
 use crate::relay_failures::QUICK;
 use crate::support::{Reply, both_databases};
 
@@ -132,7 +132,7 @@ both_databases! {
         assert_eq!(error(second).await, (429, "rate_limit_error".to_owned()));
         assert_eq!(first.status(), 200);
         // It is given back, with the answer or a moment after.
-        while sent(&relayed, &large).await.status() != 200 {}
+        until_let_in(async || sent(&relayed, &large).await).await;
         let larger = sent(&relayed, &saying(&"x".repeat(200_000))).await;
         assert_eq!(error(larger).await, (413, "request_too_large".to_owned()));
         // Read into values, this takes many times as much as its text.

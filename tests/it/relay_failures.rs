@@ -5,7 +5,7 @@ use std::time::Duration;
 use claviger::relay::RelayLimits;
 use serde_json::{Value, json};
 
-use crate::relay::{FIRST, MODEL, OUTCOME, Relayed, SECOND, TOKENS, USUAL, asking, error, records};
+use crate::relay::{FIRST, MODEL, OUTCOME, Relayed, SECOND, TOKENS, USUAL, asking, error, records, until_let_in};
 use crate::support::{Reply, Socket, Step, both_databases, delta, event, events};
 
 /// No test waits for the relay's own pauses.
@@ -66,7 +66,7 @@ both_databases! {
         relayed.claude.left().await;
         assert_eq!(records(&app, OUTCOME, 1).await, ["/v1/messages 499 - 1 interrupted estimated"]);
         // And its place is free again.
-        while relayed.send().await.status() != 200 {}
+        until_let_in(async || relayed.send().await).await;
     }
 
     async fn who_reads_to_the_last_event_has_read_all(app: TestApp) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use claviger::relay::RelayLimits;
 use serde_json::{Value, json};
 
-use crate::relay::{FIRST, MODEL, OUTCOME, Relayed, TOKENS, USUAL, asking, error, records};
+use crate::relay::{FIRST, MODEL, OUTCOME, Relayed, TOKENS, USUAL, asking, error, records, until_let_in};
 use crate::relay_failures::QUICK;
 use crate::support::{Reply, Step, both_databases, delta, event, events};
 
@@ -94,7 +94,7 @@ both_databases! {
         relayed.claude.left().await;
         assert_eq!(records(&app, OUTCOME, 1).await, ["/v1/messages 200 - 1 streamed interrupted estimated"]);
         // Its place is free again, though it still holds its connection.
-        while relayed.send().await.status() != 200 {}
+        until_let_in(async || relayed.send().await).await;
         let ended = loop {
             match response.chunk().await {
                 Ok(Some(_)) => {}
