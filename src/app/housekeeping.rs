@@ -26,8 +26,11 @@ pub(super) struct Housekeeping {
     mails: JoinHandle<()>,
     /// Each server writes the usage that it has recorded.
     usage: JoinHandle<()>,
-    /// Each server says that it is there, and looks whether the others are.
+    /// Each server settles what its requests took, and looks whether the others are there.
     budgets: JoinHandle<()>,
+    /// Each server says that it is there, until it holds nothing any more.
+    beats: JoinHandle<()>,
+    gone: CancellationToken,
     /// Each server tells of the limits that it has seen to be used up.
     notices: JoinHandle<()>,
     /// Each server has key pairs in its memory.
@@ -46,9 +49,11 @@ impl Housekeeping {
         let last = CancellationToken::new();
         let usage = tokio::spawn(usage::write(services.clone(), last.clone()));
         let budgets = tokio::spawn(budget_watch::keep(services.clone(), budget_watch::BEAT, last.clone()));
+        let gone = CancellationToken::new();
+        let beats = tokio::spawn(budget_watch::beat(services.clone(), budget_watch::BEAT, gone.clone()));
         let notices = tokio::spawn(budget_notices::tell(services.clone(), last.clone()));
         let jobs = Scheduler::start(jobs::all(settings), services.clone(), Timing::default(), runs, stop.clone());
-        Self { services, checkpoints, mails, usage, budgets, notices, forgetting, last, jobs }
+        Self { services, checkpoints, mails, usage, budgets, beats, gone, notices, forgetting, last, jobs }
     }
 
     /// Ends them, once no deed can follow: the last checkpoint is of all that was done.
@@ -65,6 +70,8 @@ impl Housekeeping {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "what was held of budgets was not all given back: it counts as used a moment later");
         }
+        self.gone.cancel();
+        told(self.beats.await);
         if let Some(checkpoints) = self.checkpoints
             && let Some(mut checkpoints) = told(checkpoints.await)
         {

@@ -17,8 +17,22 @@ const SETTLING: Duration = Duration::from_secs(1);
 /// How often keys are forgotten that are not used any more.
 const FORGETTING: Duration = Duration::from_secs(60 * 60);
 
-/// Says every so often that this server is there, settles what it owes, and what servers hold that have gone silent, until it is told
-/// to stop.
+/// Says every so often that this server is there, until it is told to stop: a server that stops is there until it has given all back.
+pub async fn beat(services: Arc<Services>, every: Duration, stop: CancellationToken) {
+    if !services.budgets.are_shared() {
+        return;
+    }
+    loop {
+        if let Err(error) = services.budgets.beat().await {
+            failed(&error, "other servers were not told that this one is there; it is tried again");
+        }
+        if stop.run_until_cancelled(tokio::time::sleep(every)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Settles what this server owes, and what servers hold that have gone silent, until it is told to stop.
 pub async fn keep(services: Arc<Services>, every: Duration, stop: CancellationToken) {
     let services = &services;
     let forgetting = async {
@@ -41,16 +55,6 @@ pub async fn keep(services: Arc<Services>, every: Duration, stop: CancellationTo
             }
         }
     };
-    let beating = async {
-        loop {
-            if let Err(error) = services.budgets.beat().await {
-                failed(&error, "other servers were not told that this one is there; it is tried again");
-            }
-            if stop.run_until_cancelled(tokio::time::sleep(every)).await.is_none() {
-                return;
-            }
-        }
-    };
     let looking = async {
         let mut watch = Watch::default();
         while stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
@@ -59,8 +63,8 @@ pub async fn keep(services: Arc<Services>, every: Duration, stop: CancellationTo
             }
         }
     };
-    // Each for itself: who has much to settle, or to count of others, is not to be taken for gone meanwhile.
-    tokio::join!(settling, beating, looking, forgetting);
+    // Each for itself: to count much of others keeps nobody who is to be settled waiting.
+    tokio::join!(settling, looking, forgetting);
 }
 
 fn failed(error: &store::Error, what: &'static str) {

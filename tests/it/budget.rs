@@ -28,7 +28,7 @@ pub(crate) async fn key(app: &TestApp, admin: &Client, limits: Value) -> (Arc<Fo
     (find(&app.beside().await.services, &raw).await, key["id"].clone(), raw)
 }
 
-async fn find(services: &Services, raw: &str) -> Arc<FoundApiKey> {
+pub(crate) async fn find(services: &Services, raw: &str) -> Arc<FoundApiKey> {
     let address = "127.0.0.1".parse().unwrap();
     let found = services.authenticator.verify_api_key(SecretText::from(raw.to_owned()), Some(address)).await;
     found.unwrap().1.unwrap()
@@ -44,7 +44,7 @@ pub(crate) async fn servers(app: &TestApp) -> Vec<Arc<Services>> {
     servers
 }
 
-fn estimate(tokens: u64, micros: i64) -> Estimate {
+pub(crate) fn estimate(tokens: u64, micros: i64) -> Estimate {
     Estimate { tokens, cost: MicroUsd::from_micros(micros) }
 }
 
@@ -85,7 +85,7 @@ async fn windows(client: &Client, id: &Value) -> Vec<(String, i64, i64, i64)> {
 }
 
 /// What a key has used, and what is held of it, as all servers see it.
-async fn budget_of(services: &Services, key: &FoundApiKey) -> (Ledger, Held) {
+pub(crate) async fn budget_of(services: &Services, key: &FoundApiKey) -> (Ledger, Held) {
     let found = budget::find(&mut services.db.read().await.unwrap(), &[key.key.id]).await;
     found.unwrap()[&key.key.id]
 }
@@ -380,9 +380,12 @@ async fn a_server_that_settles_for_long_says_that_it_is_there() {
         .await
         .unwrap();
     drop(waiting);
-    let stop = CancellationToken::new();
+    let (stop, gone) = (CancellationToken::new(), CancellationToken::new());
     let keeping = tokio::spawn(budget_watch::keep(services.clone(), Duration::from_millis(10), stop.clone()));
+    let beating = tokio::spawn(budget_watch::beat(services.clone(), Duration::from_millis(10), gone.clone()));
     app.database.until_locked_out().await;
+    // Also while it stops.
+    stop.cancel();
     let beat = async || {
         let servers = budget::servers(&mut services.db.read().await.unwrap()).await.unwrap();
         servers.into_iter().find(|(server, _)| *server == services.instance).unwrap().1
@@ -395,10 +398,11 @@ async fn a_server_that_settles_for_long_says_that_it_is_there() {
     };
     tokio::time::timeout(Duration::from_secs(30), more).await.expect("it says that it is there");
     locker.batch_execute("COMMIT").await.unwrap();
-    stop.cancel();
     keeping.await.unwrap();
     running.settle(used(0, 0)).await;
     services.budgets.finish().await.unwrap();
+    gone.cancel();
+    beating.await.unwrap();
     assert_eq!(budget_of(&services, &owed).await.1.requests, 0);
 }
 
