@@ -1,28 +1,40 @@
 //! What API keys may still do on the relay: requests at once, tokens a day, costs a month. A request reserves what it may take before
 //! it starts, and settles what it took after: so no limit is overrun, however many race.
 //!
-//! On PostgreSQL, which several servers share, budgets are rows of it; on SQLite, which one server has, they are in memory, and are
-//! read from the records when they are first asked for (docs/decisions/budgets.md).
+//! On PostgreSQL, which several servers share, budgets are rows of it, and what waits of a key is committed together
+//! (`budget_queue.rs`); on SQLite, which one server has, they are in memory, and are read from the records when they are first asked
+//! for (docs/decisions/budgets.md).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::slice;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use chrono::TimeDelta;
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 
+use super::budget_change::{Change, Outcome, Rows, Settlement, Wanted, agree, is_of};
 pub use super::budget_limits::{Limits, OverBudget};
 use super::budget_notices::BudgetNotices;
+use super::budget_queue::{Queue, Work};
 use super::context::Services;
 use super::usage;
-use crate::model::{ApiKeyId, Clock, MicroUsd, NanoUsd, OrganizationId, Timestamp};
+use crate::model::{ApiKeyId, Clock, MicroUsd, NanoUsd, OrganizationId};
 use crate::store::api_key::{ApiKey, FoundApiKey};
 use crate::store::budget::{self as store_budget, Budget, Held, Ledger, Period, Server};
 use crate::store::{self, Db, usage_rollup};
 
-/// How far the clocks of servers may lie apart. What is counted of a later time was begun by a clock that was wrong.
-const LEEWAY: TimeDelta = TimeDelta::hours(1);
+/// Of how many keys is settled at once what is owed: requests need connections too.
+const KEYS_AT_ONCE: usize = 4;
+/// After how long it is begun with no other key: what is left waits for the next time.
+const LONGEST_SETTLING: Duration = Duration::from_secs(10);
+/// After which pauses a server that stops tries again to settle what it owes, in milliseconds.
+const LAST_PAUSES: [u64; 4] = [100, 200, 400, 800];
 
 /// What a request may take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,7 +55,7 @@ pub struct Used {
 }
 
 impl Used {
-    fn tokens(&self) -> i64 {
+    pub(super) fn tokens(&self) -> i64 {
         i64::try_from(self.tokens).unwrap_or(i64::MAX)
     }
 }
@@ -86,6 +98,7 @@ struct Inner {
     tasks: TaskTracker,
 }
 
+#[allow(clippy::large_enum_variant, reason = "there is one in a server")]
 enum Place {
     Memory(Mutex<HashMap<ApiKeyId, Budget>>),
     Database {
@@ -95,26 +108,19 @@ enum Place {
         beat: AtomicI64,
         /// The keys that this server has seen to be counted in the database.
         counted: Mutex<HashMap<ApiKeyId, Ledger>>,
-        /// What this server's requests hold of keys in the database, as long as there are such requests.
-        rows: Mutex<HashMap<ApiKeyId, Weak<HeldRow>>>,
+        rows: Rows,
+        /// What is to be changed, and waits for what is being changed of the same key.
+        queue: Arc<Queue<Change, Made>>,
     },
 }
 
-/// The row that a server holds something of a key in. When another server takes it for gone, the row counts as used and is removed;
-/// what is held from then on is held in a new one.
-#[derive(Debug)]
-struct HeldRow;
-
-/// What is given back, and what was used of it.
-#[derive(Debug)]
-struct Settlement {
-    /// What the key had used when it was reserved: of the day and the month that it is settled in.
-    start: Ledger,
-    limits: Limits,
-    held: Held,
-    used: Used,
-    /// Where it is held; none: in memory.
-    row: Option<Arc<HeldRow>>,
+/// What has become of a change.
+enum Made {
+    Reserved(Reservation),
+    /// What is counted is not of now, and is to be counted anew.
+    Outdated,
+    Over(OverBudget),
+    Settled,
 }
 
 impl Budgets {
@@ -123,8 +129,14 @@ impl Budgets {
     pub fn new(db: &Db, clock: Clock, server: &str) -> Self {
         // By which servers can tell each other something is what they share.
         let place = if db.can_notify() {
-            let (beat, counted, rows) = (AtomicI64::default(), Mutex::default(), Mutex::default());
-            Place::Database { db: db.clone(), server: server.to_owned(), beat, counted, rows }
+            Place::Database {
+                db: db.clone(),
+                server: server.to_owned(),
+                beat: AtomicI64::default(),
+                counted: Mutex::default(),
+                rows: Rows::default(),
+                queue: Arc::default(),
+            }
         } else {
             Place::Memory(Mutex::default())
         };
@@ -162,24 +174,16 @@ impl Budgets {
         };
         let mut known = self.0.known(key);
         loop {
-            let (start, is_new) = match known {
+            let (start, is_counted) = match known {
                 Some(ledger) => (ledger, false),
                 None => (self.counted(services, key).await?, true),
             };
-            let settlement = Settlement { start, limits, held, used: Used::default(), row: None };
-            let reserving = self.0.clone().reserve(settlement, is_new);
-            let reserved = match &self.0.place {
-                Place::Memory(_) => reserving.await,
-                // Begun, it is waited for: what is reserved for somebody who has left is given back with the task's answer.
-                Place::Database { .. } => match self.0.tasks.spawn(reserving).await {
-                    Ok(reserved) => reserved,
-                    Err(broken) => Err(NotReserved::Unavailable(store::Error::Unavailable(broken.into()))),
-                },
-            };
-            match reserved? {
-                Some(reservation) => return Ok(reservation),
+            let wanted = Wanted { start, is_counted, limits, held };
+            match self.0.change(Change::Reserve(wanted)).await? {
+                Made::Reserved(reservation) => return Ok(reservation),
+                Made::Over(over) => return Err(NotReserved::Over(over)),
                 // What is counted is of another day or month: it begins with what the records have of this one.
-                None => known = None,
+                Made::Outdated | Made::Settled => known = None,
             }
         }
     }
@@ -249,51 +253,39 @@ impl Budgets {
         &self.0.notices
     }
 
-    /// Gives back what could not be given back at once, and counts what was used without a limit. What fails by itself keeps nothing
-    /// else waiting.
+    /// Gives back what could not be given back at once, and counts what was used without a limit. What fails keeps nothing else
+    /// waiting.
     ///
     /// # Errors
-    /// Where the database fails, the last time: what is left is tried again.
+    /// Where the database fails, once: what is left is tried again.
     pub async fn settle_owed(&self) -> store::Result<()> {
         let Place::Database { db, .. } = &self.0.place else { return Ok(()) };
-        let (mut failed, owed) = (None, lock(&self.0.owed).len());
-        for _ in 0..owed {
-            let Some(settlement) = lock(&self.0.owed).pop_front() else { break };
-            if let Err(error) = self.0.settle(&settlement).await {
-                // Behind the others.
-                lock(&self.0.owed).push_back(settlement);
-                if is_away(&error) {
-                    return Err(error);
-                }
-                failed = Some(error);
-            }
-        }
-        self.charge_unheld(db).await?;
-        failed.map_or(Ok(()), Err)
+        let until = Instant::now() + LONGEST_SETTLING;
+        let settled = self.0.settle_owed(until).await;
+        self.charge_unheld(db, until).await.and(settled)
     }
 
-    async fn charge_unheld(&self, db: &Db) -> store::Result<()> {
+    async fn charge_unheld(&self, db: &Db, until: Instant) -> store::Result<()> {
         let unheld = std::mem::take(&mut *lock(&self.0.unheld));
         if unheld.is_empty() {
             return Ok(());
         }
         // Most keys have no limits, and are not counted: only those that are cost a transaction.
         let keys: BTreeSet<ApiKeyId> = unheld.keys().map(|(key, _)| *key).collect();
-        let (counted, mut failed) = match store_budget::ledgers(db, &keys).await {
-            Ok(counted) => (counted, None),
-            Err(error) => (keys, Some(error)),
+        let (counted, mut charged) = match store_budget::ledgers(db, &keys).await {
+            Ok(counted) => (counted, Ok(())),
+            Err(error) => (keys, Err(error)),
         };
+        let could_look = charged.is_ok();
         for ((key, period), used) in unheld.into_iter().filter(|((key, _), _)| counted.contains(key)) {
-            let charged = match failed.take_if(|error| is_away(error)) {
-                Some(away) => Err(away),
-                None => store_budget::charge(db, key, period, used).await,
-            };
-            if let Err(error) = charged {
+            let is_to_try = could_look && Instant::now() < until;
+            let done = if is_to_try { Some(store_budget::charge(db, key, period, used).await) } else { None };
+            if !matches!(done, Some(Ok(()))) {
                 self.0.add_unheld(key, period, used);
-                failed = Some(error);
             }
+            charged = charged.and(done.unwrap_or(Ok(())));
         }
-        failed.map_or(Ok(()), Err)
+        charged
     }
 
     /// Whether other servers share them.
@@ -315,7 +307,7 @@ impl Budgets {
             }
             Place::Database { counted, rows, .. } => {
                 lock(counted).retain(|_, ledger| is_of(ledger, now));
-                lock(rows).retain(|_, row| row.strong_count() > 0);
+                rows.forget();
             }
         }
         self.0.notices.forget_before(Period::of(now).month);
@@ -339,7 +331,15 @@ impl Budgets {
     pub async fn finish(&self) -> store::Result<()> {
         self.0.tasks.close();
         self.0.tasks.wait().await;
-        let settled = self.settle_owed().await;
+        let (begun, mut settled) = (Instant::now(), self.settle_owed().await);
+        // A database that is away may be back in a moment, and a connection that broke is another the next time.
+        for pause in LAST_PAUSES {
+            if settled.is_ok() || begun.elapsed() >= LONGEST_SETTLING {
+                break;
+            }
+            sleep(Duration::from_millis(pause)).await;
+            settled = self.settle_owed().await;
+        }
         if let Place::Database { db, server, .. } = &self.0.place {
             // Requests of these keys have used something that is counted nowhere else yet.
             let owed: BTreeSet<ApiKeyId> = lock(&self.0.owed).iter().map(|owed| owed.start.api_key_id).collect();
@@ -359,86 +359,137 @@ impl Inner {
         known.filter(|known| known.key_version >= key.version)
     }
 
-    /// None: what is counted is not of now, and is to be counted anew.
-    async fn reserve(
-        self: Arc<Self>,
-        mut settlement: Settlement,
-        is_new: bool,
-    ) -> Result<Option<Reservation>, NotReserved> {
-        let Settlement { start, limits, held, .. } = settlement;
-        let now = self.clock.now();
-        let reserved = self.change(&start, |budget| {
-            if is_new {
-                agree(&mut budget.ledger, &start, now);
-            }
-            if !is_of(&budget.ledger, now) {
-                return Ok(None);
-            }
-            limits.check(budget, &held, now).map_err(|over| (over, budget.ledger))?;
-            let row = self.row(budget);
-            budget.own.add(&held);
-            Ok(Some((budget.ledger, row)))
-        });
-        (settlement.start, settlement.row) = match reserved.await? {
-            Ok(Some(reserved)) => reserved,
-            Ok(None) => return Ok(None),
-            Err((over, ledger)) => {
-                self.notices.look(&limits, &ledger, over.by_itself());
-                return Err(NotReserved::Over(over));
-            }
-        };
-        if let Place::Database { counted, .. } = &self.place
-            && is_new
-        {
-            lock(counted).insert(start.api_key_id, start);
-        }
-        Ok(Some(Reservation { budgets: self, claim: Some(Claim::Held(settlement)) }))
-    }
-
-    async fn change<T>(&self, start: &Ledger, mut apply: impl FnMut(&mut Budget) -> T) -> store::Result<T> {
+    async fn change(self: &Arc<Self>, change: Change) -> store::Result<Made> {
         match &self.place {
             Place::Memory(budgets) => {
+                let (start, now) = (*change.start(), self.clock.now());
                 let nothing =
-                    || Budget { ledger: *start, own: Held::default(), has_row: false, others: Held::default() };
-                Ok(apply(lock(budgets).entry(start.api_key_id).or_insert_with(nothing)))
+                    || Budget { ledger: start, own: Held::default(), has_row: false, others: Held::default() };
+                let outcome = {
+                    let mut budgets = lock(budgets);
+                    change.apply(budgets.entry(start.api_key_id).or_insert_with(nothing), None, now)
+                };
+                Ok(self.made(&change, outcome))
             }
-            Place::Database { db, server, beat, .. } => loop {
-                let server = Server { name: server, beat: beat.load(Ordering::Relaxed) };
-                match store_budget::change(db, server, start, &mut apply).await {
-                    // Another server has begun with the key at the same moment: now there is one.
-                    Err(store::Error::Duplicate) => {}
-                    done => return done,
+            Place::Database { queue, .. } => {
+                let (answer, work) = queue.ask(change.start().api_key_id, change);
+                if let Some(work) = work {
+                    // Begun, it goes on: who does the work for others may leave, and others wait.
+                    self.tasks.spawn(self.clone().work(work));
                 }
-            },
+                answer.await.unwrap_or_else(|broken| Err(store::Error::Unavailable(broken.into())))
+            }
         }
     }
 
-    /// The row that this server holds something of a key in, or will; none: in memory. It is asked for while nobody else changes the
-    /// key's budget.
-    fn row(&self, budget: &Budget) -> Option<Arc<HeldRow>> {
-        let Place::Database { rows, .. } = &self.place else { return None };
-        let mut rows = lock(rows);
-        let known = rows.entry(budget.ledger.api_key_id).or_default();
-        Some(known.upgrade().filter(|_| budget.has_row).unwrap_or_else(|| {
-            let row = Arc::new(HeldRow);
-            *known = Arc::downgrade(&row);
-            row
-        }))
+    async fn work(self: Arc<Self>, mut work: Work<Change, Made>) {
+        while let Some(batch) = work.next() {
+            let made = self.commit_all(&batch.asked).await;
+            batch.answer(made);
+        }
     }
 
-    async fn settle(&self, settlement: &Settlement) -> store::Result<()> {
-        let Settlement { start, limits, held, used, row } = settlement;
-        let settled = self.change(start, |budget| {
-            // What counts as used by now, since this server was taken for gone, is not taken from what later requests hold.
-            let is_same = |row| budget.has_row && self.row(budget).is_some_and(|found| Arc::ptr_eq(row, &found));
-            if row.as_ref().is_none_or(is_same) {
-                budget.own.give_back(held);
+    /// Makes changes of one key, in one transaction; where the database refuses it, each in its own.
+    async fn commit_all(self: &Arc<Self>, changes: &[Change]) -> Vec<store::Result<Made>> {
+        let error = match self.commit(changes).await {
+            Ok(made) => return made.into_iter().map(Ok).collect(),
+            Err(error) => error,
+        };
+        match error {
+            store::Error::Unavailable(cause) => {
+                let cause: Arc<dyn std::error::Error + Send + Sync> = cause.into();
+                changes.iter().map(|_| Err(store::Error::Unavailable(cause.clone().into()))).collect()
             }
-            budget.ledger.charge(start.period(), used.tokens(), used.cost.nanos());
-            budget.ledger
-        });
-        self.notices.look(limits, &settled.await?, None);
-        Ok(())
+            error if changes.len() == 1 => vec![Err(error)],
+            // It is one of them that cannot be: the others can.
+            _ => {
+                let mut made = Vec::with_capacity(changes.len());
+                for change in changes {
+                    match self.commit(slice::from_ref(change)).await {
+                        Ok(alone) => made.extend(alone.into_iter().map(Ok)),
+                        Err(error) => made.push(Err(error)),
+                    }
+                }
+                made
+            }
+        }
+    }
+
+    /// What has become of changes of one key is said once they are committed.
+    async fn commit(self: &Arc<Self>, changes: &[Change]) -> store::Result<Vec<Made>> {
+        let (Place::Database { db, server, beat, rows, .. }, Some(first)) = (&self.place, changes.first()) else {
+            return Ok(Vec::new());
+        };
+        let outcomes: Vec<Outcome> = loop {
+            let server = Server { name: server, beat: beat.load(Ordering::Relaxed) };
+            let now = self.clock.now();
+            let apply =
+                |budget: &mut Budget| changes.iter().map(|change| change.apply(budget, Some(rows), now)).collect();
+            match store_budget::change(db, server, first.start(), apply).await {
+                // Another server has begun with the key at the same moment: now there is one.
+                Err(store::Error::Duplicate) => {}
+                done => break done?,
+            }
+        };
+        Ok(changes.iter().zip(outcomes).map(|(change, outcome)| self.made(change, outcome)).collect())
+    }
+
+    /// What has become of a change that lasts by now.
+    fn made(self: &Arc<Self>, change: &Change, outcome: Outcome) -> Made {
+        match outcome {
+            Outcome::Reserved(settlement) => {
+                if let (Place::Database { counted, .. }, Change::Reserve(Wanted { start, is_counted: true, .. })) =
+                    (&self.place, change)
+                {
+                    lock(counted).insert(start.api_key_id, *start);
+                }
+                Made::Reserved(Reservation { budgets: self.clone(), claim: Some(Claim::Held(settlement)) })
+            }
+            Outcome::Outdated => Made::Outdated,
+            Outcome::Over(over, ledger) => {
+                self.notices.look(change.limits(), &ledger, over.by_itself());
+                Made::Over(over)
+            }
+            Outcome::Settled(ledger) => {
+                self.notices.look(change.limits(), &ledger, None);
+                Made::Settled
+            }
+        }
+    }
+
+    /// Settles, whatever becomes of who waits for it. What fails is owed.
+    fn settling(self: &Arc<Self>, settlement: Settlement) -> JoinHandle<store::Result<()>> {
+        let inner = self.clone();
+        self.tasks.spawn(async move {
+            let settled = inner.change(Change::Settle(settlement.clone())).await;
+            settled.map(drop).inspect_err(|_| lock(&inner.owed).push_back(settlement))
+        })
+    }
+
+    /// Settles what is owed, of several keys at once; of no other key after a while.
+    async fn settle_owed(self: &Arc<Self>, until: Instant) -> store::Result<()> {
+        let mut known = BTreeSet::new();
+        let mut keys: Vec<ApiKeyId> = lock(&self.owed).iter().map(|owed| owed.start.api_key_id).collect();
+        keys.retain(|key| known.insert(*key));
+        let settling = keys.into_iter().map(|key| self.settle_owed_of(key, until));
+        let settled: Vec<store::Result<()>> = stream::iter(settling).buffer_unordered(KEYS_AT_ONCE).collect().await;
+        settled.into_iter().collect()
+    }
+
+    async fn settle_owed_of(self: &Arc<Self>, key: ApiKeyId, until: Instant) -> store::Result<()> {
+        if Instant::now() >= until {
+            return Ok(());
+        }
+        // From here on they are with tasks of their own, which owe them again where they fail.
+        let settling: Vec<_> = {
+            let mut owed = lock(&self.owed);
+            let (of_key, others) = owed.drain(..).partition(|owed| owed.start.api_key_id == key);
+            *owed = others;
+            let of_key: VecDeque<Settlement> = of_key;
+            of_key.into_iter().map(|owed| self.settling(owed)).collect()
+        };
+        let mut settled = join_all(settling).await.into_iter();
+        settled.try_for_each(|settled| settled.unwrap_or_else(|broken| Err(store::Error::Unavailable(broken.into()))))
     }
 
     fn add_unheld(&self, key: ApiKeyId, period: Period, (tokens, cost): (i64, i64)) {
@@ -469,34 +520,6 @@ fn begun(key: &ApiKey, Period { day, month }: Period, used: &HashMap<ApiKeyId, (
     Ledger { api_key_id, organization_id, key_version, day, tokens, month, cost_nano_usd }
 }
 
-/// Whether the database is away: then nothing else would succeed either.
-fn is_away(error: &store::Error) -> bool {
-    matches!(error, store::Error::Unavailable(_))
-}
-
-/// Whether a ledger counts the day and the month of now. By a clock that is behind it may be ahead, but no further than clocks lie apart.
-fn is_of(ledger: &Ledger, now: Timestamp) -> bool {
-    let (from, to) = (Period::of(now), Period::of(now + LEEWAY));
-    (from.day..=to.day).contains(&ledger.day) && (from.month..=to.month).contains(&ledger.month)
-}
-
-/// Makes a ledger agree with the records. Where it counts another day or month, a past one or one that has not come, it begins with
-/// theirs; and while a key had no limits, nobody has counted here what it used.
-fn agree(ledger: &mut Ledger, counted: &Ledger, now: Timestamp) {
-    let (is_new, latest) = (ledger.key_version < counted.key_version, Period::of(now + LEEWAY));
-    ledger.key_version = ledger.key_version.max(counted.key_version);
-    if ledger.day < counted.day || ledger.day > latest.day {
-        (ledger.day, ledger.tokens) = (counted.day, counted.tokens);
-    } else if is_new && ledger.day == counted.day {
-        ledger.tokens = ledger.tokens.max(counted.tokens);
-    }
-    if ledger.month < counted.month || ledger.month > latest.month {
-        (ledger.month, ledger.cost_nano_usd) = (counted.month, counted.cost_nano_usd);
-    } else if is_new && ledger.month == counted.month {
-        ledger.cost_nano_usd = ledger.cost_nano_usd.max(counted.cost_nano_usd);
-    }
-}
-
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     // Whatever is done to it is done by assignments, which cannot panic half-way.
     of.lock().unwrap_or_else(PoisonError::into_inner)
@@ -521,24 +544,23 @@ impl Reservation {
     /// request first: a key that is asked for its budget for the first time reads it from the records.
     pub async fn settle(mut self, used: Used) {
         let settlement = match self.claim.take() {
-            Some(Claim::Held(settlement)) => Settlement { used, ..settlement },
+            Some(Claim::Held(mut settlement)) => {
+                settlement.used = used;
+                settlement
+            }
             Some(Claim::Unheld(key, period)) => {
                 return self.budgets.add_unheld(key, period, (used.tokens(), used.cost.nanos()));
             }
             None => return,
         };
-        let budgets = self.budgets.clone();
-        let settling = async move {
-            if let Err(error) = budgets.settle(&settlement).await {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "what a request has used was not settled; it is tried again");
-                budgets.owe(settlement);
-            }
-        };
         match &self.budgets.place {
-            Place::Memory(_) => settling.await,
-            // Done, whatever becomes of who waits for it.
-            Place::Database { .. } => drop(self.budgets.tasks.spawn(settling).await),
+            Place::Memory(_) => drop(self.budgets.change(Change::Settle(settlement)).await),
+            Place::Database { .. } => {
+                if let Ok(Err(error)) = self.budgets.settling(settlement).await {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "what a request has used was not settled; it is tried again");
+                }
+            }
         }
     }
 }

@@ -3,7 +3,9 @@
 mod account_notices;
 mod answering;
 mod attempts;
+mod budget_change;
 mod budget_limits;
+mod budget_queue;
 mod context;
 mod deed;
 mod device;
