@@ -10,7 +10,7 @@ use super::error::{Error, Result};
 use super::validation::{Checks, Patch, check_search};
 use crate::audit::{Changes, Entry, Field, Recorded};
 use crate::crypto::{Aad, OpenError, Sealed, SecretText};
-use crate::model::{AuditAction, ConversationId, Direction, JsonObject, OrganizationId, Page, PageSlice, ResourceType};
+use crate::model::{AuditAction, ConversationId, Direction, OrganizationId, Page, PageSlice, ResourceType};
 use crate::store::Tx;
 use crate::store::conversation::{self as conversations, Conversation, ConversationFilter, ConversationOrder, Own};
 use crate::store::user as users;

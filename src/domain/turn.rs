@@ -254,11 +254,11 @@ async fn run(cx: Cx<'_>, input: Send, end: &End, told: Option<&Teller>) -> Resul
         return Err(Error::away(worker::NO_CLI));
     }
     if turned.is_new {
-        return answer_and_keep(cx, turned, None, left, told).await;
+        return answer_and_keep(cx, turned, None, end, told).await;
     }
     let Conversation { id, message_count, .. } = turned.conversation;
     let answering = Answering::begin(cx, id, message_count).await?.ok_or_else(busy)?;
-    let work = Box::pin(answer_and_keep(cx, turned, answering.lease(), left, told));
+    let work = Box::pin(answer_and_keep(cx, turned, answering.lease(), end, told));
     let done = answering.while_it_lasts(cx, work).await;
     match &done {
         Ok(_) => answering.ended(),
@@ -271,7 +271,7 @@ async fn answer_and_keep(
     cx: Cx<'_>,
     turned: Turned,
     lease: Option<&ConversationLease>,
-    left: &CancellationToken,
+    end: &End,
     told: Option<&Teller>,
 ) -> Result<Kept> {
     // The time is up for an answer, not for its commit: whoever is told that there is none finds none.

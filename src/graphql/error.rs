@@ -45,7 +45,7 @@ pub fn finish_errors(errors: &mut [ServerError], request_id: &str) {
             if let Some(seconds) = source.retry_after() {
                 extensions.set("retryAfter", seconds);
             }
-            log(source);
+            log_error(source);
         } else if extensions.get("code").is_none() {
             // The library's own: it has no path where the document was refused, and one where an input could not be read.
             let code = if error.path.is_empty() { "GRAPHQL_VALIDATION_FAILED" } else { Code::BadUserInput.as_str() };
@@ -68,7 +68,8 @@ fn set_fields(extensions: &mut ErrorExtensionValues, source: &domain::Error) {
     extensions.set("fields", fields.collect::<Vec<_>>());
 }
 
-fn log(error: &domain::Error) {
+/// Logs what only the log sees.
+pub fn log_error(error: &domain::Error) {
     let cause = error.source().unwrap_or(error);
     match error.code() {
         Code::Internal => tracing::error!(error = cause, "an internal error was answered"),

@@ -48,6 +48,6 @@ mod viewer;
 mod worker;
 
 pub use context::Caller;
-pub use error::finish_errors;
+pub use error::{finish_errors, log_error};
 pub use feed::Feed;
 pub use schema::{Api, Step, sdl};

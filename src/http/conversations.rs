@@ -12,6 +12,7 @@ use axum::response::Response;
 use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tracing::Span;
 
 use super::graphql::{Unexecuted, authenticate, origin};
 use super::live::{Asker, Held, concerning};
@@ -23,6 +24,7 @@ use crate::crypto::SecretText;
 use crate::domain::message::text_of;
 use crate::domain::turn::{Asking, Kept, Send, Streamed, TurnEvent, stream};
 use crate::domain::{self, Code, Cx, Error, Record};
+use crate::graphql::log_error;
 
 /// The largest body: the longest text, each character escaped.
 const MAX_BODY: usize = 2 * 1024 * 1024;
@@ -46,10 +48,14 @@ pub(super) async fn send(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let answer = begin(&server, id, &context, &headers, body).await;
+    let mut limits = HeaderMap::new();
+    let answer = begin(&server, id, &context, &headers, body, &mut limits).await;
     let code = answer.as_ref().map_or_else(|refused| refused.code, |_| "OK");
     server.metrics.graphql_request(OPERATION, code);
-    answer.map_or_else(|refused| refused.into_response(&context.request_id), |started| started.into_response(&server))
+    let mut response = answer
+        .map_or_else(|refused| refused.into_response(&context.request_id), |started| started.into_response(&server));
+    response.headers_mut().extend(limits);
+    response
 }
 
 async fn begin(
@@ -58,6 +64,7 @@ async fn begin(
     context: &RequestContext,
     headers: &HeaderMap,
     body: Body,
+    limits: &mut HeaderMap,
 ) -> Result<Started, Refused> {
     let address = context.client_address;
     let changes = server.services.authenticator.changes();
@@ -65,7 +72,7 @@ async fn begin(
     if asking.is_refused {
         return Err(Error::unauthenticated().into());
     }
-    rate_limit::admit(server, &asking.actor, address).await?;
+    *limits = rate_limit::admit(server, &asking.actor, address).await?;
     let read = tokio::time::timeout(server.request_timeout, Limited::new(body, MAX_BODY).collect()).await;
     let body = match read {
         Ok(Ok(collected)) => collected.to_bytes(),
@@ -89,7 +96,7 @@ async fn begin(
     let caller = Asker { headers: headers.clone(), context: context.clone() };
     let ended = Box::pin(caller.ended(server.clone(), concerning(changes, &asked.actor)));
     let streamed = stream(asked.clone(), input);
-    let mut started = Started { asked, streamed, ended, first: None, _held: held };
+    let mut started = Started { asked, streamed, ended, first: None, span: Span::current(), _held: held };
     // What is refused at once has a status of its own.
     match started.next(server).await {
         Told::Event(TurnEvent::Failed(error)) | Told::Ended(error) => Err(error.into()),
@@ -107,6 +114,8 @@ struct Started {
     /// What the caller came with opens nothing any more.
     ended: Pin<Box<dyn Future<Output = End> + std::marker::Send>>,
     first: Option<Told>,
+    /// The request's, which is over before its answer is.
+    span: Span,
     _held: Held,
 }
 
@@ -157,7 +166,7 @@ impl Started {
         let mut response = Response::new(Body::from_stream(events));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
         response
     }
@@ -168,12 +177,16 @@ impl Started {
             TurnEvent::ToolUse { name, input } => ("tool_use", json!({ "name": name, "input": input })),
             TurnEvent::Kept(kept) => match self.completed(&kept) {
                 Ok(data) => ("message_completed", data),
-                Err(error) => ("error", Refused::from(error).body(&self.asked.origin.request_id)),
+                Err(error) => ("error", self.refused(error)),
             },
-            TurnEvent::Failed(error) => ("error", Refused::from(error).body(&self.asked.origin.request_id)),
+            TurnEvent::Failed(error) => ("error", self.refused(error)),
         };
         // JSON has no line breaks, which would end an event.
         format!("event: {name}\ndata: {data}\n\n").into()
+    }
+
+    fn refused(&self, error: Error) -> Value {
+        self.span.in_scope(|| Refused::from(error)).body(&self.asked.origin.request_id)
     }
 
     fn completed(&self, (conversation, message): &Kept) -> domain::Result<Value> {
@@ -200,13 +213,13 @@ struct Refused {
     status: StatusCode,
     code: &'static str,
     message: String,
-    retry_after: Option<u64>,
+    headers: HeaderMap,
 }
 
 impl Refused {
     fn bad(message: &str) -> Self {
         let (status, code) = (StatusCode::BAD_REQUEST, Code::BadUserInput.as_str());
-        Self { status, code, message: message.to_owned(), retry_after: None }
+        Self { status, code, message: message.to_owned(), headers: HeaderMap::new() }
     }
 
     fn body(&self, request_id: &str) -> Value {
@@ -217,20 +230,16 @@ impl Refused {
         let mut response = Response::new(Body::from(self.body(request_id).to_string()));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
+        *headers = self.headers;
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Some(seconds) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, seconds.into());
-        }
         response
     }
 }
 
 impl From<Error> for Refused {
     fn from(error: Error) -> Self {
-        if error.code() == Code::Internal {
-            tracing::error!(error = &error as &dyn std::error::Error, "a message failed");
-        }
+        log_error(&error);
         let status = match error.code() {
             Code::Unauthenticated => StatusCode::UNAUTHORIZED,
             Code::Forbidden => StatusCode::FORBIDDEN,
@@ -242,14 +251,19 @@ impl From<Error> for Refused {
             Code::ServiceUnavailable => StatusCode::SERVICE_UNAVAILABLE,
             Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let (code, retry_after) = (error.code().as_str(), error.retry_after());
-        Self { status, code, message: error.message().to_owned(), retry_after }
+        let headers = error.retry_after().map(|seconds| (header::RETRY_AFTER, seconds.into()));
+        Self {
+            status,
+            code: error.code().as_str(),
+            message: error.message().to_owned(),
+            headers: headers.into_iter().collect(),
+        }
     }
 }
 
 impl From<Unexecuted> for Refused {
     fn from(refused: Unexecuted) -> Self {
         let message = refused.errors.first().map(|error| error.message.clone()).unwrap_or_default();
-        Self { status: refused.status, code: refused.code, message, retry_after: None }
+        Self { status: refused.status, code: refused.code, message, headers: *refused.headers }
     }
 }
