@@ -36,6 +36,8 @@ pub struct Metrics {
     mails_waiting: Gauge,
     usage_records: Family<Outcome, Counter>,
     usage_waiting: Gauge,
+    workers: Gauge,
+    conversations_waiting: Gauge,
     pub(super) sockets: Gauge,
     pub(super) event_streams: Gauge,
     pub(super) subscriptions: Gauge,
@@ -121,6 +123,13 @@ impl Metrics {
             "Usage records of this server that wait to be written",
             usage_waiting.clone(),
         );
+        let (workers, conversations_waiting) = (Gauge::default(), Gauge::default());
+        registry.register("workers", "Processes of the Claude CLI of this server", workers.clone());
+        registry.register(
+            "conversations_waiting",
+            "Conversations that wait for a process of this server",
+            conversations_waiting.clone(),
+        );
         let (sockets, event_streams, subscriptions) = (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register("sockets_open", "Open WebSockets", sockets.clone());
         registry.register("event_streams_open", "Open streams of server-sent events", event_streams.clone());
@@ -156,6 +165,8 @@ impl Metrics {
             mails_waiting,
             usage_records,
             usage_waiting,
+            workers,
+            conversations_waiting,
             sockets,
             event_streams,
             subscriptions,
@@ -195,6 +206,9 @@ impl Metrics {
             counter.inner().store(count.load(Ordering::Relaxed), Ordering::Relaxed);
         }
         self.usage_waiting.set(i64::try_from(usage.waiting.load(Ordering::Relaxed)).unwrap_or(i64::MAX));
+        let (workers, waiting) = services.workers.load();
+        self.workers.set(i64::try_from(workers).unwrap_or(i64::MAX));
+        self.conversations_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         self.statements.inner().store(services.db.statements(), Ordering::Relaxed);
         self.password_hashes.inner().store(services.passwords.computed(), Ordering::Relaxed);
         self.pool_open.set(pool.open.into());

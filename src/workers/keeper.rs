@@ -8,9 +8,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::pool::{Context, Held, Shared};
+use super::pool::Context;
 use super::process::{NoLine, Opening, Process};
 use super::protocol::{Line, Over, initialize, interrupt, message, read};
+use super::shared::{Held, Shared};
 use super::spending::Spending;
 use crate::crypto::SecretText;
 use crate::model::{OrganizationId, Tokens, WorkerId};

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -14,7 +13,7 @@ use crate::relay::{FIRST, MODEL, Relayed, account, records};
 use crate::support::{
     Claude, Client, EventStream, PASSWORD, Reply, Socket, Step, TestApp, TestDatabase, both_databases, delta, events,
 };
-use crate::turn::{send_when_free, streaming};
+use crate::turn::{send_when_free, settled, streaming};
 
 /// The CLI that `./test` has installed.
 fn cli() -> PathBuf {
@@ -168,13 +167,12 @@ both_databases! {
         assert_eq!(socket.event("a").await["messageStream"]["text"], "Half");
         socket.send(json!({ "id": "a", "type": "complete" })).await;
         let count = "query($id: ID!) { conversation(id: $id) { messages { nodes { text usage } } } }";
-        let kept = loop {
-            let nodes = admin.with(count, json!({ "id": conversation })).await.data()["conversation"]["messages"]["nodes"].clone();
-            if nodes.as_array().unwrap().len() == 2 {
-                break nodes;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        };
+        let mut kept = Value::Null;
+        settled("what is kept", async || {
+            kept = admin.with(count, json!({ "id": conversation })).await.data()["conversation"]["messages"]["nodes"].clone();
+            kept.as_array().unwrap().len() == 2
+        })
+        .await;
         assert_eq!((&kept[1]["text"], &kept[1]["usage"]["interrupted"]), (&json!("Half"), &json!(true)));
         assert_eq!(send(admin, &conversation, "Go on").await["text"], "Hello from Claude.");
         assert_eq!(records(&app, "CAST(interrupted AS TEXT)", 2).await.len(), 2);
@@ -204,9 +202,7 @@ on_both! {
         server.child.kill().unwrap();
         server.child.wait().unwrap();
         for process in processes {
-            while process.exists() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            settled("its end", async || !process.exists()).await;
         }
         drop(server);
 

@@ -96,6 +96,12 @@ both_databases! {
         assert_eq!(answered(admin, &conversation, "!spend").await, ("400 at 7".to_owned(), of_six));
         assert_eq!(answered(admin, &conversation, "!ask").await, ("200 200".to_owned(), of_two));
         assert_eq!(records(&app, "model", 12).await.len(), 12);
+        // It has used all of it before it has said anything: there is nothing to keep.
+        let kept = said(admin, &conversation).await.len();
+        let refused = try_send(admin, &conversation, "!costly").await;
+        assert_eq!(refused.code(), "BAD_USER_INPUT");
+        assert!(refused.body["errors"][0]["message"].as_str().unwrap().contains("TURN_TOKEN_BUDGET"), "{}", refused.body);
+        assert_eq!(said(admin, &conversation).await.len(), kept);
     }
 }
 
