@@ -149,7 +149,8 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<Conversation> {
 
 /// Inserts a conversation of the caller's, who is still there when it is committed: what a deleted user had was deleted before.
 pub(super) async fn insert(tx: &mut Tx, own: &Own, conversation: &Conversation) -> Result<()> {
-    users::lock(tx, own.user()).await?.ok_or_else(Error::unauthenticated)?;
+    // What refers to them may be made meanwhile: else one who tells them of something waits for this, and this for that one.
+    users::lock_many(tx, own.permit(), &[own.user()]).await?.pop().ok_or_else(Error::unauthenticated)?;
     Ok(conversations::insert(tx, own, conversation).await?)
 }
 

@@ -92,25 +92,27 @@ pub type Kept = (Conversation, Message);
 /// # Errors
 /// Without permission, with wrong input, where something is being answered in the conversation already, or where there is no answer.
 pub async fn send(cx: Cx<'_>, input: Send) -> Result<Kept> {
-    run(cx, input, &End::before(cx.deadline), None).await
+    run(cx, input, &End::before(cx, cx.deadline), None).await
 }
 
 /// What ends an answer as it is.
 struct End {
     /// Whoever asked has left.
     left: CancellationToken,
+    /// The server stops.
+    stopping: CancellationToken,
     /// The request must be answered soon.
     at: Option<Instant>,
 }
 
 impl End {
-    fn before(deadline: Option<Instant>) -> Self {
+    fn before(cx: Cx<'_>, deadline: Option<Instant>) -> Self {
         let at = deadline.map(|deadline| {
             // Of a short time most is left to the answer.
             let left = deadline.saturating_duration_since(Instant::now());
             deadline - BEFORE_DEADLINE.min(left / 4)
         });
-        Self { left: CancellationToken::new(), at }
+        Self { left: CancellationToken::new(), stopping: cx.services.workers.stopping().clone(), at }
     }
 
     async fn comes(&self) {
@@ -122,13 +124,20 @@ impl End {
         };
         tokio::select! {
             () = self.left.cancelled() => {}
+            () = self.stopping.cancelled() => {}
             () = in_time => {}
         }
     }
 
     /// Why nothing was answered before it.
     fn error(&self) -> Error {
-        if self.at.is_some_and(|at| at <= Instant::now()) { Error::timeout() } else { nobody_waits() }
+        if self.at.is_some_and(|at| at <= Instant::now()) {
+            Error::timeout()
+        } else if self.stopping.is_cancelled() {
+            no_place(NoPlace::Stopping)
+        } else {
+            nobody_waits()
+        }
     }
 }
 
@@ -215,13 +224,14 @@ pub fn stream(asking: Asking, input: Send) -> Streamed {
     let (to_caller, events) = mpsc::unbounded_channel();
     let unread = Arc::<AtomicUsize>::default();
     let teller = Teller { events: to_caller, unread: unread.clone() };
-    let end = End::before(None);
-    let left = end.left.clone();
+    let left = CancellationToken::new();
+    let has_left = left.clone();
     let turns = asking.services.turns.clone();
     turns.spawn(async move {
         let Asking { services, actor, origin, operation } = &asking;
         let record = Record::default();
         let cx = Cx { services, actor, origin, operation, record: &record, deadline: None };
+        let end = End { left: has_left, ..End::before(cx, None) };
         let done = run(cx, input, &end, Some(&teller)).await;
         if let Err(error) = &done
             && let Err(error) = record_failure(cx, AuditAction::Update, ResourceType::Conversation, error).await

@@ -25,6 +25,7 @@ use crate::domain::message::text_of;
 use crate::domain::turn::{Asking, Kept, Send, Streamed, TurnEvent, stream};
 use crate::domain::{self, Code, Cx, Error, Record};
 use crate::graphql::log_error;
+use crate::identity::Actor;
 
 /// The largest body: the longest text, each character escaped.
 const MAX_BODY: usize = 2 * 1024 * 1024;
@@ -94,7 +95,7 @@ async fn begin(
         return Err(Error::rate_limited("You have too many open sockets and streams.", Duration::from_secs(1)).into());
     };
     let caller = Asker { headers: headers.clone(), context: context.clone() };
-    let ended = Box::pin(caller.ended(server.clone(), concerning(changes, &asked.actor)));
+    let ended = Box::pin(caller.ended(server.clone(), concerning(changes, &asked.actor), may_converse));
     let streamed = stream(asked.clone(), input);
     let mut started = Started { asked, streamed, ended, first: None, span: Span::current(), _held: held };
     // What is refused at once has a status of its own.
@@ -105,6 +106,10 @@ async fn begin(
             Ok(started)
         }
     }
+}
+
+fn may_converse(actor: &Actor) -> bool {
+    actor.conversations().is_ok() && actor.access().is_some_and(|access| access.may_write().is_ok())
 }
 
 /// An answer that is waited for, or has begun.
@@ -133,8 +138,7 @@ impl Started {
         tokio::select! {
             biased;
             // Before what is answered: that is not theirs to read any more.
-            _ = &mut self.ended => Told::Ended(Error::unauthenticated()),
-            () = server.stop.cancelled() => Told::Ended(Error::away("The server is stopping.")),
+            _ = &mut self.ended => Told::Ended(Error::refused("What you came with opens this no more.")),
             event = self.streamed.next() => {
                 event.map_or_else(|| Told::Ended(Error::away("The answer broke off.")), Told::Event)
             }

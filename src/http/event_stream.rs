@@ -92,7 +92,7 @@ async fn stream(server: &Arc<Server>, asker: Asker, prepared: Prepared, events: 
     }
     let end = tokio::select! {
         end = follow(server, &asker, prepared, events) => end,
-        end = asker.clone().ended(server.clone(), concerning(changes, &actor)) => end,
+        end = asker.clone().ended(server.clone(), concerning(changes, &actor), |_| true) => end,
         () = server.stop.cancelled() => End::Told,
         () = sender.closed() => End::Told,
     };

@@ -183,12 +183,12 @@ impl Asker {
         bearer(&self.headers).and_then(|token| server.services.authenticator.tokens().expires_at(token, now).ok())
     }
 
-    /// Waits until what it was opened with opens nothing any more, and says why: at once after a change of a session, an API key or
+    /// Waits until what it was opened with opens nothing any more, or may not this any more, and says why: at once after a change of a session, an API key or
     /// a user on this server or one that is heard, when an access token expires, and within a ping where another server that is not
     /// heard made the change. Never, where it was opened as nobody.
     ///
     /// `changes` is from before the caller was looked at first, so that no change falls between.
-    pub(super) async fn ended(self, server: Arc<Server>, mut changes: Changes) -> End {
+    pub(super) async fn ended(self, server: Arc<Server>, mut changes: Changes, may: fn(&Actor) -> bool) -> End {
         let clock = &server.services.clock;
         let expires_at = self.expires_at(&server);
         let left = expires_at.map(|at| (at - clock.now()).to_std().unwrap_or_default());
@@ -205,7 +205,7 @@ impl Asker {
                 () = tokio::time::sleep(server.live.limits.ping) => {}
             }
             // Where the database cannot be asked, nothing is sent either.
-            if self.look(&server).await.is_ok_and(|asking| asking.is_refused) {
+            if self.look(&server).await.is_ok_and(|asking| asking.is_refused || !may(&asking.actor)) {
                 return End::of(expires_at, clock.now());
             }
         }

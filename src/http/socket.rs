@@ -245,7 +245,7 @@ impl Session {
             Ok(Err(closed)) => return closed,
             Err(_) => return Closed::InitTimeout,
         };
-        let ended = self.asker.clone().ended(self.server.clone(), changes);
+        let ended = self.asker.clone().ended(self.server.clone(), changes, |_| true);
         tokio::select! {
             biased;
             _ = ended => Closed::Forbidden,

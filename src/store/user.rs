@@ -285,7 +285,7 @@ pub async fn lock_with_hash(tx: &mut Tx, id: UserId) -> Result<Option<(User, Opt
 ///
 /// # Errors
 /// Where the database fails.
-pub async fn lock_many(tx: &mut Tx, permit: &Permit<Read>, ids: &[UserId]) -> Result<Vec<User>> {
+pub async fn lock_many<G>(tx: &mut Tx, permit: &Permit<G>, ids: &[UserId]) -> Result<Vec<User>> {
     let conn = tx.conn().await?;
     Ok(all_locked_but_for_references!(
         conn,

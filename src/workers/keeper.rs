@@ -291,15 +291,24 @@ struct Exchange<'a> {
     spent: &'a CancellationToken,
 }
 
+/// Why an answer was not to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stopped {
+    /// Whoever asked has had enough.
+    Left,
+    /// It has used more than it may.
+    Spent,
+    /// It has taken longer than it may.
+    Late,
+}
+
 /// What has come of a turn.
 #[derive(Default)]
 struct Gathered {
     blocks: Vec<Value>,
     usage: Tokens,
     model: Option<String>,
-    is_interrupted: bool,
-    /// Whether it was for what it has used.
-    is_spent: bool,
+    stopped: Option<Stopped>,
     said: usize,
     garbled: usize,
 }
@@ -310,7 +319,7 @@ impl Gathered {
         // A tool that was not come to has no answer, and the API takes none without.
         let is_whole = |block: &Value| block["type"] != "tool_use" || answered.contains(&block["id"]);
         let blocks = self.blocks.into_iter().filter(is_whole).collect();
-        Answer { blocks, usage: self.usage, model: self.model, is_interrupted: self.is_interrupted }
+        Answer { blocks, usage: self.usage, model: self.model, is_interrupted: self.stopped.is_some() }
     }
 }
 
@@ -321,23 +330,33 @@ impl Exchange<'_> {
         loop {
             let line = tokio::select! {
                 line = self.process.lines.next() => line,
-                () = self.interrupt.cancelled(), if !gathered.is_interrupted => {
-                    self.stop(&mut gathered).await?;
+                () = self.interrupt.cancelled(), if gathered.stopped.is_none() => {
+                    self.stop(&mut gathered, Stopped::Left).await?;
                     continue;
                 }
-                () = self.spent.cancelled(), if !gathered.is_interrupted => {
-                    gathered.is_spent = true;
-                    self.stop(&mut gathered).await?;
+                () = self.spent.cancelled(), if gathered.stopped.is_none() => {
+                    self.stop(&mut gathered, Stopped::Spent).await?;
+                    continue;
+                }
+                () = sleep_until(self.limit), if gathered.stopped.is_none() => {
+                    self.stop(&mut gathered, Stopped::Late).await?;
                     continue;
                 }
                 () = sleep_until(self.limit) => return Err(Failure::Hung),
                 // Nobody will keep it.
                 () = self.events.closed() => return Err(Failure::Left),
             };
-            let line = line.map_err(|why| match why {
-                NoLine::Ended => Failure::Ended(None),
-                NoLine::TooLong => Failure::Garbled,
-            })?;
+            let line = match line {
+                Ok(line) => line,
+                Err(NoLine::TooLong) => return Err(Failure::Garbled),
+                Err(NoLine::Ended) => {
+                    // It may have said nothing of what it has asked for: that is to be paid for, too.
+                    if self.spending.has_begun() {
+                        self.tell(Event::Begun).await?;
+                    }
+                    return Err(Failure::Ended(None));
+                }
+            };
             gathered.said += line.len();
             let Some(line) = read(&line) else {
                 gathered.garbled += 1;
@@ -352,7 +371,7 @@ impl Exchange<'_> {
             if let Line::Over(over) = line {
                 // It may have heard from the relay first that there is no more.
                 if over.is_error && self.spent.is_cancelled() {
-                    (gathered.is_interrupted, gathered.is_spent) = (true, true);
+                    gathered.stopped = Some(Stopped::Spent);
                 }
                 let _ = timeout(SETTLED, self.spending.settled()).await;
                 gathered.usage = self.spending.used();
@@ -394,9 +413,9 @@ impl Exchange<'_> {
         }
     }
 
-    async fn stop(&mut self, gathered: &mut Gathered) -> Result<(), Failure> {
-        gathered.is_interrupted = true;
-        self.limit = self.limit.min(Instant::now() + STOP);
+    async fn stop(&mut self, gathered: &mut Gathered, why: Stopped) -> Result<(), Failure> {
+        gathered.stopped = Some(why);
+        self.limit = Instant::now() + STOP;
         self.say(&interrupt()).await
     }
 
@@ -411,14 +430,20 @@ impl Exchange<'_> {
 
 /// What a turn has come to. One that was interrupted is what there is of it, if there is anything.
 fn judged(over: Over, gathered: Gathered) -> Result<Answer, Failure> {
-    let (is_interrupted, is_spent) = (gathered.is_interrupted, gathered.is_spent);
-    if is_interrupted || (!over.is_error && over.subtype == "success") {
+    // By what it was told: the CLI may call it a success though it was interrupted.
+    if let Some(why) = gathered.stopped {
         let answer = gathered.answer();
-        return match (is_interrupted && answer.blocks.is_empty(), is_spent) {
-            (false, _) => Ok(answer),
-            (true, true) => Err(Failure::Spent),
-            (true, false) => Err(Failure::Left),
-        };
+        if !answer.blocks.is_empty() {
+            return Ok(answer);
+        }
+        return Err(match why {
+            Stopped::Left => Failure::Left,
+            Stopped::Spent => Failure::Spent,
+            Stopped::Late => Failure::Hung,
+        });
+    }
+    if !over.is_error && over.subtype == "success" {
+        return Ok(gathered.answer());
     }
     let message = over.result.filter(|text| !text.is_empty()).unwrap_or(over.subtype);
     Err(Failure::Refused { status: over.api_error_status, message })
@@ -450,13 +475,15 @@ mod tests {
         let refused = Failure::Refused { status: Some(529), message: "Overloaded".to_owned() };
         assert_eq!(judged(over.clone(), Gathered::default()), Err(refused));
         let blocks = vec![json!({ "type": "text", "text": "Half" })];
-        let interrupted = Gathered { is_interrupted: true, blocks, ..Gathered::default() };
+        let interrupted = Gathered { stopped: Some(Stopped::Left), blocks, ..Gathered::default() };
         assert!(judged(over.clone(), interrupted).is_ok_and(|answer| answer.is_interrupted));
         // There is nothing to be kept.
         let unanswered = vec![json!({ "type": "tool_use", "id": "a" })];
-        let empty =
-            |is_spent| Gathered { is_interrupted: true, is_spent, blocks: unanswered.clone(), ..Gathered::default() };
-        assert_eq!(judged(over.clone(), empty(false)), Err(Failure::Left));
-        assert_eq!(judged(over, empty(true)), Err(Failure::Spent));
+        let reasons =
+            [(Stopped::Left, Failure::Left), (Stopped::Spent, Failure::Spent), (Stopped::Late, Failure::Hung)];
+        for (why, failure) in reasons {
+            let empty = Gathered { stopped: Some(why), blocks: unanswered.clone(), ..Gathered::default() };
+            assert_eq!(judged(over.clone(), empty), Err(failure));
+        }
     }
 }

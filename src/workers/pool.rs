@@ -76,6 +76,7 @@ pub enum NoPlace {
 pub struct Workers {
     shared: Arc<Shared>,
     base_url: OnceLock<String>,
+    stopping: CancellationToken,
 }
 
 impl Workers {
@@ -84,7 +85,11 @@ impl Workers {
     pub fn new(setup: Setup, clock: Clock, random: Random) -> Self {
         let (changes, _) = watch::channel(0);
         let (folder, state) = (Mutex::default(), Mutex::default());
-        Self { shared: Arc::new(Shared { setup, clock, random, folder, state, changes }), base_url: OnceLock::new() }
+        Self {
+            shared: Arc::new(Shared { setup, clock, random, folder, state, changes }),
+            base_url: OnceLock::new(),
+            stopping: CancellationToken::new(),
+        }
     }
 
     /// Says where processes reach the relay: this very server. Said once, by who listens. What servers have left is removed.
@@ -196,8 +201,15 @@ impl Workers {
         }
     }
 
-    /// Refuses all who wait and all who come. What is being answered goes on.
+    /// Told when nothing begins any more, and what is being answered should come to its end.
+    #[must_use]
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
+
+    /// Refuses all who wait and all who come. What is being answered goes on, as far as whoever asked lets it.
     pub fn refuse(&self) {
+        self.stopping.cancel();
         let mut state = self.shared.state();
         state.is_stopping = true;
         state.waiting.clear();

@@ -9,14 +9,15 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// What is killed takes a moment to go.
-const MOMENT: Duration = Duration::from_millis(10);
+pub(super) const MOMENT: Duration = Duration::from_millis(10);
 
 /// All processes, with their parents.
 fn all() -> impl Iterator<Item = (Pid, Pid)> {
     numbers().filter_map(|pid| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name before it may have anything in it.
-        let (_, rest) = stat.rsplit_once(") ")?;
+        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        // The name before it may have anything in it, and is cut off anywhere.
+        let end = stat.iter().rposition(|byte| *byte == b')')?;
+        let rest = str::from_utf8(stat.get(end + 2..)?).ok()?;
         let parent = rest.split(' ').nth(1)?.parse().ok()?;
         Some((Pid::from_raw(pid)?, Pid::from_raw(parent)?))
     })

@@ -78,6 +78,12 @@ impl Spending {
         let _ = self.under_way.subscribe().wait_for(|requests| *requests == 0).await;
     }
 
+    /// Whether the turn has asked for anything that is to be paid for, or may be.
+    pub(super) fn has_begun(&self) -> bool {
+        let state = self.state();
+        !state.running.is_empty() || state.ended != Tokens::default()
+    }
+
     /// What the turn has used so far.
     pub(super) fn used(&self) -> Tokens {
         self.state().used()

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process_g
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::given::Given;
-use super::processes::{children, descendants, kill_all};
+use super::processes::{MOMENT, children, descendants, kill_all};
 
 /// How long the CLI may take to end by itself.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
@@ -112,6 +112,8 @@ fn wait_for(cli: Pid) {
         && matches!(waitid(WaitId::Pid(cli), seen | WaitIdOptions::NOHANG), Ok(None))
     {
         reap(cli);
+        // What is not let go yet must not keep a core busy.
+        thread::sleep(MOMENT);
     }
 }
 

@@ -327,10 +327,20 @@ async fn a_server_that_stops_keeps_an_answer_as_far_as_it_has_come() {
     let mut socket = Socket::connected(&app, &admin).await;
     socket.subscribe("a", &streaming(&conversation, "!slow")).await;
     assert_eq!(socket.event("a").await["messageStream"]["text"], "Slow");
+    let waited_for = create(&admin, json!({})).await["id"].clone();
+    let waiting = {
+        let (admin, waited_for) = (admin.clone(), waited_for.clone());
+        tokio::spawn(async move { try_send(&admin, &waited_for, "!slow").await })
+    };
+    until(&admin, &waited_for, "BUSY").await;
     app.restart().await;
     assert!(!is_alive(&pid));
+    let message = waiting.await.unwrap().data()["sendMessage"]["message"].clone();
+    assert_eq!((&message["text"], &message["usage"]["interrupted"]), (&json!("Slow"), &json!(true)));
     let admin = app.admin().await;
-    assert_eq!(said(&admin, &conversation).await.pop(), Some(("ASSISTANT".to_owned(), "Slow".to_owned())));
+    for conversation in [&conversation, &waited_for] {
+        assert_eq!(said(&admin, conversation).await.pop(), Some(("ASSISTANT".to_owned(), "Slow".to_owned())));
+    }
     assert_eq!(send(&admin, &conversation, "Hello").await, "Answer 3");
 }
 

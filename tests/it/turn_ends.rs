@@ -81,6 +81,20 @@ both_databases! {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_takes_longer_than_any_may_is_kept_as_far_as_it_came() {
+    let app = app_with(TestDatabase::sqlite(), &[("WORKER_TIMEOUT", "1")]).await;
+    let admin = app.admin().await;
+    let conversation = create(&admin, json!({})).await["id"].clone();
+    let mut socket = Socket::connected(&app, &admin).await;
+    socket.subscribe("a", &streaming(&conversation, "!slow")).await;
+    assert_eq!(socket.event("a").await["messageStream"]["text"], "Slow");
+    let kept = socket.event("a").await["messageStream"]["message"].clone();
+    assert_eq!((&kept["text"], &kept["usage"]["interrupted"]), (&json!("Slow"), &json!(true)));
+    // The process is as good as before.
+    assert_eq!(send(&admin, &conversation, "Hello").await, "Answer 2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_upstream_has_begun_to_answer_is_not_asked_again() {
     let app = TestApp::sqlite().await;
     let admin = app.admin().await;

@@ -6,7 +6,7 @@ use claviger::http::LiveLimits;
 use serde_json::json;
 
 use crate::conversation::create;
-use crate::support::{EventStream, Socket, TestApp, TestDatabase, both_databases};
+use crate::support::{Client, EventStream, PASSWORD, Socket, TestApp, TestDatabase, both_databases};
 use crate::turn::{app_with, posted, said, send, settled, streaming};
 
 both_databases! {
@@ -17,7 +17,7 @@ both_databases! {
             assert_eq!(posted(&app, other, &conversation, "Hello").await.status(), 404);
             let mut socket = Socket::connected(&app, other).await;
             socket.subscribe("a", &streaming(&conversation, "Hello")).await;
-            assert_eq!(socket.next().await["payload"]["errors"][0]["extensions"]["code"], "NOT_FOUND");
+            assert_eq!(socket.error("a").await, "NOT_FOUND");
         }
         assert!(said(&member, &conversation).await.is_empty());
         assert_eq!(app.services().workers.load(), (0, 0));
@@ -61,6 +61,20 @@ async fn events_end_with_what_they_were_asked_for_by_and_count_as_streams() {
     let (name, told) = stream.event().await.unwrap();
     assert_eq!((name.as_str(), &told["error"]["code"]), ("error", &json!("UNAUTHENTICATED")));
     assert_eq!(stream.event().await, None);
+    // Who may read only is told nothing more either.
+    admin
+        .with(
+            "mutation($id: ID!) { updateUser(input: { id: $id, status: ACTIVE }) { user { id } } }",
+            json!({ "id": id }),
+        )
+        .await
+        .data();
+    let member = Client::new(&app.url).signed_in("member@example.com", PASSWORD).await;
+    let mut stream = EventStream::of(posted(&app, &member, &other, "!slow").await);
+    assert_eq!(stream.event().await, Some(("message_delta".to_owned(), json!({ "text": "Slow" }))));
+    let demote = "mutation($id: ID!) { updateUser(input: { id: $id, role: READ_ONLY }) { user { id } } }";
+    admin.with(demote, json!({ "id": id })).await.data();
+    assert_eq!(stream.event().await.unwrap().1["error"]["code"], "UNAUTHENTICATED");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
