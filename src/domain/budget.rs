@@ -5,17 +5,12 @@
 //! (`budget_queue.rs`); on SQLite, which one server has, they are in memory, and are read from the records when they are first asked
 //! for (docs/decisions/budgets.md).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::slice;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use futures_util::future::join_all;
-use futures_util::stream::{self, StreamExt as _};
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 
 use super::budget_change::{Change, Outcome, Rows, Settlement, Wanted, agree, is_of};
@@ -28,13 +23,6 @@ use crate::model::{ApiKeyId, Clock, MicroUsd, NanoUsd, OrganizationId};
 use crate::store::api_key::{ApiKey, FoundApiKey};
 use crate::store::budget::{self as store_budget, Budget, Held, Ledger, Period, Server};
 use crate::store::{self, Db, usage_rollup};
-
-/// Of how many keys is settled at once what is owed: requests need connections too.
-const KEYS_AT_ONCE: usize = 4;
-/// After how long it is begun with no other key: what is left waits for the next time.
-const LONGEST_SETTLING: Duration = Duration::from_secs(10);
-/// After which pauses a server that stops tries again to settle what it owes, in milliseconds.
-const LAST_PAUSES: [u64; 4] = [100, 200, 400, 800];
 
 /// What a request may take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -83,23 +71,26 @@ pub struct Level {
 }
 
 /// The budgets of API keys.
-pub struct Budgets(Arc<Inner>);
+pub struct Budgets(pub(super) Arc<Inner>);
 
-struct Inner {
-    place: Place,
+pub(super) struct Inner {
+    pub(super) place: Place,
     clock: Clock,
     notices: BudgetNotices,
     /// What could not be given back yet.
-    owed: Mutex<VecDeque<Settlement>>,
+    pub(super) owed: Mutex<VecDeque<Settlement>>,
     /// What requests have used that held nothing, since their key had no limits when they came: it may have some by now.
-    unheld: Mutex<BTreeMap<(ApiKeyId, Period), (i64, i64)>>,
-    woken: Notify,
+    /// Each time in another order, as such maps are: none is always behind those that have to wait.
+    pub(super) unheld: Mutex<HashMap<(ApiKeyId, Period), (i64, i64)>>,
+    pub(super) woken: Notify,
     /// What is finished though nobody waits for it any more.
-    tasks: TaskTracker,
+    pub(super) tasks: TaskTracker,
+    /// It has no time for a database that says nothing.
+    pub(super) is_stopping: AtomicBool,
 }
 
 #[allow(clippy::large_enum_variant, reason = "there is one in a server")]
-enum Place {
+pub(super) enum Place {
     Memory(Mutex<HashMap<ApiKeyId, Budget>>),
     Database {
         db: Db,
@@ -115,7 +106,7 @@ enum Place {
 }
 
 /// What has become of a change.
-enum Made {
+pub(super) enum Made {
     Reserved(Reservation),
     /// What is counted is not of now, and is to be counted anew.
     Outdated,
@@ -148,6 +139,7 @@ impl Budgets {
             unheld: Mutex::default(),
             woken: Notify::new(),
             tasks: TaskTracker::new(),
+            is_stopping: AtomicBool::default(),
         }))
     }
 
@@ -253,41 +245,6 @@ impl Budgets {
         &self.0.notices
     }
 
-    /// Gives back what could not be given back at once, and counts what was used without a limit. What fails keeps nothing else
-    /// waiting.
-    ///
-    /// # Errors
-    /// Where the database fails, once: what is left is tried again.
-    pub async fn settle_owed(&self) -> store::Result<()> {
-        let Place::Database { db, .. } = &self.0.place else { return Ok(()) };
-        let until = Instant::now() + LONGEST_SETTLING;
-        let settled = self.0.settle_owed(until).await;
-        self.charge_unheld(db, until).await.and(settled)
-    }
-
-    async fn charge_unheld(&self, db: &Db, until: Instant) -> store::Result<()> {
-        let unheld = std::mem::take(&mut *lock(&self.0.unheld));
-        if unheld.is_empty() {
-            return Ok(());
-        }
-        // Most keys have no limits, and are not counted: only those that are cost a transaction.
-        let keys: BTreeSet<ApiKeyId> = unheld.keys().map(|(key, _)| *key).collect();
-        let (counted, mut charged) = match store_budget::ledgers(db, &keys).await {
-            Ok(counted) => (counted, Ok(())),
-            Err(error) => (keys, Err(error)),
-        };
-        let could_look = charged.is_ok();
-        for ((key, period), used) in unheld.into_iter().filter(|((key, _), _)| counted.contains(key)) {
-            let is_to_try = could_look && Instant::now() < until;
-            let done = if is_to_try { Some(store_budget::charge(db, key, period, used).await) } else { None };
-            if !matches!(done, Some(Ok(()))) {
-                self.0.add_unheld(key, period, used);
-            }
-            charged = charged.and(done.unwrap_or(Ok(())));
-        }
-        charged
-    }
-
     /// Whether other servers share them.
     pub(super) fn are_shared(&self) -> bool {
         matches!(self.0.place, Place::Database { .. })
@@ -323,30 +280,6 @@ impl Budgets {
         let beat = beat.fetch_add(1, Ordering::Relaxed) + 1;
         store_budget::beat(db, Server { name: server, beat }).await
     }
-
-    /// Gives back all that this server holds: it stops.
-    ///
-    /// # Errors
-    /// Where the database fails. What is not given back counts as used, when this server has been silent for a while.
-    pub async fn finish(&self) -> store::Result<()> {
-        self.0.tasks.close();
-        self.0.tasks.wait().await;
-        let (begun, mut settled) = (Instant::now(), self.settle_owed().await);
-        // A database that is away may be back in a moment, and a connection that broke is another the next time.
-        for pause in LAST_PAUSES {
-            if settled.is_ok() || begun.elapsed() >= LONGEST_SETTLING {
-                break;
-            }
-            sleep(Duration::from_millis(pause)).await;
-            settled = self.settle_owed().await;
-        }
-        if let Place::Database { db, server, .. } = &self.0.place {
-            // Requests of these keys have used something that is counted nowhere else yet.
-            let owed: BTreeSet<ApiKeyId> = lock(&self.0.owed).iter().map(|owed| owed.start.api_key_id).collect();
-            store_budget::release(db, server, &owed).await?;
-        }
-        settled
-    }
 }
 
 impl Inner {
@@ -359,7 +292,7 @@ impl Inner {
         known.filter(|known| known.key_version >= key.version)
     }
 
-    async fn change(self: &Arc<Self>, change: Change) -> store::Result<Made> {
+    pub(super) async fn change(self: &Arc<Self>, change: Change) -> store::Result<Made> {
         match &self.place {
             Place::Memory(budgets) => {
                 let (start, now) = (*change.start(), self.clock.now());
@@ -425,7 +358,7 @@ impl Inner {
             let now = self.clock.now();
             let apply =
                 |budget: &mut Budget| changes.iter().map(|change| change.apply(budget, Some(rows), now)).collect();
-            match store_budget::change(db, server, first.start(), apply).await {
+            match self.in_time(store_budget::change(db, server, first.start(), apply)).await {
                 // Another server has begun with the key at the same moment: now there is one.
                 Err(store::Error::Duplicate) => {}
                 done => break done?,
@@ -456,61 +389,6 @@ impl Inner {
             }
         }
     }
-
-    /// Settles, whatever becomes of who waits for it. What fails is owed.
-    fn settling(self: &Arc<Self>, settlement: Settlement) -> JoinHandle<store::Result<()>> {
-        let inner = self.clone();
-        self.tasks.spawn(async move {
-            let settled = inner.change(Change::Settle(settlement.clone())).await;
-            settled.map(drop).inspect_err(|_| lock(&inner.owed).push_back(settlement))
-        })
-    }
-
-    /// Settles what is owed, of several keys at once; of no other key after a while.
-    async fn settle_owed(self: &Arc<Self>, until: Instant) -> store::Result<()> {
-        let mut known = BTreeSet::new();
-        let mut keys: Vec<ApiKeyId> = lock(&self.owed).iter().map(|owed| owed.start.api_key_id).collect();
-        keys.retain(|key| known.insert(*key));
-        let settling = keys.into_iter().map(|key| self.settle_owed_of(key, until));
-        let settled: Vec<store::Result<()>> = stream::iter(settling).buffer_unordered(KEYS_AT_ONCE).collect().await;
-        settled.into_iter().collect()
-    }
-
-    async fn settle_owed_of(self: &Arc<Self>, key: ApiKeyId, until: Instant) -> store::Result<()> {
-        if Instant::now() >= until {
-            return Ok(());
-        }
-        // From here on they are with tasks of their own, which owe them again where they fail.
-        let settling: Vec<_> = {
-            let mut owed = lock(&self.owed);
-            let (of_key, others) = owed.drain(..).partition(|owed| owed.start.api_key_id == key);
-            *owed = others;
-            let of_key: VecDeque<Settlement> = of_key;
-            of_key.into_iter().map(|owed| self.settling(owed)).collect()
-        };
-        let mut settled = join_all(settling).await.into_iter();
-        settled.try_for_each(|settled| settled.unwrap_or_else(|broken| Err(store::Error::Unavailable(broken.into()))))
-    }
-
-    fn add_unheld(&self, key: ApiKeyId, period: Period, (tokens, cost): (i64, i64)) {
-        match &self.place {
-            Place::Memory(budgets) => {
-                if let Some(budget) = lock(budgets).get_mut(&key) {
-                    budget.ledger.charge(period, tokens, cost);
-                }
-            }
-            Place::Database { .. } => {
-                let mut unheld = lock(&self.unheld);
-                let sum = unheld.entry((key, period)).or_default();
-                *sum = (sum.0.saturating_add(tokens), sum.1.saturating_add(cost));
-            }
-        }
-    }
-
-    fn owe(&self, settlement: Settlement) {
-        lock(&self.owed).push_back(settlement);
-        self.woken.notify_one();
-    }
 }
 
 /// The ledger of a key that begins with what the records have.
@@ -520,7 +398,7 @@ fn begun(key: &ApiKey, Period { day, month }: Period, used: &HashMap<ApiKeyId, (
     Ledger { api_key_id, organization_id, key_version, day, tokens, month, cost_nano_usd }
 }
 
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     // Whatever is done to it is done by assignments, which cannot panic half-way.
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,6 +5,7 @@ mod answering;
 mod attempts;
 mod budget_change;
 mod budget_limits;
+mod budget_owed;
 mod budget_queue;
 mod context;
 mod deed;

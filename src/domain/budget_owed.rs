@@ -1,0 +1,179 @@
+//! What of budgets could not be settled at once: it is tried again, key by key, until it is; and once more, and again, by a server that
+//! stops.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::budget::{Budgets, Inner, Place, lock};
+use super::budget_change::{Change, Settlement};
+use crate::model::ApiKeyId;
+use crate::store::budget::{self as store_budget, Period};
+use crate::store::{self, Db};
+
+/// Of how many keys is settled at once what is owed: requests need connections too.
+const KEYS_AT_ONCE: usize = 4;
+/// After how long it is begun with no other key: what is left waits for the next time.
+const LAST_START: Duration = Duration::from_secs(10);
+/// How long a server that stops waits for the database, each time. A host that is gone says nothing, and the next connection is to another.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
+/// After which pauses a server that stops tries again what has failed, in milliseconds.
+const LAST_PAUSES: [u64; 4] = [100, 200, 400, 800];
+/// How often it does so at least, however long the tries take.
+const LEAST_AGAIN: usize = 2;
+
+impl Budgets {
+    /// Gives back what could not be given back at once, and counts what was used without a limit. What fails keeps nothing else
+    /// waiting.
+    ///
+    /// # Errors
+    /// Where the database fails, once: what is left is tried again.
+    pub async fn settle_owed(&self) -> store::Result<()> {
+        let Place::Database { db, .. } = &self.0.place else { return Ok(()) };
+        // Each for itself: neither has less time for what the other waits for.
+        let (settled, charged) = tokio::join!(self.0.settle_owed(), self.0.charge_unheld(db));
+        settled.and(charged)
+    }
+
+    /// Gives back all that this server holds: it stops.
+    ///
+    /// # Errors
+    /// Where the database fails. What is not given back counts as used, when this server has been silent for a while.
+    pub async fn finish(&self) -> store::Result<()> {
+        let inner = &self.0;
+        inner.is_stopping.store(true, Ordering::Relaxed);
+        inner.tasks.close();
+        inner.tasks.wait().await;
+        let settled = self.settle_all().await;
+        if let Place::Database { db, server, .. } = &inner.place {
+            // Requests of these keys have used something that is counted nowhere else yet.
+            let owed: BTreeSet<ApiKeyId> = lock(&inner.owed).iter().map(|owed| owed.start.api_key_id).collect();
+            let mut released = inner.in_time(store_budget::release(db, server, &owed)).await;
+            for _ in 0..LEAST_AGAIN {
+                if released.is_err() {
+                    released = inner.in_time(store_budget::release(db, server, &owed)).await;
+                }
+            }
+            released?;
+        }
+        settled
+    }
+
+    /// Settles until nothing is owed any more. A database that is away may be back in a moment, and a connection that broke is another
+    /// the next time: what fails is tried again some times.
+    async fn settle_all(&self) -> store::Result<()> {
+        let begun = Instant::now();
+        let mut pauses = LAST_PAUSES.into_iter().enumerate();
+        loop {
+            match self.settle_owed().await {
+                Ok(()) if lock(&self.0.owed).is_empty() && lock(&self.0.unheld).is_empty() => return Ok(()),
+                // There is so much of it that not all had its turn.
+                Ok(()) => {}
+                Err(error) => match pauses.next() {
+                    Some((again, pause)) if again < LEAST_AGAIN || begun.elapsed() < LAST_START => {
+                        sleep(Duration::from_millis(pause)).await;
+                    }
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Settles, whatever becomes of who waits for it. What fails is owed.
+    pub(super) fn settling(self: &Arc<Self>, settlement: Settlement) -> JoinHandle<store::Result<()>> {
+        let inner = self.clone();
+        self.tasks.spawn(async move {
+            let settled = inner.change(Change::Settle(settlement.clone())).await;
+            settled.map(drop).inspect_err(|_| lock(&inner.owed).push_back(settlement))
+        })
+    }
+
+    /// Settles what is owed, of several keys at once; of no other key after a while.
+    async fn settle_owed(self: &Arc<Self>) -> store::Result<()> {
+        let until = Instant::now() + LAST_START;
+        let mut known = BTreeSet::new();
+        let mut keys: Vec<ApiKeyId> = lock(&self.owed).iter().map(|owed| owed.start.api_key_id).collect();
+        keys.retain(|key| known.insert(*key));
+        let settling = keys.into_iter().map(|key| self.settle_owed_of(key, until));
+        let settled: Vec<store::Result<()>> = stream::iter(settling).buffer_unordered(KEYS_AT_ONCE).collect().await;
+        settled.into_iter().collect()
+    }
+
+    async fn settle_owed_of(self: &Arc<Self>, key: ApiKeyId, until: Instant) -> store::Result<()> {
+        if Instant::now() >= until {
+            return Ok(());
+        }
+        // From here on they are with tasks of their own, which owe them again where they fail.
+        let settling: Vec<_> = {
+            let mut owed = lock(&self.owed);
+            let (of_key, others): (VecDeque<_>, _) = owed.drain(..).partition(|owed| owed.start.api_key_id == key);
+            *owed = others;
+            of_key.into_iter().map(|owed| self.settling(owed)).collect()
+        };
+        let mut settled = join_all(settling).await.into_iter();
+        settled.try_for_each(|settled| settled.unwrap_or_else(|broken| Err(store::Error::Unavailable(broken.into()))))
+    }
+
+    /// Counts what was used without a limit, of several keys at once; of no other key after a while.
+    async fn charge_unheld(&self, db: &Db) -> store::Result<()> {
+        let until = Instant::now() + LAST_START;
+        let unheld = std::mem::take(&mut *lock(&self.unheld));
+        if unheld.is_empty() {
+            return Ok(());
+        }
+        // Most keys have no limits, and are not counted: only those that are cost a transaction.
+        let keys: BTreeSet<ApiKeyId> = unheld.keys().map(|(key, _)| *key).collect();
+        let (counted, looked) = match self.in_time(store_budget::ledgers(db, &keys)).await {
+            Ok(counted) => (counted, Ok(())),
+            Err(error) => (keys, Err(error)),
+        };
+        let could_look = looked.is_ok();
+        let of_counted = unheld.into_iter().filter(|((key, _), _)| counted.contains(key));
+        let charging = of_counted.map(|((key, period), used)| async move {
+            if !could_look || Instant::now() >= until {
+                self.add_unheld(key, period, used);
+                return Ok(());
+            }
+            let charged = self.in_time(store_budget::charge(db, key, period, used)).await;
+            charged.inspect_err(|_| self.add_unheld(key, period, used))
+        });
+        let charged: Vec<store::Result<()>> = stream::iter(charging).buffer_unordered(KEYS_AT_ONCE).collect().await;
+        charged.into_iter().fold(looked, Result::and)
+    }
+
+    pub(super) fn add_unheld(&self, key: ApiKeyId, period: Period, (tokens, cost): (i64, i64)) {
+        match &self.place {
+            Place::Memory(budgets) => {
+                if let Some(budget) = lock(budgets).get_mut(&key) {
+                    budget.ledger.charge(period, tokens, cost);
+                }
+            }
+            Place::Database { .. } => {
+                let mut unheld = lock(&self.unheld);
+                let sum = unheld.entry((key, period)).or_default();
+                *sum = (sum.0.saturating_add(tokens), sum.1.saturating_add(cost));
+            }
+        }
+    }
+
+    pub(super) fn owe(&self, settlement: Settlement) {
+        lock(&self.owed).push_back(settlement);
+        self.woken.notify_one();
+    }
+
+    /// Waits for the database: as long as it takes, which has its bounds, but by a server that stops for a few seconds.
+    pub(super) async fn in_time<T>(&self, asked: impl Future<Output = store::Result<T>>) -> store::Result<T> {
+        if !self.is_stopping.load(Ordering::Relaxed) {
+            return asked.await;
+        }
+        timeout(LAST_PATIENCE, asked).await.unwrap_or_else(|late| Err(store::Error::Unavailable(late.into())))
+    }
+}
