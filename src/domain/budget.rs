@@ -9,20 +9,25 @@ use std::collections::{HashMap, VecDeque};
 use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use super::budget_change::{Change, Outcome, Rows, Settlement, Wanted, agree, is_of};
 pub use super::budget_limits::{Limits, OverBudget};
 use super::budget_notices::BudgetNotices;
-use super::budget_queue::{Queue, Work};
+use super::budget_queue::{Batch, Cause, Queue, Work};
 use super::context::Services;
 use super::usage;
 use crate::model::{ApiKeyId, Clock, MicroUsd, NanoUsd, OrganizationId};
 use crate::store::api_key::{ApiKey, FoundApiKey};
 use crate::store::budget::{self as store_budget, Budget, Held, Ledger, Period, Server};
 use crate::store::{self, Db, usage_rollup};
+
+/// How long a request waits to be let in, at most, whatever is done before it.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// What a request may take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -305,47 +310,51 @@ impl Inner {
                 Ok(self.made(&change, outcome))
             }
             Place::Database { queue, .. } => {
+                let is_reservation = matches!(change, Change::Reserve(_));
                 let (answer, work) = queue.ask(change.start().api_key_id, change);
                 if let Some(work) = work {
                     // Begun, it goes on: who does the work for others may leave, and others wait.
                     self.tasks.spawn(self.clone().work(work));
                 }
-                answer.await.unwrap_or_else(|broken| Err(store::Error::Unavailable(broken.into())))
+                let waiting =
+                    async { answer.await.unwrap_or_else(|broken| Err(store::Error::Unavailable(broken.into()))) };
+                if !is_reservation {
+                    return waiting.await;
+                }
+                timeout(LONGEST_WAIT, waiting).await.unwrap_or_else(|late| Err(store::Error::Unavailable(late.into())))
             }
         }
     }
 
     async fn work(self: Arc<Self>, mut work: Work<Change, Made>) {
-        while let Some(batch) = work.next() {
-            let made = self.commit_all(&batch.asked).await;
-            batch.answer(made);
+        while let Some(mut batch) = work.next() {
+            if let Err(cause) = self.commit_all(&mut batch).await {
+                batch.refuse(&cause);
+                // Nor can it be for those who have come meanwhile.
+                work.refuse(&cause);
+            }
         }
     }
 
-    /// Makes changes of one key, in one transaction; where the database refuses it, each in its own.
-    async fn commit_all(self: &Arc<Self>, changes: &[Change]) -> Vec<store::Result<Made>> {
-        let error = match self.commit(changes).await {
-            Ok(made) => return made.into_iter().map(Ok).collect(),
-            Err(error) => error,
-        };
-        match error {
-            store::Error::Unavailable(cause) => {
-                let cause: Arc<dyn std::error::Error + Send + Sync> = cause.into();
-                changes.iter().map(|_| Err(store::Error::Unavailable(cause.clone().into()))).collect()
-            }
-            error if changes.len() == 1 => vec![Err(error)],
+    /// Makes changes of one key, in one transaction; where the database refuses it, each in its own. Fails where the database is away:
+    /// who is not answered by then is to be told.
+    async fn commit_all(self: &Arc<Self>, batch: &mut Batch<Change, Made>) -> Result<(), Cause> {
+        match self.commit(&batch.asked).await {
+            Ok(made) => made.into_iter().for_each(|made| batch.answer(Ok(made))),
+            Err(store::Error::Unavailable(cause)) => return Err(cause.into()),
+            Err(error) if batch.asked.len() == 1 => batch.answer(Err(error)),
             // It is one of them that cannot be: the others can.
-            _ => {
-                let mut made = Vec::with_capacity(changes.len());
-                for change in changes {
-                    match self.commit(slice::from_ref(change)).await {
-                        Ok(alone) => made.extend(alone.into_iter().map(Ok)),
-                        Err(error) => made.push(Err(error)),
+            Err(_) => {
+                for change in std::mem::take(&mut batch.asked) {
+                    match self.commit(slice::from_ref(&change)).await {
+                        Ok(made) => made.into_iter().for_each(|made| batch.answer(Ok(made))),
+                        Err(store::Error::Unavailable(cause)) => return Err(cause.into()),
+                        Err(error) => batch.answer(Err(error)),
                     }
                 }
-                made
             }
         }
+        Ok(())
     }
 
     /// What has become of changes of one key is said once they are committed.
@@ -433,12 +442,17 @@ impl Reservation {
         };
         match &self.budgets.place {
             Place::Memory(_) => drop(self.budgets.change(Change::Settle(settlement)).await),
-            Place::Database { .. } => {
-                if let Ok(Err(error)) = self.budgets.settling(settlement).await {
+            Place::Database { .. } => match self.budgets.settling(settlement).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(error, "what a request has used was not settled; it is tried again");
                 }
-            }
+                Err(broken) => {
+                    let error = &broken as &dyn std::error::Error;
+                    tracing::error!(error, "settling broke off: what a request has reserved stays so");
+                }
+            },
         }
     }
 }

@@ -23,7 +23,9 @@ pub async fn beat(services: Arc<Services>, every: Duration, stop: CancellationTo
         return;
     }
     loop {
-        if let Err(error) = services.budgets.beat().await {
+        // Also where the database is away who holds nothing any more waits for nothing.
+        let Some(beat) = stop.run_until_cancelled(services.budgets.beat()).await else { return };
+        if let Err(error) = beat {
             failed(&error, "other servers were not told that this one is there; it is tried again");
         }
         if stop.run_until_cancelled(tokio::time::sleep(every)).await.is_none() {

@@ -39,6 +39,13 @@ async fn lock(app: &TestApp, key: &FoundApiKey) -> tokio_postgres::Client {
     locker
 }
 
+/// Ends the connections that wait for a lock.
+async fn cut_locked_out(app: &TestApp) {
+    let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    app.database.connection().await.batch_execute(cut).await.unwrap();
+}
+
 /// Who waits for a key waits for one transaction of all, whatever their number.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_for_a_key_is_let_in_together_with_all_others_in_their_order() {
@@ -156,9 +163,7 @@ async fn a_server_that_stops_settles_though_a_connection_breaks() {
     let running = [reserve(&services, &broken, 10, 0).await.unwrap(), reserve(&services, &other, 10, 0).await.unwrap()];
     let until_cut = async || {
         app.database.until_locked_out().await;
-        let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-            WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        app.database.connection().await.batch_execute(cut).await.unwrap();
+        cut_locked_out(&app).await;
     };
     let locker = lock(&app, &broken).await;
     let [of_broken, of_other] = running;
@@ -176,4 +181,95 @@ async fn a_server_that_stops_settles_though_a_connection_breaks() {
     assert_eq!((ledger.tokens, held), (7, Held::default()));
     let (ledger, held) = budget_of(&services, &other).await;
     assert_eq!((ledger.tokens, held), (0, Held::default()));
+}
+
+/// One after the other they would wait for it for ever longer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_database_is_away_all_who_wait_for_a_key_are_told_at_once() {
+    let app = TestApp::postgres().await;
+    let (admin, services) = (app.admin().await, app.beside().await.services);
+    let (key, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 1_000 })).await;
+    reserve(&services, &key, 1, 0).await.unwrap().settle(used(0, 0)).await;
+    let locker = lock(&app, &key).await;
+    let first = tokio::spawn({
+        let (services, key) = (services.clone(), key.clone());
+        async move { services.budgets.reserve(&services, &key, estimate(1, 0)).await.is_err() }
+    });
+    app.database.until_locked_out().await;
+    let waiting = (0..100).map(|_| services.budgets.reserve(&services, &key, estimate(1, 0)));
+    let mut waiting = Box::pin(join_all(waiting));
+    assert!((&mut waiting).now_or_never().is_none());
+    cut_locked_out(&app).await;
+    assert!(first.await.unwrap());
+    // The row is locked still: who would try it by themselves would wait for it for half a minute.
+    let waited = tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("they are told");
+    for waited in waited {
+        assert!(matches!(waited, Err(NotReserved::Unavailable(_))));
+    }
+    locker.batch_execute("COMMIT").await.unwrap();
+    reserve(&services, &key, 1_000, 0).await.unwrap().settle(used(0, 0)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_used_without_a_limit_is_counted_while_a_row_is_locked() {
+    let app = TestApp::postgres().await;
+    let (admin, services) = (app.admin().await, app.beside().await.services);
+    let (locked, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 100 })).await;
+    let (before, id, raw) = key(&app, &admin, json!({})).await;
+    let unheld = reserve(&services, &before, 0, 0).await.unwrap();
+    crate::api_key::update(&admin, json!({ "id": id, "tokenLimitPerDay": 100 })).await.data();
+    let after = find(&services, &raw).await;
+    reserve(&services, &after, 1, 0).await.unwrap().settle(used(0, 0)).await;
+    let running = reserve(&services, &locked, 10, 0).await.unwrap();
+    let locker = lock(&app, &locked).await;
+    drop(running);
+    unheld.settle(used(7, 0)).await;
+    let settling = tokio::spawn({
+        let services = services.clone();
+        async move { services.budgets.settle_owed().await }
+    });
+    let counted = async {
+        while budget_of(&services, &after).await.0.tokens < 7 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    // The lock is waited for half a minute.
+    tokio::time::timeout(Duration::from_secs(20), counted).await.expect("it is counted");
+    locker.batch_execute("COMMIT").await.unwrap();
+    settling.await.unwrap().unwrap();
+    assert_eq!(budget_of(&services, &locked).await.1, Held::default());
+}
+
+/// Each try has its end, and another follows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stops_settles_though_a_row_is_locked_for_a_while() {
+    let app = TestApp::postgres().await;
+    let (admin, services) = (app.admin().await, app.beside().await.services);
+    let (key, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 100 })).await;
+    let running = reserve(&services, &key, 10, 0).await.unwrap();
+    let locker = lock(&app, &key).await;
+    drop(running);
+    let finishing = tokio::spawn({
+        let services = services.clone();
+        async move { services.budgets.finish().await }
+    });
+    // The statement of the first try has gone, since that was given up; the next waits for the lock.
+    app.database.until_locked_out().await;
+    let first = locked_out(&app).await;
+    let next = async {
+        while [vec![], first.clone()].contains(&locked_out(&app).await) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), next).await.expect("it is tried again");
+    locker.batch_execute("COMMIT").await.unwrap();
+    finishing.await.unwrap().unwrap();
+    assert_eq!(budget_of(&services, &key).await.1, Held::default());
+}
+
+/// Which transactions wait for a lock, by their connections.
+async fn locked_out(app: &TestApp) -> Vec<String> {
+    let waiting = "SELECT pid::text || ' ' || xact_start::text AS text FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    app.database.texts(waiting).await
 }
