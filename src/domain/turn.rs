@@ -339,6 +339,8 @@ async fn answered(cx: Cx<'_>, turned: &Turned, end: &End, mut told: Option<&Tell
     let context = context(cx, turned, turned.conversation.message_count);
     loop {
         let place = tokio::select! {
+            biased;
+            // What has a place begins, and ends with what there is.
             place = cx.services.workers.place(context.clone()) => place.map_err(no_place)?,
             () = end.comes() => return Err(end.error()),
         };

@@ -72,7 +72,7 @@ settings! {
     Plain "AUDIT_RETENTION_DAYS", "none: kept", "days that audit entries are kept, 1 to 36500; a signed seal keeps the rest verifiable";
     Plain "USAGE_RETENTION_DAYS", "none: kept", "days that usage records are kept, 1 to 36500; what they add up to stays, for reports and bills";
     Plain "PRICES_FILE", "the table in the program", "a JSON file with the prices of models (docs/usage.md)";
-    Plain "DEFAULT_RATE_LIMIT_PER_HOUR", "`1000`", "requests an hour of an API key that has no limits of its own, up to 1000000; 0: any number";
+    Plain "DEFAULT_RATE_LIMIT_PER_HOUR", "`1000`", "requests an hour of an API key that has no limits of its own, and of all conversations of a user who has signed in, up to 1000000; 0: any number";
     Plain "RATE_LIMIT_ANONYMOUS_PER_MINUTE", "`120`", "requests a minute from an address without a sign-in, up to 1000000; 0: any number";
     Plain "RATE_LIMIT_USER_PER_MINUTE", "`600`", "requests a minute of a signed-in user, up to 1000000; 0: any number";
     Plain "FAILED_SIGN_INS_PER_HOUR", "`60`", "sign-ins from an address that may fail in an hour, 1 to 1000000";

@@ -33,10 +33,10 @@ both_databases! {
 
 /// Locks a key's row, as another server does while it changes it.
 async fn lock(app: &TestApp, key: &FoundApiKey) -> tokio_postgres::Client {
-    let locker = app.database.connection().await;
+    let blocker = app.database.connection().await;
     let lock = format!("BEGIN; SELECT * FROM budgets WHERE api_key_id = '{}' FOR UPDATE", key.key.id);
-    locker.batch_execute(&lock).await.unwrap();
-    locker
+    blocker.batch_execute(&lock).await.unwrap();
+    blocker
 }
 
 /// Ends the connections that wait for a lock.
@@ -53,7 +53,7 @@ async fn who_waits_for_a_key_is_let_in_together_with_all_others_in_their_order()
     let (admin, services) = (app.admin().await, app.beside().await.services);
     let (key, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 1_000 })).await;
     let running = reserve(&services, &key, 100, 0).await.unwrap();
-    let locker = lock(&app, &key).await;
+    let blocker = lock(&app, &key).await;
     let first = tokio::spawn({
         let (services, key) = (services.clone(), key.clone());
         async move { reserve(&services, &key, 100, 0).await }
@@ -63,7 +63,7 @@ async fn who_waits_for_a_key_is_let_in_together_with_all_others_in_their_order()
     let waiting = join_all((0..40).map(|_| reserve(&services, &key, 100, 0)));
     let mut waiting = Box::pin(futures_util::future::join(waiting, running.settle(used(100, 0))));
     assert!((&mut waiting).now_or_never().is_none());
-    locker.batch_execute("COMMIT").await.unwrap();
+    blocker.batch_execute("COMMIT").await.unwrap();
     let (waited, ()) = waiting.await;
     let sent = services.db.statements() - before;
     // What is left of the first, those who waited for it, and what is settled, should it come after them: each begins, locks the row,
@@ -91,7 +91,7 @@ async fn who_leaves_while_others_wait_for_the_same_key_takes_nobody_along() {
     let (admin, services) = (app.admin().await, app.beside().await.services);
     let (key, ..) = key(&app, &admin, json!({ "concurrencyLimit": 2 })).await;
     reserve(&services, &key, 1, 1).await.unwrap().settle(used(0, 0)).await;
-    let locker = lock(&app, &key).await;
+    let blocker = lock(&app, &key).await;
     let first = tokio::spawn({
         let (services, key) = (services.clone(), key.clone());
         async move { reserve(&services, &key, 1, 1).await.is_ok() }
@@ -103,7 +103,7 @@ async fn who_leaves_while_others_wait_for_the_same_key_takes_nobody_along() {
     first.abort();
     assert!(first.await.is_err());
     drop(third);
-    locker.batch_execute("COMMIT").await.unwrap();
+    blocker.batch_execute("COMMIT").await.unwrap();
     let second = second.await.unwrap();
     // What is reserved for those who have left is given back.
     let again = async {
@@ -129,7 +129,7 @@ async fn what_the_database_refuses_takes_no_other_of_the_key_along() {
     let (key, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 1_000 })).await;
     reserve(&services, &key, 1, 0).await.unwrap().settle(used(0, 0)).await;
     app.database.execute("ALTER TABLE budget_holds ADD CONSTRAINT wrong CHECK (tokens < 100)").await.unwrap();
-    let locker = lock(&app, &key).await;
+    let blocker = lock(&app, &key).await;
     let first = tokio::spawn({
         let (services, key) = (services.clone(), key.clone());
         async move { reserve(&services, &key, 10, 0).await }
@@ -138,7 +138,7 @@ async fn what_the_database_refuses_takes_no_other_of_the_key_along() {
     let ask = |tokens| services.budgets.reserve(&services, &key, estimate(tokens, 0));
     let mut waiting = Box::pin(join_all([50, 60, 30, 2_000].map(ask)));
     assert!((&mut waiting).now_or_never().is_none());
-    locker.batch_execute("COMMIT").await.unwrap();
+    blocker.batch_execute("COMMIT").await.unwrap();
     let waited = waiting.await;
     let told = waited.iter().map(|waited| match waited {
         Ok(_) => "in",
@@ -165,7 +165,7 @@ async fn a_server_that_stops_settles_though_a_connection_breaks() {
         app.database.until_locked_out().await;
         cut_locked_out(&app).await;
     };
-    let locker = lock(&app, &broken).await;
+    let blocker = lock(&app, &broken).await;
     let [of_broken, of_other] = running;
     // It is owed.
     tokio::join!(of_broken.settle(used(7, 0)), until_cut());
@@ -175,7 +175,7 @@ async fn a_server_that_stops_settles_though_a_connection_breaks() {
         async move { services.budgets.finish().await }
     });
     until_cut().await;
-    locker.batch_execute("COMMIT").await.unwrap();
+    blocker.batch_execute("COMMIT").await.unwrap();
     finishing.await.unwrap().unwrap();
     let (ledger, held) = budget_of(&services, &broken).await;
     assert_eq!((ledger.tokens, held), (7, Held::default()));
@@ -190,7 +190,7 @@ async fn while_the_database_is_away_all_who_wait_for_a_key_are_told_at_once() {
     let (admin, services) = (app.admin().await, app.beside().await.services);
     let (key, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 1_000 })).await;
     reserve(&services, &key, 1, 0).await.unwrap().settle(used(0, 0)).await;
-    let locker = lock(&app, &key).await;
+    let blocker = lock(&app, &key).await;
     let first = tokio::spawn({
         let (services, key) = (services.clone(), key.clone());
         async move { services.budgets.reserve(&services, &key, estimate(1, 0)).await.is_err() }
@@ -206,7 +206,7 @@ async fn while_the_database_is_away_all_who_wait_for_a_key_are_told_at_once() {
     for waited in waited {
         assert!(matches!(waited, Err(NotReserved::Unavailable(_))));
     }
-    locker.batch_execute("COMMIT").await.unwrap();
+    blocker.batch_execute("COMMIT").await.unwrap();
     reserve(&services, &key, 1_000, 0).await.unwrap().settle(used(0, 0)).await;
 }
 
@@ -221,7 +221,7 @@ async fn what_was_used_without_a_limit_is_counted_while_a_row_is_locked() {
     let after = find(&services, &raw).await;
     reserve(&services, &after, 1, 0).await.unwrap().settle(used(0, 0)).await;
     let running = reserve(&services, &locked, 10, 0).await.unwrap();
-    let locker = lock(&app, &locked).await;
+    let blocker = lock(&app, &locked).await;
     drop(running);
     unheld.settle(used(7, 0)).await;
     let settling = tokio::spawn({
@@ -235,7 +235,7 @@ async fn what_was_used_without_a_limit_is_counted_while_a_row_is_locked() {
     };
     // The lock is waited for half a minute.
     tokio::time::timeout(Duration::from_secs(20), counted).await.expect("it is counted");
-    locker.batch_execute("COMMIT").await.unwrap();
+    blocker.batch_execute("COMMIT").await.unwrap();
     settling.await.unwrap().unwrap();
     assert_eq!(budget_of(&services, &locked).await.1, Held::default());
 }
@@ -247,7 +247,7 @@ async fn a_server_that_stops_settles_though_a_row_is_locked_for_a_while() {
     let (admin, services) = (app.admin().await, app.beside().await.services);
     let (key, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 100 })).await;
     let running = reserve(&services, &key, 10, 0).await.unwrap();
-    let locker = lock(&app, &key).await;
+    let blocker = lock(&app, &key).await;
     drop(running);
     let finishing = tokio::spawn({
         let services = services.clone();
@@ -262,7 +262,7 @@ async fn a_server_that_stops_settles_though_a_row_is_locked_for_a_while() {
         }
     };
     tokio::time::timeout(Duration::from_secs(20), next).await.expect("it is tried again");
-    locker.batch_execute("COMMIT").await.unwrap();
+    blocker.batch_execute("COMMIT").await.unwrap();
     finishing.await.unwrap().unwrap();
     assert_eq!(budget_of(&services, &key).await.1, Held::default());
 }

@@ -328,6 +328,8 @@ async fn a_server_that_stops_keeps_an_answer_as_far_as_it_has_come() {
     socket.subscribe("a", &streaming(&conversation, "!slow")).await;
     assert_eq!(socket.event("a").await["messageStream"]["text"], "Slow");
     let waited_for = create(&admin, json!({})).await["id"].clone();
+    // Its process runs: what is said to it is answered at once.
+    send(&admin, &waited_for, "Hello").await;
     let waiting = {
         let (admin, waited_for) = (admin.clone(), waited_for.clone());
         tokio::spawn(async move { try_send(&admin, &waited_for, "!slow").await })
