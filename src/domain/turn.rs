@@ -129,6 +129,10 @@ impl End {
         }
     }
 
+    fn has_come(&self) -> bool {
+        self.left.is_cancelled() || self.stopping.is_cancelled() || self.at.is_some_and(|at| at <= Instant::now())
+    }
+
     /// Why nothing was answered before it.
     fn error(&self) -> Error {
         if self.at.is_some_and(|at| at <= Instant::now()) {
@@ -337,6 +341,9 @@ fn context(cx: Cx<'_>, turned: &Turned, messages: i32) -> Context {
 async fn answered(cx: Cx<'_>, turned: &Turned, end: &End, mut told: Option<&Teller>) -> Result<(Answer, Turn)> {
     let budget = cx.services.turn_limits.budget;
     let context = context(cx, turned, turned.conversation.message_count);
+    if end.has_come() {
+        return Err(end.error());
+    }
     loop {
         let place = tokio::select! {
             biased;

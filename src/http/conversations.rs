@@ -19,6 +19,7 @@ use super::live::{Asker, Held, concerning};
 use super::observe::RequestContext;
 use super::rate_limit;
 use super::router::Server;
+use super::serve::{Handled, Handling};
 use super::subscription::End;
 use crate::crypto::SecretText;
 use crate::domain::message::text_of;
@@ -46,11 +47,12 @@ pub(super) async fn send(
     State(server): State<Arc<Server>>,
     Path(id): Path<String>,
     Extension(context): Extension<RequestContext>,
+    Extension(handling): Extension<Handling>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
     let mut limits = HeaderMap::new();
-    let answer = begin(&server, id, &context, &headers, body, &mut limits).await;
+    let answer = begin(&server, id, &context, &headers, body, &mut limits, handling.one()).await;
     let code = answer.as_ref().map_or_else(|refused| refused.code, |_| "OK");
     server.metrics.graphql_request(OPERATION, code);
     let mut response = answer
@@ -66,6 +68,7 @@ async fn begin(
     headers: &HeaderMap,
     body: Body,
     limits: &mut HeaderMap,
+    handled: Handled,
 ) -> Result<Started, Refused> {
     let address = context.client_address;
     let changes = server.services.authenticator.changes();
@@ -97,7 +100,8 @@ async fn begin(
     let caller = Asker { headers: headers.clone(), context: context.clone() };
     let ended = Box::pin(caller.ended(server.clone(), concerning(changes, &asked.actor), may_converse));
     let streamed = stream(asked.clone(), input);
-    let mut started = Started { asked, streamed, ended, first: None, span: Span::current(), _held: held };
+    let mut started =
+        Started { asked, streamed, ended, first: None, span: Span::current(), _held: held, _handled: handled };
     // What is refused at once has a status of its own.
     match started.next(server).await {
         Told::Event(TurnEvent::Failed(error)) | Told::Ended(error) => Err(error.into()),
@@ -122,6 +126,8 @@ struct Started {
     /// The request's, which is over before its answer is.
     span: Span,
     _held: Held,
+    /// A server that stops lets it be told to its end, which comes soon: what is kept is not to be said again.
+    _handled: Handled,
 }
 
 /// What the caller is told next.

@@ -342,7 +342,7 @@ impl Exchange<'_> {
                     self.stop(&mut gathered, Stopped::Late).await?;
                     continue;
                 }
-                () = sleep_until(self.limit) => return Err(Failure::Hung),
+                () = sleep_until(self.limit), if gathered.stopped.is_some() => return Err(Failure::Hung),
                 // Nobody will keep it.
                 () = self.events.closed() => return Err(Failure::Left),
             };
