@@ -13,9 +13,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::answering::Answering;
 use super::context::{Cx, Record, Services};
-use super::conversation::{self, MODEL_LENGTH, no_such, own};
+use super::conversation::{self, MODEL_LENGTH, no_such};
 use super::deed::{audited, record_failure};
-use super::error::{Error, Result};
+use super::error::{Error, FieldError, Result};
 use super::message::{blocks, seal, text_block};
 use super::validation::Checks;
 use super::{client, worker};
@@ -130,12 +130,16 @@ impl End {
     }
 
     fn has_come(&self) -> bool {
-        self.left.is_cancelled() || self.stopping.is_cancelled() || self.at.is_some_and(|at| at <= Instant::now())
+        self.left.is_cancelled() || self.stopping.is_cancelled() || self.is_late()
+    }
+
+    fn is_late(&self) -> bool {
+        self.at.is_some_and(|at| at <= Instant::now())
     }
 
     /// Why nothing was answered before it.
     fn error(&self) -> Error {
-        if self.at.is_some_and(|at| at <= Instant::now()) {
+        if self.is_late() {
             Error::timeout()
         } else if self.stopping.is_cancelled() {
             no_place(NoPlace::Stopping)
@@ -296,10 +300,19 @@ async fn answer_and_keep(
     Ok(kept)
 }
 
-async fn prepare(cx: Cx<'_>, input: Send) -> Result<Turned> {
-    let own = own(cx)?;
+/// Whose conversations somebody may say something in.
+///
+/// # Errors
+/// Where that is nobody's.
+pub fn may_say(actor: &Actor) -> Result<Own> {
+    let own = actor.conversations()?;
     // A query for an API key that only reads, but for what it does.
-    cx.actor.access().ok_or_else(Error::unauthenticated)?.may_write()?;
+    actor.access().ok_or_else(Error::unauthenticated)?.may_write()?;
+    Ok(own)
+}
+
+async fn prepare(cx: Cx<'_>, input: Send) -> Result<Turned> {
+    let own = may_say(cx.actor)?;
     cx.record.begin(input.conversation_id.clone());
     let mut checks = Checks::new();
     let text = input.text.expose();
@@ -495,11 +508,10 @@ fn busy() -> Error {
 
 fn full() -> Error {
     let mebibytes = MOST_BYTES / (1024 * 1024);
-    let mut checks = Checks::new();
     let message =
-        format!("has {MOST_MESSAGES} messages, or messages of {mebibytes} MiB, and takes no more: begin another");
-    checks.fail("conversationId", message);
-    checks.finish().err().unwrap_or_else(busy)
+        format!("has {MOST_MESSAGES} messages, or messages of {mebibytes} MiB, and takes no more: begin another")
+            .into();
+    Error::bad_input(vec![FieldError { path: vec!["input", "conversationId"], message }])
 }
 
 fn nobody_waits() -> Error {

@@ -23,10 +23,9 @@ use super::serve::{Handled, Handling};
 use super::subscription::End;
 use crate::crypto::SecretText;
 use crate::domain::message::text_of;
-use crate::domain::turn::{Asking, Kept, Send, Streamed, TurnEvent, stream};
+use crate::domain::turn::{Asking, Kept, Send, Streamed, TurnEvent, may_say, stream};
 use crate::domain::{self, Code, Cx, Error, Record};
 use crate::graphql::log_error;
-use crate::identity::Actor;
 
 /// The largest body: the longest text, each character escaped.
 const MAX_BODY: usize = 2 * 1024 * 1024;
@@ -98,7 +97,8 @@ async fn begin(
         return Err(Error::rate_limited("You have too many open sockets and streams.", Duration::from_secs(1)).into());
     };
     let caller = Asker { headers: headers.clone(), context: context.clone() };
-    let ended = Box::pin(caller.ended(server.clone(), concerning(changes, &asked.actor), may_converse));
+    let ended =
+        Box::pin(caller.ended(server.clone(), concerning(changes, &asked.actor), |actor| may_say(actor).is_ok()));
     let streamed = stream(asked.clone(), input);
     let mut started =
         Started { asked, streamed, ended, first: None, span: Span::current(), _held: held, _handled: handled };
@@ -110,10 +110,6 @@ async fn begin(
             Ok(started)
         }
     }
-}
-
-fn may_converse(actor: &Actor) -> bool {
-    actor.conversations().is_ok() && actor.access().is_some_and(|access| access.may_write().is_ok())
 }
 
 /// An answer that is waited for, or has begun.

@@ -136,7 +136,7 @@ impl<K: Kind> Id<K> {
 
     /// The id by which this stands where something of another kind is meant, and there is none.
     #[must_use]
-    pub fn in_place_of<J: Kind>(self) -> Id<J> {
+    pub(crate) fn in_place_of<J: Kind>(self) -> Id<J> {
         Id(self.0, PhantomData)
     }
 }

@@ -28,8 +28,7 @@ enum Seen {
 }
 
 /// Runs a program with its arguments and hands on what comes in, but for what it is given as files, which comes first; what it says goes
-/// out by itself. Ends as it ends. It runs in a process
-/// that does nothing else, and within a runtime.
+/// out by itself. Ends as it ends. It runs in a process that does nothing else, and within a runtime.
 #[must_use]
 pub fn run(given: &[Given], command: &[OsString]) -> ExitCode {
     let Some((program, arguments)) = command.split_first() else { return ExitCode::from(2) };

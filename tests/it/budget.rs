@@ -365,6 +365,14 @@ async fn a_request_that_is_given_up_while_it_reserves_holds_nothing() {
     }
 }
 
+/// Locks a key's row, as another server does while it changes it.
+pub(crate) async fn lock(app: &TestApp, key: &FoundApiKey) -> tokio_postgres::Client {
+    let blocker = app.database.connection().await;
+    let lock = format!("BEGIN; SELECT * FROM budgets WHERE api_key_id = '{}' FOR UPDATE", key.key.id);
+    blocker.batch_execute(&lock).await.unwrap();
+    blocker
+}
+
 /// It has more to settle than it can at once, and is there all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_settles_for_long_says_that_it_is_there() {
@@ -374,11 +382,7 @@ async fn a_server_that_settles_for_long_says_that_it_is_there() {
     let (held, ..) = key(&app, &admin, json!({ "concurrencyLimit": 1 })).await;
     let waiting = reserve(&services, &owed, 1, 1).await.unwrap();
     let running = reserve(&services, &held, 1, 1).await.unwrap();
-    let locker = app.database.connection().await;
-    locker
-        .batch_execute(&format!("BEGIN; SELECT * FROM budgets WHERE api_key_id = '{}' FOR UPDATE", owed.key.id))
-        .await
-        .unwrap();
+    let locker = lock(&app, &owed).await;
     drop(waiting);
     let (stop, gone) = (CancellationToken::new(), CancellationToken::new());
     let keeping = tokio::spawn(budget_watch::keep(services.clone(), Duration::from_millis(10), stop.clone()));

@@ -7,13 +7,12 @@ use claviger::domain::budget::NotReserved;
 use claviger::domain::quota::{self, QuotaKind};
 use claviger::domain::{Cx, Record};
 use claviger::identity::Actor;
-use claviger::store::api_key::FoundApiKey;
 use claviger::store::budget::Held;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use serde_json::json;
 
-use crate::budget::{budget_of, estimate, find, key, reserve, used};
+use crate::budget::{budget_of, estimate, find, key, lock, reserve, used};
 use crate::support::{TestApp, both_databases};
 
 both_databases! {
@@ -29,14 +28,6 @@ both_databases! {
         let tokens = found.iter().flatten().filter(|window| window.kind == QuotaKind::TokensPerDay);
         assert_eq!(tokens.map(|window| window.limit).collect::<Vec<_>>(), [100, 200]);
     }
-}
-
-/// Locks a key's row, as another server does while it changes it.
-async fn lock(app: &TestApp, key: &FoundApiKey) -> tokio_postgres::Client {
-    let blocker = app.database.connection().await;
-    let lock = format!("BEGIN; SELECT * FROM budgets WHERE api_key_id = '{}' FOR UPDATE", key.key.id);
-    blocker.batch_execute(&lock).await.unwrap();
-    blocker
 }
 
 /// Ends the connections that wait for a lock.
