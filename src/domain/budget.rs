@@ -5,17 +5,18 @@
 //! (`budget_queue.rs`); on SQLite, which one server has, they are in memory, and are read from the records when they are first asked
 //! for (docs/decisions/budgets.md).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::slice;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::budget_change::{Change, Outcome, Rows, Settlement, Wanted, agree, is_of};
+use super::budget_change::{Change, Doubt, Outcome, Rows, Settlement, Wanted, agree, is_of};
 pub use super::budget_limits::{Limits, OverBudget};
 use super::budget_notices::BudgetNotices;
 use super::budget_queue::{Batch, Cause, Queue, Work};
@@ -83,7 +84,7 @@ pub(super) struct Inner {
     clock: Clock,
     notices: BudgetNotices,
     /// What could not be given back yet.
-    pub(super) owed: Mutex<VecDeque<Settlement>>,
+    pub(super) owed: Mutex<HashMap<ApiKeyId, Vec<Settlement>>>,
     /// What requests have used that held nothing, since their key had no limits when they came: it may have some by now.
     /// Each time in another order, as such maps are: none is always behind those that have to wait.
     pub(super) unheld: Mutex<HashMap<(ApiKeyId, Period), (i64, i64)>>,
@@ -91,7 +92,7 @@ pub(super) struct Inner {
     /// What is finished though nobody waits for it any more.
     pub(super) tasks: TaskTracker,
     /// It has no time for a database that says nothing.
-    pub(super) is_stopping: AtomicBool,
+    pub(super) stopping: CancellationToken,
 }
 
 #[allow(clippy::large_enum_variant, reason = "there is one in a server")]
@@ -105,6 +106,10 @@ pub(super) enum Place {
         /// The keys that this server has seen to be counted in the database.
         counted: Mutex<HashMap<ApiKeyId, Ledger>>,
         rows: Rows,
+        /// How many transactions this server has begun.
+        transactions: AtomicI64,
+        /// The newest of each key whose answer was lost, until the next one has found what has become of it.
+        doubts: Mutex<HashMap<ApiKeyId, Arc<Doubt>>>,
         /// What is to be changed, and waits for what is being changed of the same key.
         queue: Arc<Queue<Change, Made>>,
     },
@@ -117,6 +122,8 @@ pub(super) enum Made {
     Outdated,
     Over(OverBudget),
     Settled,
+    /// The answer to the commit was lost. What there is to be settled of it, if it lasts or if it does not, is owed.
+    InDoubt(Cause),
 }
 
 impl Budgets {
@@ -131,6 +138,8 @@ impl Budgets {
                 beat: AtomicI64::default(),
                 counted: Mutex::default(),
                 rows: Rows::default(),
+                transactions: AtomicI64::default(),
+                doubts: Mutex::default(),
                 queue: Arc::default(),
             }
         } else {
@@ -144,7 +153,7 @@ impl Budgets {
             unheld: Mutex::default(),
             woken: Notify::new(),
             tasks: TaskTracker::new(),
-            is_stopping: AtomicBool::default(),
+            stopping: CancellationToken::new(),
         }))
     }
 
@@ -169,6 +178,17 @@ impl Budgets {
             tokens: i64::try_from(estimate.tokens).unwrap_or(i64::MAX),
             cost_nano_usd: NanoUsd::from(estimate.cost).nanos(),
         };
+        let reserved = timeout(LONGEST_WAIT, self.reserve_held(services, key, limits, held));
+        reserved.await.unwrap_or_else(|late| Err(store::Error::Unavailable(late.into()).into()))
+    }
+
+    async fn reserve_held(
+        &self,
+        services: &Services,
+        key: &ApiKey,
+        limits: Limits,
+        held: Held,
+    ) -> Result<Reservation, NotReserved> {
         let mut known = self.0.known(key);
         loop {
             let (start, is_counted) = match known {
@@ -179,6 +199,7 @@ impl Budgets {
             match self.0.change(Change::Reserve(wanted)).await? {
                 Made::Reserved(reservation) => return Ok(reservation),
                 Made::Over(over) => return Err(NotReserved::Over(over)),
+                Made::InDoubt(cause) => return Err(store::Error::Unavailable(cause.into()).into()),
                 // What is counted is of another day or month: it begins with what the records have of this one.
                 Made::Outdated | Made::Settled => known = None,
             }
@@ -301,8 +322,13 @@ impl Inner {
         match &self.place {
             Place::Memory(budgets) => {
                 let (start, now) = (*change.start(), self.clock.now());
-                let nothing =
-                    || Budget { ledger: start, own: Held::default(), has_row: false, others: Held::default() };
+                let nothing = || Budget {
+                    ledger: start,
+                    own: Held::default(),
+                    has_row: false,
+                    newest: None,
+                    others: Held::default(),
+                };
                 let outcome = {
                     let mut budgets = lock(budgets);
                     change.apply(budgets.entry(start.api_key_id).or_insert_with(nothing), None, now)
@@ -310,18 +336,12 @@ impl Inner {
                 Ok(self.made(&change, outcome))
             }
             Place::Database { queue, .. } => {
-                let is_reservation = matches!(change, Change::Reserve(_));
                 let (answer, work) = queue.ask(change.start().api_key_id, change);
                 if let Some(work) = work {
                     // Begun, it goes on: who does the work for others may leave, and others wait.
                     self.tasks.spawn(self.clone().work(work));
                 }
-                let waiting =
-                    async { answer.await.unwrap_or_else(|broken| Err(store::Error::Unavailable(broken.into()))) };
-                if !is_reservation {
-                    return waiting.await;
-                }
-                timeout(LONGEST_WAIT, waiting).await.unwrap_or_else(|late| Err(store::Error::Unavailable(late.into())))
+                answer.await.unwrap_or_else(|broken| Err(store::Error::Unavailable(broken.into())))
             }
         }
     }
@@ -340,40 +360,54 @@ impl Inner {
     /// who is not answered by then is to be told.
     async fn commit_all(self: &Arc<Self>, batch: &mut Batch<Change, Made>) -> Result<(), Cause> {
         match self.commit(&batch.asked).await {
-            Ok(made) => made.into_iter().for_each(|made| batch.answer(Ok(made))),
-            Err(store::Error::Unavailable(cause)) => return Err(cause.into()),
-            Err(error) if batch.asked.len() == 1 => batch.answer(Err(error)),
             // It is one of them that cannot be: the others can.
-            Err(_) => {
+            Err(error) if batch.asked.len() > 1 && !matches!(error, store::Error::Unavailable(_)) => {
                 for change in std::mem::take(&mut batch.asked) {
-                    match self.commit(slice::from_ref(&change)).await {
-                        Ok(made) => made.into_iter().for_each(|made| batch.answer(Ok(made))),
-                        Err(store::Error::Unavailable(cause)) => return Err(cause.into()),
-                        Err(error) => batch.answer(Err(error)),
-                    }
+                    tell(batch, self.commit(slice::from_ref(&change)).await)?;
                 }
+                Ok(())
             }
+            committed => tell(batch, committed),
         }
-        Ok(())
     }
 
     /// What has become of changes of one key is said once they are committed.
     async fn commit(self: &Arc<Self>, changes: &[Change]) -> store::Result<Vec<Made>> {
-        let (Place::Database { db, server, beat, rows, .. }, Some(first)) = (&self.place, changes.first()) else {
+        let (Place::Database { db, server, beat, rows, transactions, doubts, .. }, Some(first)) =
+            (&self.place, changes.first())
+        else {
             return Ok(Vec::new());
         };
-        let outcomes: Vec<Outcome> = loop {
+        let key = first.start().api_key_id;
+        let (number, outcomes, committed) = loop {
             let server = Server { name: server, beat: beat.load(Ordering::Relaxed) };
-            let now = self.clock.now();
-            let apply =
-                |budget: &mut Budget| changes.iter().map(|change| change.apply(budget, Some(rows), now)).collect();
-            match self.in_time(store_budget::change(db, server, first.start(), apply)).await {
+            let (number, now) = (transactions.fetch_add(1, Ordering::Relaxed) + 1, self.clock.now());
+            let mut outcomes = Vec::new();
+            let apply = |budget: &mut Budget| {
+                if let Some(doubt) = lock(doubts).remove(&key) {
+                    doubt.end(budget.newest);
+                }
+                outcomes = changes.iter().map(|change| change.apply(budget, Some(rows), now)).collect();
+            };
+            match self.in_time(store_budget::change(db, server, number, first.start(), apply)).await {
                 // Another server has begun with the key at the same moment: now there is one.
                 Err(store::Error::Duplicate) => {}
-                done => break done?,
+                committed => break (number, outcomes, committed),
             }
         };
-        Ok(changes.iter().zip(outcomes).map(|(change, outcome)| self.made(change, outcome)).collect())
+        let outcomes = changes.iter().zip(outcomes);
+        match committed {
+            Ok(()) => Ok(outcomes.map(|(change, outcome)| self.made(change, outcome)).collect()),
+            Err(store::Error::Unavailable(cause)) if outcomes.len() > 0 => {
+                let (doubt, cause) = (Arc::new(Doubt::new(number)), Cause::from(cause));
+                lock(doubts).insert(key, doubt.clone());
+                outcomes
+                    .filter_map(|(change, outcome)| change.in_doubt(outcome, &doubt))
+                    .for_each(|lost| self.owe(lost));
+                Ok(changes.iter().map(|_| Made::InDoubt(cause.clone())).collect())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// What has become of a change that lasts by now.
@@ -405,6 +439,24 @@ fn begun(key: &ApiKey, Period { day, month }: Period, used: &HashMap<ApiKeyId, (
     let (tokens, cost_nano_usd) = used.get(&key.id).copied().unwrap_or_default();
     let (api_key_id, organization_id, key_version) = (key.id, key.organization_id, key.version);
     Ledger { api_key_id, organization_id, key_version, day, tokens, month, cost_nano_usd }
+}
+
+/// Tells who waits for changes what has become of them. Fails where the database is away.
+fn tell(batch: &mut Batch<Change, Made>, committed: store::Result<Vec<Made>>) -> Result<(), Cause> {
+    let mut away = None;
+    match committed {
+        Ok(made) => {
+            for made in made {
+                if let Made::InDoubt(cause) = &made {
+                    away = Some(cause.clone());
+                }
+                batch.answer(Ok(made));
+            }
+        }
+        Err(store::Error::Unavailable(cause)) => away = Some(cause.into()),
+        Err(error) => batch.answer(Err(error)),
+    }
+    away.map_or(Ok(()), Err)
 }
 
 pub(super) fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -466,7 +518,10 @@ impl Drop for Reservation {
                     budget.own.give_back(&settlement.held);
                 }
             }
-            Place::Database { .. } => self.budgets.owe(settlement),
+            Place::Database { .. } => {
+                self.budgets.owe(settlement);
+                self.budgets.woken.notify_one();
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 //! else changes it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use chrono::TimeDelta;
 
@@ -42,6 +42,42 @@ pub(super) struct Settlement {
     pub(super) used: Used,
     /// Where it is held; none: in memory.
     row: Option<Arc<HeldRow>>,
+    /// The transaction that it is made up for, where the answer to that was lost.
+    lost: Option<Lost>,
+}
+
+/// What becomes of a settlement by what became of a transaction.
+#[derive(Debug, Clone)]
+enum Lost {
+    /// It reserved what is given back, and told nobody.
+    Reserved(Arc<Doubt>),
+    /// It settled the same.
+    Settled(Arc<Doubt>),
+}
+
+/// A transaction of which it is not known whether it lasts. The next one of the same key and server reads that: it has the key's ledger
+/// locked, and so finds the end of the one before.
+#[derive(Debug)]
+pub(super) struct Doubt {
+    number: i64,
+    /// The number of the newest transaction that lasts; none: another server has counted as used what was held.
+    newest: OnceLock<Option<i64>>,
+}
+
+impl Doubt {
+    pub(super) fn new(number: i64) -> Self {
+        Self { number, newest: OnceLock::new() }
+    }
+
+    /// Says what the next transaction has read.
+    pub(super) fn end(&self, newest: Option<i64>) {
+        // There is one that comes next.
+        self.newest.get_or_init(|| newest);
+    }
+
+    fn lasts(&self) -> Option<bool> {
+        self.newest.get().copied().flatten().map(|newest| newest == self.number)
+    }
 }
 
 /// What becomes of a change.
@@ -72,6 +108,19 @@ impl Change {
         }
     }
 
+    /// What is left to be settled of it now that nobody knows whether the transaction lasts in which it had this outcome.
+    pub(super) fn in_doubt(&self, outcome: Outcome, doubt: &Arc<Doubt>) -> Option<Settlement> {
+        match (self, outcome) {
+            (_, Outcome::Reserved(reserved)) => {
+                Some(Settlement { lost: Some(Lost::Reserved(doubt.clone())), ..reserved })
+            }
+            (Self::Settle(settled), _) if settled.is_due() => {
+                Some(Settlement { lost: Some(Lost::Settled(doubt.clone())), ..settled.clone() })
+            }
+            _ => None,
+        }
+    }
+
     /// Applies it. `rows`: where what is held is told apart, none in memory.
     pub(super) fn apply(&self, budget: &mut Budget, rows: Option<&Rows>, now: Timestamp) -> Outcome {
         match self {
@@ -97,12 +146,25 @@ impl Wanted {
         budget.own.add(&held);
         // Written with the first that is held.
         budget.has_row |= row.is_some();
-        Outcome::Reserved(Settlement { start: budget.ledger, limits, held, used: Used::default(), row })
+        Outcome::Reserved(Settlement { start: budget.ledger, limits, held, used: Used::default(), row, lost: None })
     }
 }
 
 impl Settlement {
+    /// Whether it is to be made, by what the next transaction has found of the lost one. What another server has counted as used is not
+    /// given back; and nothing is used of it beyond that.
+    fn is_due(&self) -> bool {
+        match &self.lost {
+            None => true,
+            Some(Lost::Reserved(doubt)) => doubt.lasts() == Some(true),
+            Some(Lost::Settled(doubt)) => doubt.lasts() == Some(false),
+        }
+    }
+
     fn apply(&self, budget: &mut Budget, rows: Option<&Rows>) -> Ledger {
+        if !self.is_due() {
+            return budget.ledger;
+        }
         // What counts as used by now, since this server was taken for gone, is not taken from what later requests hold.
         let is_same = |(row, rows): (&Arc<HeldRow>, &Rows)| budget.has_row && Arc::ptr_eq(row, &rows.of(budget));
         if self.row.as_ref().zip(rows).is_none_or(is_same) {
@@ -205,7 +267,13 @@ mod tests {
 
     impl Server {
         fn new() -> Self {
-            let budget = Budget { ledger: ledger(), own: Held::default(), has_row: false, others: Held::default() };
+            let budget = Budget {
+                ledger: ledger(),
+                own: Held::default(),
+                has_row: false,
+                newest: None,
+                others: Held::default(),
+            };
             Self { budget, rows: Rows::default(), running: Vec::new() }
         }
 

@@ -1,17 +1,16 @@
 //! What of budgets could not be settled at once: it is tried again, key by key, until it is; and once more, and again, by a server that
 //! stops.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
-use super::budget::{Budgets, Inner, Place, lock};
+use super::budget::{Budgets, Inner, Made, Place, lock};
 use super::budget_change::{Change, Settlement};
 use crate::model::ApiKeyId;
 use crate::store::budget::{self as store_budget, Period};
@@ -47,13 +46,13 @@ impl Budgets {
     /// Where the database fails. What is not given back counts as used, when this server has been silent for a while.
     pub async fn finish(&self) -> store::Result<()> {
         let inner = &self.0;
-        inner.is_stopping.store(true, Ordering::Relaxed);
+        inner.stopping.cancel();
         inner.tasks.close();
         inner.tasks.wait().await;
         let settled = self.settle_all().await;
         if let Place::Database { db, server, .. } = &inner.place {
             // Requests of these keys have used something that is counted nowhere else yet.
-            let owed: BTreeSet<ApiKeyId> = lock(&inner.owed).iter().map(|owed| owed.start.api_key_id).collect();
+            let owed: BTreeSet<ApiKeyId> = lock(&inner.owed).keys().copied().collect();
             let mut released = inner.in_time(store_budget::release(db, server, &owed)).await;
             for _ in 0..LEAST_AGAIN {
                 if released.is_err() {
@@ -91,17 +90,23 @@ impl Inner {
     pub(super) fn settling(self: &Arc<Self>, settlement: Settlement) -> JoinHandle<store::Result<()>> {
         let inner = self.clone();
         self.tasks.spawn(async move {
-            let settled = inner.change(Change::Settle(settlement.clone())).await;
-            settled.map(drop).inspect_err(|_| lock(&inner.owed).push_back(settlement))
+            match inner.change(Change::Settle(settlement.clone())).await {
+                // It is owed by then, where it is not settled.
+                Ok(Made::InDoubt(cause)) => Err(store::Error::Unavailable(cause.into())),
+                Ok(_) => Ok(()),
+                Err(error) => {
+                    inner.owe(settlement);
+                    Err(error)
+                }
+            }
         })
     }
 
     /// Settles what is owed, of several keys at once; of no other key after a while.
     async fn settle_owed(self: &Arc<Self>) -> store::Result<()> {
         let until = Instant::now() + LAST_START;
-        let mut known = BTreeSet::new();
-        let mut keys: Vec<ApiKeyId> = lock(&self.owed).iter().map(|owed| owed.start.api_key_id).collect();
-        keys.retain(|key| known.insert(*key));
+        // Each time in another order, as such maps are: none is always behind those that have to wait.
+        let keys: Vec<ApiKeyId> = lock(&self.owed).keys().copied().collect();
         let settling = keys.into_iter().map(|key| self.settle_owed_of(key, until));
         let settled: Vec<store::Result<()>> = stream::iter(settling).buffer_unordered(KEYS_AT_ONCE).collect().await;
         settled.into_iter().collect()
@@ -112,12 +117,8 @@ impl Inner {
             return Ok(());
         }
         // From here on they are with tasks of their own, which owe them again where they fail.
-        let settling: Vec<_> = {
-            let mut owed = lock(&self.owed);
-            let (of_key, others): (VecDeque<_>, _) = owed.drain(..).partition(|owed| owed.start.api_key_id == key);
-            *owed = others;
-            of_key.into_iter().map(|owed| self.settling(owed)).collect()
-        };
+        let owed = lock(&self.owed).remove(&key).unwrap_or_default();
+        let settling: Vec<_> = owed.into_iter().map(|owed| self.settling(owed)).collect();
         let mut settled = join_all(settling).await.into_iter();
         settled.try_for_each(|settled| settled.unwrap_or_else(|broken| Err(store::Error::Unavailable(broken.into()))))
     }
@@ -165,15 +166,19 @@ impl Inner {
     }
 
     pub(super) fn owe(&self, settlement: Settlement) {
-        lock(&self.owed).push_back(settlement);
-        self.woken.notify_one();
+        lock(&self.owed).entry(settlement.start.api_key_id).or_default().push(settlement);
     }
 
-    /// Waits for the database: as long as it takes, which has its bounds, but by a server that stops for a few seconds.
+    /// Waits for the database: as long as it takes, which has its bounds, but once the server stops for a few seconds.
     pub(super) async fn in_time<T>(&self, asked: impl Future<Output = store::Result<T>>) -> store::Result<T> {
-        if !self.is_stopping.load(Ordering::Relaxed) {
-            return asked.await;
+        let late = async {
+            self.stopping.cancelled().await;
+            sleep(LAST_PATIENCE).await;
+        };
+        tokio::select! {
+            biased;
+            answer = asked => answer,
+            () = late => Err(store::Error::Unavailable("the server stops, and the database takes too long".into())),
         }
-        timeout(LAST_PATIENCE, asked).await.unwrap_or_else(|late| Err(store::Error::Unavailable(late.into())))
     }
 }

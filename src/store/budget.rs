@@ -114,25 +114,34 @@ pub struct Budget {
     pub own: Held,
     /// Whether it has a row for that, empty or not: none, where another server has counted it as used.
     pub has_row: bool,
+    /// The number of the newest transaction by which this server has changed the budget, as its row has it; none: it has no row.
+    pub newest: Option<i64>,
     /// What all the others hold.
     pub others: Held,
 }
 
-/// Looks at a key's budget and changes what was used and what this server holds, while nobody else does. `start` is what was used
-/// where it has none yet.
+/// Looks at a key's budget and changes what was used and what this server holds, while nobody else does, in a transaction that this
+/// server gives a number. `start` is what was used where it has none yet.
 ///
 /// # Errors
 /// [`Error::Duplicate`](super::Error::Duplicate) where another has begun with it at the same moment.
-pub async fn change<T>(db: &Db, server: Server<'_>, start: &Ledger, apply: impl FnOnce(&mut Budget) -> T) -> Result<T> {
-    Tx::bookkeeping(db, async |tx| change_locked(tx, server, start, apply).await).await
+pub async fn change(
+    db: &Db,
+    server: Server<'_>,
+    number: i64,
+    start: &Ledger,
+    apply: impl FnOnce(&mut Budget),
+) -> Result<()> {
+    Tx::bookkeeping(db, async |tx| change_locked(tx, server, number, start, apply).await).await
 }
 
-async fn change_locked<T>(
+async fn change_locked(
     tx: &mut Tx,
     server: Server<'_>,
+    number: i64,
     start: &Ledger,
-    apply: impl FnOnce(&mut Budget) -> T,
-) -> Result<T> {
+    apply: impl FnOnce(&mut Budget),
+) -> Result<()> {
     use budget_holds as h;
     let conn = tx.conn().await?;
     let key = start.api_key_id;
@@ -143,29 +152,31 @@ async fn change_locked<T>(
     let ledger = found.unwrap_or(*start);
     let holds = holds(conn, key).await?;
     let (mut own, mut others) = (None, Held::default());
-    for (holder, held) in &holds {
+    for (holder, newest, held) in &holds {
         if holder == server.name {
-            own = Some(*held);
+            own = Some((*newest, *held));
         } else {
             others.add(held);
         }
     }
-    let before = Budget { ledger, own: own.unwrap_or_default(), has_row: own.is_some(), others };
+    let (newest, own) = own.unzip();
+    let before = Budget { ledger, own: own.unwrap_or_default(), has_row: own.is_some(), newest, others };
     let mut budget = before;
-    let value = apply(&mut budget);
+    apply(&mut budget);
     on_conn!(conn, |c| {
         if budget.ledger != before.ledger {
             diesel::update(budgets::table.find(key)).set(&budget.ledger).execute(c).await?;
         }
-        if budget.own != before.own {
-            let held = (&budget.own, h::beat.eq(server.beat));
+        // What was charged without a row, since that was counted as used, makes none.
+        if budget.has_row && (budget.ledger, budget.own) != (before.ledger, before.own) {
+            let held = (&budget.own, h::beat.eq(server.beat), h::transaction_number.eq(number));
             let changed = diesel::update(h::table.find((key, server.name))).set(held).execute(c).await?;
             if changed == 0 {
                 let Held { requests, tokens, cost_nano_usd } = budget.own;
                 diesel::insert_into(h::table)
                     .values((
                         (h::api_key_id.eq(key), h::server.eq(server.name), h::beat.eq(server.beat)),
-                        h::organization_id.eq(ledger.organization_id),
+                        (h::organization_id.eq(ledger.organization_id), h::transaction_number.eq(number)),
                         (h::requests.eq(requests), h::tokens.eq(tokens), h::cost_nano_usd.eq(cost_nano_usd)),
                     ))
                     .execute(c)
@@ -173,14 +184,14 @@ async fn change_locked<T>(
             }
         }
     });
-    Ok(value)
+    Ok(())
 }
 
-async fn holds(conn: &mut Conn, key: ApiKeyId) -> Result<Vec<(String, Held)>> {
+async fn holds(conn: &mut Conn, key: ApiKeyId) -> Result<Vec<(String, i64, Held)>> {
     use budget_holds as h;
     Ok(on_conn!(conn, |c| h::table
         .filter(h::api_key_id.eq(key))
-        .select((h::server, Held::as_select()))
+        .select((h::server, h::transaction_number, Held::as_select()))
         .load(c)
         .await?))
 }

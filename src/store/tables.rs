@@ -557,6 +557,7 @@ diesel::table! {
         requests -> BigInt,
         tokens -> BigInt,
         cost_nano_usd -> BigInt,
+        transaction_number -> BigInt,
     }
 }
 

@@ -1,16 +1,19 @@
 //! What waits of one key in a database that servers share: it is done together, and each gets what is theirs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use claviger::audit::Origin;
-use claviger::domain::budget::NotReserved;
+use claviger::domain::budget::{NotReserved, Reservation};
 use claviger::domain::quota::{self, QuotaKind};
-use claviger::domain::{Cx, Record};
+use claviger::domain::{Cx, Record, Services};
 use claviger::identity::Actor;
+use claviger::store::api_key::FoundApiKey;
 use claviger::store::budget::Held;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use serde_json::json;
+use tokio::task::JoinHandle;
 
 use crate::budget::{budget_of, estimate, find, key, lock, reserve, used};
 use crate::support::{TestApp, both_databases};
@@ -30,8 +33,18 @@ both_databases! {
     }
 }
 
+/// Begins to reserve so many tokens.
+pub(crate) fn begin(
+    services: &Arc<Services>,
+    key: &Arc<FoundApiKey>,
+    tokens: u64,
+) -> JoinHandle<Result<Reservation, NotReserved>> {
+    let (services, key) = (services.clone(), key.clone());
+    tokio::spawn(async move { services.budgets.reserve(&services, &key, estimate(tokens, 0)).await })
+}
+
 /// Ends the connections that wait for a lock.
-async fn cut_locked_out(app: &TestApp) {
+pub(crate) async fn cut_locked_out(app: &TestApp) {
     let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
         WHERE datname = current_database() AND wait_event_type = 'Lock'";
     app.database.connection().await.batch_execute(cut).await.unwrap();
@@ -45,10 +58,7 @@ async fn who_waits_for_a_key_is_let_in_together_with_all_others_in_their_order()
     let (key, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 1_000 })).await;
     let running = reserve(&services, &key, 100, 0).await.unwrap();
     let blocker = lock(&app, &key).await;
-    let first = tokio::spawn({
-        let (services, key) = (services.clone(), key.clone());
-        async move { reserve(&services, &key, 100, 0).await }
-    });
+    let first = begin(&services, &key, 100);
     app.database.until_locked_out().await;
     let before = services.db.statements();
     let waiting = join_all((0..40).map(|_| reserve(&services, &key, 100, 0)));
@@ -83,10 +93,7 @@ async fn who_leaves_while_others_wait_for_the_same_key_takes_nobody_along() {
     let (key, ..) = key(&app, &admin, json!({ "concurrencyLimit": 2 })).await;
     reserve(&services, &key, 1, 1).await.unwrap().settle(used(0, 0)).await;
     let blocker = lock(&app, &key).await;
-    let first = tokio::spawn({
-        let (services, key) = (services.clone(), key.clone());
-        async move { reserve(&services, &key, 1, 1).await.is_ok() }
-    });
+    let first = begin(&services, &key, 1);
     app.database.until_locked_out().await;
     let mut second = Box::pin(reserve(&services, &key, 1, 1));
     let mut third = Box::pin(reserve(&services, &key, 1, 1));
@@ -121,10 +128,7 @@ async fn what_the_database_refuses_takes_no_other_of_the_key_along() {
     reserve(&services, &key, 1, 0).await.unwrap().settle(used(0, 0)).await;
     app.database.execute("ALTER TABLE budget_holds ADD CONSTRAINT wrong CHECK (tokens < 100)").await.unwrap();
     let blocker = lock(&app, &key).await;
-    let first = tokio::spawn({
-        let (services, key) = (services.clone(), key.clone());
-        async move { reserve(&services, &key, 10, 0).await }
-    });
+    let first = begin(&services, &key, 10);
     app.database.until_locked_out().await;
     let ask = |tokens| services.budgets.reserve(&services, &key, estimate(tokens, 0));
     let mut waiting = Box::pin(join_all([50, 60, 30, 2_000].map(ask)));
@@ -182,16 +186,13 @@ async fn while_the_database_is_away_all_who_wait_for_a_key_are_told_at_once() {
     let (key, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 1_000 })).await;
     reserve(&services, &key, 1, 0).await.unwrap().settle(used(0, 0)).await;
     let blocker = lock(&app, &key).await;
-    let first = tokio::spawn({
-        let (services, key) = (services.clone(), key.clone());
-        async move { services.budgets.reserve(&services, &key, estimate(1, 0)).await.is_err() }
-    });
+    let first = begin(&services, &key, 1);
     app.database.until_locked_out().await;
     let waiting = (0..100).map(|_| services.budgets.reserve(&services, &key, estimate(1, 0)));
     let mut waiting = Box::pin(join_all(waiting));
     assert!((&mut waiting).now_or_never().is_none());
     cut_locked_out(&app).await;
-    assert!(first.await.unwrap());
+    assert!(matches!(first.await.unwrap(), Err(NotReserved::Unavailable(_))));
     // The row is locked still: who would try it by themselves would wait for it for half a minute.
     let waited = tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("they are told");
     for waited in waited {

@@ -13,6 +13,7 @@ mod backup;
 mod billing;
 mod buckets;
 mod budget;
+mod budget_doubt;
 mod budget_queue;
 mod bus;
 mod calls;

@@ -1,5 +1,6 @@
 //! The server, in this process.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -155,7 +156,18 @@ impl TestApp {
 
     /// The same by another clock.
     pub(crate) async fn beside_by(&self, clock: Clock) -> App {
-        App::build(&settings(self.settings.iter().map(|(name, value)| (*name, value.clone()))), clock).await.unwrap()
+        self.beside_with([], clock).await
+    }
+
+    /// The same that reaches the database by another URL.
+    pub(crate) async fn beside_through(&self, url: String) -> App {
+        self.beside_with([("DATABASE_URL", url)], self.clock()).await
+    }
+
+    async fn beside_with(&self, other: impl IntoIterator<Item = (&'static str, String)>, clock: Clock) -> App {
+        let of_this = self.settings.iter().map(|(name, value)| (*name, value.clone()));
+        let all: BTreeMap<&str, String> = of_this.chain(other).collect();
+        App::build(&settings(all), clock).await.unwrap()
     }
 
     /// Stops the server and starts it again on the same data.

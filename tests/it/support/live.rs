@@ -17,7 +17,7 @@ use super::graphql::{Answer, Client};
 /// Far longer than anything here takes: a test that waits for what never comes fails.
 const NEVER: Duration = Duration::from_secs(60);
 
-pub(super) async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
+pub(crate) async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(NEVER, work).await.unwrap_or_else(|_| panic!("{what} did not come"))
 }
 
