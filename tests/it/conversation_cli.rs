@@ -1,5 +1,6 @@
 //! Conversations with the Claude CLI itself, through the relay, at a mock upstream.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -13,7 +14,7 @@ use crate::relay::{FIRST, MODEL, Relayed, account, records};
 use crate::support::{
     Claude, Client, EventStream, PASSWORD, Reply, Socket, Step, TestApp, TestDatabase, both_databases, delta, events,
 };
-use crate::turn::{send_when_free, settled, streaming};
+use crate::turn::{SEND, send_when_free, settled, streaming};
 
 /// The CLI that `./test` has installed.
 fn cli() -> PathBuf {
@@ -124,6 +125,26 @@ both_databases! {
         let total = json!({ "requests": 3, "costUsd": "0.00081" });
         assert_eq!((&report["usage"]["total"], &report["billing"]["byClient"]), (&total, &json!([{ "client": { "name": "Acme" }, "totals": total }])));
         assert_eq!(answer["usage"]["outputTokens"], 12);
+    }
+
+    async fn the_tools_that_it_has_are_those_that_a_setting_names(app: TestApp) {
+        let (mut app, relayed) = with_cli(app).await;
+        let all = relayed.admin.run("{ tools { name } }").await.data()["tools"].clone();
+        let all: Vec<&str> = all.as_array().unwrap().iter().map(|tool| tool["name"].as_str().unwrap()).collect();
+        app.set("CLAUDE_TOOLS", &all.join(","));
+        app.restart().await;
+        let admin = app.admin().await;
+        for allowed in [all.as_slice(), &["Read", "WebFetch"], &[]] {
+            let input = json!({ "text": "Hello", "model": MODEL, "tools": allowed });
+            admin.with(SEND, json!({ "input": input })).await.data();
+            let seen = relayed.claude.seen();
+            let last = seen.iter().rfind(|seen| seen.uri.path() == "/v1/messages").unwrap();
+            let body: Value = serde_json::from_slice(&last.body).unwrap();
+            let tools = body["tools"].as_array().cloned().unwrap_or_default();
+            // It stands for tools that there are none of.
+            let names = tools.iter().map(|tool| tool["name"].as_str().unwrap()).filter(|name| *name != "DeferredToolPlaceholder");
+            assert_eq!(names.collect::<BTreeSet<_>>(), allowed.iter().copied().collect::<BTreeSet<_>>());
+        }
     }
 
     async fn what_is_asked_again_counts_and_an_answer_ends_beyond_its_budget(app: TestApp) {

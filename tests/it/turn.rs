@@ -394,7 +394,7 @@ async fn tools_are_used_where_a_setting_allows_them() {
     let arguments =
         admin.with(SEND, json!({ "input": input })).await.data()["sendMessage"]["message"]["text"].to_string();
     assert!(
-        arguments.contains("--tools WebFetch --allowedTools WebFetch") && arguments.contains("deny:[Bash,"),
+        arguments.contains("--tools WebFetch --allowedTools WebFetch") && arguments.contains("deny:[Agent,Bash,"),
         "{arguments}"
     );
 }
