@@ -203,7 +203,9 @@ pub async fn delete(cx: Cx<'_>, id: ConversationId) -> Result<()> {
         let entry = Entry::new(AuditAction::Delete, ResourceType::Conversation).on(&id);
         Ok(((), entry.with(Changes::deleted(&conversation))))
     })
-    .await
+    .await?;
+    cx.services.workers.forget(|known| known.conversation == id);
+    Ok(())
 }
 
 /// What the model is told before all messages.

@@ -132,7 +132,7 @@ pub async fn delete(cx: Cx<'_>, password: &SecretText) -> Result<UserId> {
     let (caller, _) = signed_in_here(cx)?;
     let permit = cx.actor.require::<ManageOneself>()?;
     let (user, verified) = verify_own(cx, caller, "password", password).await?;
-    audited(cx, async |tx| {
+    let deleted = audited(cx, async |tx| {
         // The organization before its users: of two ADMINs who leave at once, the second sees that the first has left.
         organizations::lock(tx, &permit).await?;
         let user = lock_verified(tx, &user, verified.as_deref()).await?;
@@ -147,5 +147,7 @@ pub async fn delete(cx: Cx<'_>, password: &SecretText) -> Result<UserId> {
         let noted = json!({ "sessionsEnded": ended, "apiKeysRevoked": revoked });
         Ok((user.id, entry.with(Changes::deleted(&user)).noting(noted)))
     })
-    .await
+    .await?;
+    cx.services.workers.forget(|known| known.user == deleted);
+    Ok(deleted)
 }

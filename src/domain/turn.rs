@@ -87,12 +87,13 @@ pub enum TurnEvent {
 /// An answer that is kept, and the conversation that it stands in.
 pub type Kept = (Conversation, Message);
 
-/// Says something and waits for the whole answer; or, where the request must be answered before, for what there is of it by then.
+/// Says something and waits for the whole answer; or, where the request must be answered before, or nobody waits any more, for what
+/// there is of it by then.
 ///
 /// # Errors
 /// Without permission, with wrong input, where something is being answered in the conversation already, or where there is no answer.
-pub async fn send(cx: Cx<'_>, input: Send) -> Result<Kept> {
-    run(cx, input, &End::before(cx, cx.deadline), None).await
+pub async fn send(cx: Cx<'_>, left: &CancellationToken, input: Send) -> Result<Kept> {
+    run(cx, input, &End::before(cx, left.clone(), cx.deadline), None).await
 }
 
 /// What ends an answer as it is.
@@ -106,13 +107,13 @@ struct End {
 }
 
 impl End {
-    fn before(cx: Cx<'_>, deadline: Option<Instant>) -> Self {
+    fn before(cx: Cx<'_>, left: CancellationToken, deadline: Option<Instant>) -> Self {
         let at = deadline.map(|deadline| {
             // Of a short time most is left to the answer.
-            let left = deadline.saturating_duration_since(Instant::now());
-            deadline - BEFORE_DEADLINE.min(left / 4)
+            let time = deadline.saturating_duration_since(Instant::now());
+            deadline - BEFORE_DEADLINE.min(time / 4)
         });
-        Self { left: CancellationToken::new(), stopping: cx.services.workers.stopping().clone(), at }
+        Self { left, stopping: cx.services.workers.stopping().clone(), at }
     }
 
     async fn comes(&self) {
@@ -239,7 +240,7 @@ pub fn stream(asking: Asking, input: Send) -> Streamed {
         let Asking { services, actor, origin, operation } = &asking;
         let record = Record::default();
         let cx = Cx { services, actor, origin, operation, record: &record, deadline: None };
-        let end = End { left: has_left, ..End::before(cx, None) };
+        let end = End::before(cx, has_left, None);
         let done = run(cx, input, &end, Some(&teller)).await;
         if let Err(error) = &done
             && let Err(error) = record_failure(cx, AuditAction::Update, ResourceType::Conversation, error).await
@@ -348,7 +349,8 @@ fn context(cx: Cx<'_>, turned: &Turned, messages: i32) -> Context {
     let Turned { own, conversation, model, tools, .. } = turned;
     let mut profile = DefaultHasher::new();
     (model, tools, &conversation.system_prompt, conversation.client_id, cx.actor.api_key()).hash(&mut profile);
-    Context { conversation: conversation.id, organization: own.organization(), messages, profile: profile.finish() }
+    let (organization, user) = (own.organization(), own.user());
+    Context { conversation: conversation.id, organization, user, messages, profile: profile.finish() }
 }
 
 async fn answered(cx: Cx<'_>, turned: &Turned, end: &End, mut told: Option<&Teller>) -> Result<(Answer, Turn)> {

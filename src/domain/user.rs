@@ -196,7 +196,9 @@ pub async fn delete(cx: Cx<'_>, id: UserId) -> Result<()> {
         let noted = json!({ "sessionsEnded": ended, "apiKeysRevoked": revoked });
         Ok(((), entry.with(Changes::deleted(&user)).noting(noted)))
     })
-    .await
+    .await?;
+    cx.services.workers.forget(|known| known.user == id);
+    Ok(())
 }
 
 /// Locks the organization and then the user: of two changes that each leave one ADMIN, the second waits for the first.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_graphql::Context;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::audit::Origin;
 use crate::domain::{Cx, Record, Services};
@@ -19,6 +20,8 @@ pub struct Caller {
     pub origin: Origin,
     /// When the request must be answered.
     pub deadline: Instant,
+    /// Told when nobody waits for the answer any more.
+    pub left: CancellationToken,
     /// What it has left in the audit log.
     pub record: Record,
 }
@@ -42,11 +45,18 @@ impl Caller {
 pub(super) trait ContextExt<'a> {
     /// The context of the deed that this field is.
     fn cx(&self) -> Cx<'a>;
+    /// Told when nobody waits for the answer any more.
+    fn left(&self) -> &'a CancellationToken;
 }
 
 impl<'a> ContextExt<'a> for Context<'a> {
     fn cx(&self) -> Cx<'a> {
         let caller: &Arc<Caller> = self.data_unchecked();
         caller.cx(self.item.node.name.node.as_str())
+    }
+
+    fn left(&self) -> &'a CancellationToken {
+        let caller: &Arc<Caller> = self.data_unchecked();
+        &caller.left
     }
 }

@@ -100,7 +100,7 @@ impl TurnMutation {
         ctx: &Context<'_>,
         #[graphql(desc = "What to say.")] input: SendMessageInput,
     ) -> Result<Option<SendMessagePayload>> {
-        let (conversation, message) = Box::pin(deeds::send(ctx.cx(), input.read())).await?;
+        let (conversation, message) = Box::pin(deeds::send(ctx.cx(), ctx.left(), input.read())).await?;
         Ok(Some(SendMessagePayload {
             conversation: Conversation(conversation.into()),
             message: Message(message.into()),

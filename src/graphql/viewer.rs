@@ -46,6 +46,7 @@ impl OutputType for NewViewer {
             actor: self.0,
             origin: request.origin.clone(),
             deadline: request.deadline,
+            left: request.left.clone(),
             record: Record::default(),
         });
         let mut data = Data::default();

@@ -32,7 +32,7 @@ const MAX_BODY: usize = 2 * 1024 * 1024;
 /// The field, as the audit log and the metrics name it.
 const OPERATION: &str = "messageStream";
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Input {
     text: String,
@@ -76,14 +76,8 @@ async fn begin(
         return Err(Error::unauthenticated().into());
     }
     *limits = rate_limit::admit(server, &asking.actor, address).await?;
-    let read = tokio::time::timeout(server.request_timeout, Limited::new(body, MAX_BODY).collect()).await;
-    let body = match read {
-        Ok(Ok(collected)) => collected.to_bytes(),
-        Ok(Err(_)) => return Err(Refused::bad("The body is too large, or broke off.")),
-        Err(_) => return Err(Error::timeout().into()),
-    };
-    let input: Input = serde_json::from_slice(&body)
-        .map_err(|_| Refused::bad("The body is not a JSON object with text, and perhaps model and tools."))?;
+    // Of those who may say nothing nothing is read: they are refused, which is put on record.
+    let input = if may_say(&asking.actor).is_ok() { read(server, body).await? } else { Input::default() };
     asking.note_use(server);
     let asked = Asking {
         services: server.services.clone(),
@@ -110,6 +104,17 @@ async fn begin(
             Ok(started)
         }
     }
+}
+
+async fn read(server: &Server, body: Body) -> Result<Input, Refused> {
+    let read = tokio::time::timeout(server.request_timeout, Limited::new(body, MAX_BODY).collect()).await;
+    let body = match read {
+        Ok(Ok(collected)) => collected.to_bytes(),
+        Ok(Err(_)) => return Err(Refused::bad("The body is too large, or broke off.")),
+        Err(_) => return Err(Error::timeout().into()),
+    };
+    serde_json::from_slice(&body)
+        .map_err(|_| Refused::bad("The body is not a JSON object with text, and perhaps model and tools."))
 }
 
 /// An answer that is waited for, or has begun.

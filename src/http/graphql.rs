@@ -15,6 +15,7 @@ use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
@@ -291,8 +292,8 @@ impl Read {
 /// The reads of GraphQL that go on.
 pub(super) type GraphqlReads = Reads<Read, Executed>;
 
-/// Executes a query or a mutation. A mutation is finished, measured and traced though the caller leaves; `kept` is dropped when
-/// it is done.
+/// Executes a query or a mutation. A mutation is finished, measured and traced though the caller leaves, which it is told; `kept` is
+/// dropped when it is done.
 pub(super) async fn execute_once(
     server: &Arc<Server>,
     prepared: Prepared,
@@ -302,7 +303,9 @@ pub(super) async fn execute_once(
 ) -> Arc<Executed> {
     let request_id = origin.request_id.clone();
     let is_mutation = prepared.is_mutation();
-    let work = measured(server.clone(), prepared, actor, origin, kept);
+    let left = CancellationToken::new();
+    let _leaving = left.clone().drop_guard();
+    let work = measured(server.clone(), prepared, actor, origin, left, kept);
     if !is_mutation {
         return work.await;
     }
@@ -317,6 +320,7 @@ async fn measured(
     prepared: Prepared,
     actor: Actor,
     origin: Origin,
+    left: CancellationToken,
     kept: impl Send + 'static,
 ) -> Arc<Executed> {
     let Prepared { operation, variables, kind, field, started } = prepared;
@@ -330,7 +334,7 @@ async fn measured(
         async move {
             // Those who share a read have come later than the first of them, and may wait longer.
             let deadline = if is_read { Instant::now() + server.request_timeout } else { deadline };
-            let caller = caller(&server, actor, origin, deadline);
+            let caller = caller(&server, actor, origin, deadline, left);
             let answer = server.api.execute(&operation, variables, caller).await;
             drop(kept);
             Executed::new(answer)
@@ -370,9 +374,15 @@ pub(super) fn operation_span(kind: OperationType, field: &str, request_id: &str)
     )
 }
 
-pub(super) fn caller(server: &Server, actor: Actor, origin: Origin, deadline: Instant) -> Arc<Caller> {
+pub(super) fn caller(
+    server: &Server,
+    actor: Actor,
+    origin: Origin,
+    deadline: Instant,
+    left: CancellationToken,
+) -> Arc<Caller> {
     let record = crate::domain::Record::default();
-    Arc::new(Caller { services: server.services.clone(), actor, origin, deadline, record })
+    Arc::new(Caller { services: server.services.clone(), actor, origin, deadline, left, record })
 }
 
 async fn read(

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_graphql::{Response as Answer, ServerError};
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::graphql::{Prepared, Unexecuted, caller, code_of, failed, operation_span, origin};
@@ -71,7 +72,13 @@ pub(super) async fn follow(server: &Arc<Server>, asker: &Asker, prepared: Prepar
                     }
                 }
                 let deadline = Instant::now() + server.request_timeout;
-                let caller = caller(server, asking.actor, origin(&asker.context, &asker.headers), deadline);
+                let caller = caller(
+                    server,
+                    asking.actor,
+                    origin(&asker.context, &asker.headers),
+                    deadline,
+                    CancellationToken::new(),
+                );
                 let trace = operation_span(prepared.kind, &field, &asker.context.request_id);
                 let step = server.api.step(&prepared.operation, prepared.variables.clone(), caller, &feed);
                 let step = tokio::time::timeout_at(deadline, step).instrument(trace.clone()).await;

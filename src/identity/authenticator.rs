@@ -18,7 +18,7 @@ use crate::model::{
     Access, ApiKeyStatus, ApiKeyVerificationCode as Code, Clock, OrganizationId, Permission, Role, SessionId,
     Timestamp, UserId, UserStatus,
 };
-use crate::store::api_key::{ApiKeyUse, FoundApiKey, RenewedDigest, Whose};
+use crate::store::api_key::{ApiKey, ApiKeyUse, FoundApiKey, RenewedDigest, Whose};
 use crate::store::{self, Db};
 use crate::workers::Spending;
 
@@ -249,7 +249,8 @@ impl Authenticator {
                 let whose = Whose::Own(access.introspect(), loan.user);
                 let found = store::api_key::find_many(&mut conn, &whose, &[id]).await?.pop();
                 match found.map(|key| (key.status(now), key)) {
-                    Some((ApiKeyStatus::Active, key)) => key,
+                    // What a conversation is for comes before what its key is for.
+                    Some((ApiKeyStatus::Active, key)) => ApiKey { client_id: loan.client.or(key.client_id), ..key },
                     Some((ApiKeyStatus::Expired, _)) => return Ok(Err(Code::Expired)),
                     Some((ApiKeyStatus::Revoked, _)) | None => return Ok(Err(Code::Revoked)),
                 }

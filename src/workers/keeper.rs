@@ -26,6 +26,8 @@ const KEPT: Duration = Duration::from_secs(60);
 const SETTLED: Duration = Duration::from_secs(1);
 /// No turn says more.
 const MOST_SAID: usize = 64 * 1024 * 1024;
+/// How much of an answer is kept at most: the largest that a model gives by itself is half a megabyte.
+const MOST_KEPT: usize = 4 * 1024 * 1024;
 /// No turn has more lines that are none of the language.
 const MOST_GARBLED: usize = 20;
 /// What may be said while nobody has asked.
@@ -240,6 +242,7 @@ async fn begin(shared: &Arc<Shared>, start: Start, job: &Job) -> Result<Process,
     };
     if let Ok(Ok(())) = ready {
         process.forget_opening();
+        shared.ready(id);
         return Ok(process);
     }
     let code = process.end().await;
@@ -310,10 +313,17 @@ struct Gathered {
     model: Option<String>,
     stopped: Option<Stopped>,
     said: usize,
+    /// How many bytes the lines have that its blocks came in.
+    kept: usize,
     garbled: usize,
 }
 
 impl Gathered {
+    fn keep(&mut self, blocks: Vec<Value>, length: usize) {
+        self.blocks.extend(blocks);
+        self.kept += length;
+    }
+
     fn answer(self) -> Answer {
         let answered: Vec<Value> = self.blocks.iter().map(|block| block["tool_use_id"].clone()).collect();
         // A tool that was not come to has no answer, and the API takes none without.
@@ -357,7 +367,8 @@ impl Exchange<'_> {
                     return Err(Failure::Ended(None));
                 }
             };
-            gathered.said += line.len();
+            let length = line.len();
+            gathered.said += length;
             let Some(line) = read(&line) else {
                 gathered.garbled += 1;
                 if gathered.garbled > MOST_GARBLED || gathered.said > MOST_SAID {
@@ -377,11 +388,17 @@ impl Exchange<'_> {
                 gathered.usage = self.spending.used();
                 return judged(over, gathered);
             }
-            self.take(line, &mut gathered).await?;
+            if gathered.kept + length > MOST_KEPT && matches!(line, Line::Said(_) | Line::Answered(_)) {
+                if gathered.stopped.is_none() {
+                    self.stop(&mut gathered, Stopped::Spent).await?;
+                }
+                continue;
+            }
+            self.take(line, length, &mut gathered).await?;
         }
     }
 
-    async fn take(&self, line: Line, gathered: &mut Gathered) -> Result<(), Failure> {
+    async fn take(&self, line: Line, length: usize, gathered: &mut Gathered) -> Result<(), Failure> {
         match line {
             Line::Text(text) => self.tell(Event::Text(text)).await?,
             Line::Begins(model) => {
@@ -396,9 +413,9 @@ impl Exchange<'_> {
                         self.tell(Event::ToolUse { name: name.to_owned(), input: block["input"].clone() }).await?;
                     }
                 }
-                gathered.blocks.extend(blocks);
+                gathered.keep(blocks, length);
             }
-            Line::Answered(blocks) => gathered.blocks.extend(blocks),
+            Line::Answered(blocks) => gathered.keep(blocks, length),
             Line::Ready | Line::Over(_) | Line::Other => {}
         }
         Ok(())

@@ -11,7 +11,7 @@ use super::keeper::{Job, Start, Turn, keep};
 use super::process::{Opening, Setup, sweep};
 use super::shared::{Granted, Held, Reserved, Shared, Waiter};
 use crate::crypto::{Random, SecretText};
-use crate::model::{Clock, ConversationId, OrganizationId, Timestamp, WorkerId, WorkerState};
+use crate::model::{Clock, ConversationId, OrganizationId, Timestamp, UserId, WorkerId, WorkerState};
 
 /// How many turns of an organization may wait, for each process that there may be.
 const WAITING_OF_ONE: usize = 20;
@@ -26,8 +26,10 @@ const END: Duration = Duration::from_secs(5);
 pub struct Context {
     /// Which conversation.
     pub conversation: ConversationId,
-    /// Whose.
+    /// In which organization.
     pub organization: OrganizationId,
+    /// Whose.
+    pub user: UserId,
     /// How many messages of it.
     pub messages: i32,
     /// What it was started with, as a digest.
@@ -107,12 +109,12 @@ impl Workers {
     /// Where the Claude CLI is, as far as that can be told without running it; none: it is missing.
     #[must_use]
     pub fn program(&self) -> Option<PathBuf> {
-        let program = &self.shared.setup.program;
-        if program.components().count() > 1 {
-            return program.is_file().then(|| program.clone());
-        }
-        let path = std::env::var_os("PATH")?;
-        std::env::split_paths(&path).map(|folder| folder.join(program)).find(|place| place.is_file())
+        self.shared.setup.program()
+    }
+
+    /// Ends the processes that wait for more of what was deleted.
+    pub fn forget(&self, is_deleted: impl Fn(&Context) -> bool) {
+        self.shared.retire_idle(is_deleted);
     }
 
     /// Waits for a process for a conversation: its own where that knows what the context says, and another otherwise.
@@ -131,7 +133,9 @@ impl Workers {
             }
             let max = self.shared.setup.max;
             let of_one = state.waiting.iter().filter(|one| one.context.organization == context.organization).count();
-            if state.waiting.len() >= WAITING_OF_ALL * max || of_one >= WAITING_OF_ONE * max {
+            // Whoever has none waiting is not kept out by those who have many.
+            let are_full = state.waiting.len() >= WAITING_OF_ALL * max && of_one > 0;
+            if are_full || of_one >= WAITING_OF_ONE * max {
                 return Err(NoPlace::Full);
             }
             state.held.insert(context.conversation);

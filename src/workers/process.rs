@@ -49,6 +49,10 @@ const SWITCHES: [&str; 12] = [
     "DISABLE_ERROR_REPORTING",
 ];
 
+/// How often it asks again by itself what was not answered. The relay has tried for long by then; but what it has begun to answer it does
+/// not ask for again.
+const RETRIES: (&str, &str) = ("CLAUDE_CODE_MAX_RETRIES", "1");
+
 /// How processes are started.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -66,6 +70,19 @@ pub struct Setup {
     pub timeout: Duration,
     /// How long a process waits for the next message of its conversation.
     pub idle: Duration,
+}
+
+impl Setup {
+    /// Where the Claude CLI is, from anywhere; none: it is not there.
+    pub(super) fn program(&self) -> Option<PathBuf> {
+        let found = if self.program.components().count() > 1 {
+            self.program.is_file().then(|| self.program.clone())
+        } else {
+            let path = std::env::var_os("PATH")?;
+            std::env::split_paths(&path).map(|folder| folder.join(&self.program)).find(|place| place.is_file())
+        };
+        std::path::absolute(found?).ok()
+    }
 }
 
 /// What a process is told at its start.
@@ -147,18 +164,19 @@ impl Process {
         session: &str,
         opening: Opening,
     ) -> io::Result<Self> {
-        let of_organization = folder.path.join(organization);
-        let (config, home) = (of_organization.join("claude"), of_organization.join(name));
-        let work = home.join("work");
+        let home = folder.path.join(organization).join(name);
+        // What the CLI keeps, large answers of tools among it, goes with the process.
+        let (config, work) = (home.join("claude"), home.join("work"));
         make(&config)?;
         make(&work)?;
         let clean = |_: &io::Error| drop(fs::remove_dir_all(&home));
         let Arguments { all, files, given } = arguments(session, &opening);
         let mut command = Command::new(&setup.supervisor);
-        command.arg("worker").args(files.iter().map(Given::argument)).arg("--").arg(&setup.program).args(all);
+        let program = setup.program().ok_or(io::ErrorKind::NotFound)?;
+        command.arg("worker").args(files.iter().map(Given::argument)).arg("--").arg(program).args(all);
         command.current_dir(&work).env_clear();
         command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-        command.envs(SWITCHES.map(|name| (name, "1")));
+        command.envs(SWITCHES.map(|name| (name, "1"))).env(RETRIES.0, RETRIES.1);
         command.env("HOME", &config).env("CLAUDE_CONFIG_DIR", &config).env(MARK, &work);
         command.env("ANTHROPIC_BASE_URL", &opening.base_url).env("ANTHROPIC_API_KEY", opening.key.expose());
         // A signal for the server's group, as Ctrl-C sends one, is the server's, who still ends an answer as it should.
@@ -205,11 +223,17 @@ impl Process {
         let ended = tokio::time::timeout(4 * GRACE, child.wait()).await;
         let code = ended.ok().and_then(Result::ok).and_then(|status| status.code());
         if code.is_none() {
-            // It was killed, or does not get on: then all are killed that it watches over, and it with them.
-            let work = home.join("work");
-            let _ = tokio::task::spawn_blocking(move || kill_all_with(MARK, &work)).await;
+            let _ = child.start_kill();
         }
-        let _ = fs::remove_dir_all(home);
+        // A tool may have left many files.
+        let cleaning = move || {
+            if code.is_none() {
+                // It was killed, or does not get on: then all are killed that it watches over, and it with them.
+                kill_all_with(MARK, &home.join("work"));
+            }
+            let _ = fs::remove_dir_all(home);
+        };
+        let _ = tokio::task::spawn_blocking(cleaning).await;
         code
     }
 }

@@ -257,6 +257,8 @@ impl Shared {
         match state.running.get(&id) {
             // It knows what it knew, but nobody has said how much that is.
             Some(Entry { jobs: Some(_), .. }) => self.retire(&mut state, id),
+            // It ends already.
+            Some(Entry { worker: Worker { state: WorkerState::Stopping, .. }, .. }) | None => {}
             // It was never started.
             Some(_) => {
                 state.running.remove(&id);
@@ -264,7 +266,6 @@ impl Shared {
                 state.revision += 1;
                 self.changes.send_replace(state.revision);
             }
-            None => {}
         }
         self.serve(&mut state);
     }
@@ -276,10 +277,17 @@ impl Shared {
     }
 
     pub(super) fn started(self: &Arc<Self>, id: WorkerId, pid: Option<u32>) {
+        self.change(id, |entry, _| entry.worker.pid = pid);
+    }
+
+    /// A process that was started takes what is said.
+    pub(super) fn ready(self: &Arc<Self>, id: WorkerId) {
         self.change(id, |entry, now| {
-            entry.worker.pid = pid;
-            entry.worker.state = WorkerState::Busy;
-            entry.worker.last_active_at = Some(now);
+            // Unless the server stops.
+            if entry.worker.state == WorkerState::Starting {
+                entry.worker.state = WorkerState::Busy;
+                entry.worker.last_active_at = Some(now);
+            }
         });
     }
 
@@ -306,6 +314,16 @@ impl Shared {
             entry.context = None;
             entry.jobs = None;
         });
+    }
+
+    /// Ends idle processes that know something.
+    pub(super) fn retire_idle(self: &Arc<Self>, is_of_it: impl Fn(&Context) -> bool) {
+        let mut state = self.state();
+        let idle = state.running.values().filter(|entry| entry.context.as_ref().is_some_and(&is_of_it));
+        let ids: Vec<WorkerId> = idle.map(|entry| entry.worker.id).collect();
+        for id in ids {
+            self.retire(&mut state, id);
+        }
     }
 
     /// Whether an idle process may end: not where somebody was given it just now.

@@ -1,6 +1,5 @@
 //! Conversations with the Claude CLI itself, through the relay, at a mock upstream.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -14,7 +13,7 @@ use crate::relay::{FIRST, MODEL, Relayed, account, records};
 use crate::support::{
     Claude, Client, EventStream, PASSWORD, Reply, Socket, Step, TestApp, TestDatabase, both_databases, delta, events,
 };
-use crate::turn::{SEND, send_when_free, settled, streaming};
+use crate::turn::{send_when_free, settled, streaming};
 
 /// The CLI that `./test` has installed.
 fn cli() -> PathBuf {
@@ -24,7 +23,7 @@ fn cli() -> PathBuf {
 }
 
 /// Starts the server with the CLI.
-async fn with_cli(mut app: TestApp) -> (TestApp, Relayed) {
+pub(crate) async fn with_cli(mut app: TestApp) -> (TestApp, Relayed) {
     app.set("CLAUDE_CLI", cli().to_str().unwrap());
     // Many at once take their time on a small machine.
     app.set("REQUEST_TIMEOUT", "300");
@@ -33,14 +32,14 @@ async fn with_cli(mut app: TestApp) -> (TestApp, Relayed) {
     (app, relayed)
 }
 
-async fn send(client: &Client, conversation: &Value, text: &str) -> Value {
+pub(crate) async fn send(client: &Client, conversation: &Value, text: &str) -> Value {
     let query = "mutation($input: SendMessageInput!) { sendMessage(input: $input) { message { text usage } } }";
     let input = json!({ "conversationId": conversation, "text": text });
     client.with(query, json!({ "input": input })).await.data()["sendMessage"]["message"].clone()
 }
 
 /// What the user and Claude say in the last request that the upstream has got.
-fn last_messages(claude: &Claude) -> Vec<Value> {
+pub(crate) fn last_messages(claude: &Claude) -> Vec<Value> {
     let seen = claude.seen();
     let last = seen.iter().rfind(|seen| seen.uri.path() == "/v1/messages").unwrap();
     let body: Value = serde_json::from_slice(&last.body).unwrap();
@@ -125,26 +124,6 @@ both_databases! {
         let total = json!({ "requests": 3, "costUsd": "0.00081" });
         assert_eq!((&report["usage"]["total"], &report["billing"]["byClient"]), (&total, &json!([{ "client": { "name": "Acme" }, "totals": total }])));
         assert_eq!(answer["usage"]["outputTokens"], 12);
-    }
-
-    async fn the_tools_that_it_has_are_those_that_a_setting_names(app: TestApp) {
-        let (mut app, relayed) = with_cli(app).await;
-        let all = relayed.admin.run("{ tools { name } }").await.data()["tools"].clone();
-        let all: Vec<&str> = all.as_array().unwrap().iter().map(|tool| tool["name"].as_str().unwrap()).collect();
-        app.set("CLAUDE_TOOLS", &all.join(","));
-        app.restart().await;
-        let admin = app.admin().await;
-        for allowed in [all.as_slice(), &["Read", "WebFetch"], &[]] {
-            let input = json!({ "text": "Hello", "model": MODEL, "tools": allowed });
-            admin.with(SEND, json!({ "input": input })).await.data();
-            let seen = relayed.claude.seen();
-            let last = seen.iter().rfind(|seen| seen.uri.path() == "/v1/messages").unwrap();
-            let body: Value = serde_json::from_slice(&last.body).unwrap();
-            let tools = body["tools"].as_array().cloned().unwrap_or_default();
-            // It stands for tools that there are none of.
-            let names = tools.iter().map(|tool| tool["name"].as_str().unwrap()).filter(|name| *name != "DeferredToolPlaceholder");
-            assert_eq!(names.collect::<BTreeSet<_>>(), allowed.iter().copied().collect::<BTreeSet<_>>());
-        }
     }
 
     async fn what_is_asked_again_counts_and_an_answer_ends_beyond_its_budget(app: TestApp) {
@@ -259,6 +238,18 @@ async fn an_upstream_that_refuses_is_told_of() {
     let query = "mutation { sendMessage(input: { text: \"Hello\", model: \"nothing\" }) { message { id } } }";
     let answer = relayed.admin.run(query).await;
     assert_eq!(answer.code(), "BAD_USER_INPUT", "{}", answer.body);
+}
+
+/// The relay has tried for long by then: the CLI does not go on with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upstream_that_is_away_is_told_of_soon() {
+    let (app, relayed) = with_cli(TestApp::sqlite().await).await;
+    relayed.claude.will(FIRST, vec![Reply::Error(503, "api_error", vec![]); 1_000]);
+    let query = "mutation { sendMessage(input: { text: \"Hello\" }) { message { id } } }";
+    let answer = relayed.admin.run(query).await;
+    assert_eq!(answer.code(), "SERVICE_UNAVAILABLE", "{}", answer.body);
+    claviger::domain::usage::flush(&app.services()).await.unwrap();
+    assert!(records(&app, "id", 1).await.len() <= 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -27,6 +27,7 @@ mod command_line;
 mod contract;
 mod conversation;
 mod conversation_cli;
+mod conversation_tools;
 mod credential;
 mod crypto;
 mod data_dir;

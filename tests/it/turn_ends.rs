@@ -61,6 +61,37 @@ async fn an_answer_that_takes_longer_than_its_request_is_kept_as_far_as_it_came(
     assert!(said(&admin, &other).await.is_empty());
 }
 
+/// Who waits for the whole answer, and goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_nobody_waits_for_any_more_is_kept_as_far_as_it_came() {
+    let app = TestApp::sqlite().await;
+    let admin = app.admin().await;
+    let conversation = create(&admin, json!({})).await["id"].clone();
+    send(&admin, &conversation, "Hello").await;
+    let waiting = tokio::spawn({
+        let (admin, conversation) = (admin.clone(), conversation.clone());
+        async move { try_send(&admin, &conversation, "!slow").await }
+    });
+    until(&admin, &conversation, "BUSY").await;
+    waiting.abort();
+    // It would be interrupted by the end of its time otherwise, which is far off.
+    settled("the end", async || said(&admin, &conversation).await.len() == 4).await;
+    assert_eq!(said(&admin, &conversation).await[3].1, "Slow");
+    let entry = &entries(&admin).await[0];
+    assert_eq!((&entry["operation"], &entry["outcome"]), (&json!("sendMessage"), &json!("SUCCESS")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_too_long_is_kept_as_far_as_that_goes() {
+    let app = app_with(TestDatabase::sqlite(), &[("REQUEST_TIMEOUT", "300")]).await;
+    let admin = app.admin().await;
+    let conversation = create(&admin, json!({})).await["id"].clone();
+    let message = try_send(&admin, &conversation, "!huge").await.data()["sendMessage"]["message"].clone();
+    // Four blocks of a million, and what is between them.
+    assert!((4_000_000..4_000_010).contains(&message["text"].as_str().unwrap().len()));
+    assert_eq!(message["usage"]["interrupted"], true);
+}
+
 both_databases! {
     async fn an_answer_that_ends_before_it_has_begun_keeps_nothing(app: TestApp) {
         let admin = app.admin().await;
@@ -142,7 +173,8 @@ async fn a_server_that_stops_refuses_first_who_waits_for_a_process() {
 async fn a_place_that_is_left_unused_is_told_of() {
     let app = TestApp::sqlite().await;
     let services = app.services();
-    let context = Context { conversation: services.new_id(), organization: services.home, messages: 0, profile: 0 };
+    let (conversation, user) = (services.new_id(), services.new_id());
+    let context = Context { conversation, organization: services.home, user, messages: 0, profile: 0 };
     let place = services.workers.place(context).await.unwrap();
     let changes = services.workers.changes();
     // A server that stops waits for it.

@@ -103,6 +103,35 @@ both_databases! {
         assert!(refused.body["errors"][0]["message"].as_str().unwrap().contains("TURN_TOKEN_BUDGET"), "{}", refused.body);
         assert_eq!(said(admin, &conversation).await.len(), kept);
     }
+
+    async fn what_a_program_says_with_a_key_is_for_the_client_of_the_conversation_or_else_of_the_key(app: TestApp) {
+        let relayed = Relayed::new(&app).await;
+        let admin = &relayed.admin;
+        let of = async |name: &str| crate::client::create(admin, json!({ "name": name })).await["id"].clone();
+        let (acme, other) = (of("Acme").await, of("Other").await);
+        let keyed = async |scopes: &[&str]| {
+            crate::api_key::create(admin, json!({ "name": "K", "scopes": scopes, "clientId": other })).await.1
+        };
+        let (may, may_not) = (keyed(&["ADMIN_WRITE"]).await, keyed(&["ADMIN_READ"]).await);
+        let said = async |key: &str, conversation: &Value| {
+            let path = format!("{}/v1/conversations/{}/messages", app.url, conversation.as_str().unwrap());
+            app.anonymous().http().post(path).header("x-api-key", key).json(&json!({ "text": "!ask" })).send().await.unwrap()
+        };
+        let (of_acme, of_nobody) = (create(admin, json!({ "clientId": acme })).await["id"].clone(), create(admin, json!({})).await["id"].clone());
+        for conversation in [&of_acme, &of_nobody] {
+            let answer = said(&may, conversation).await;
+            assert_eq!(answer.status(), 200);
+            let text = answer.text().await.unwrap();
+            assert!(text.contains("event: message_completed") && text.contains("200 200"), "{text}");
+        }
+        let clients = records(&app, "client_id", 4).await;
+        assert_eq!(clients, [&acme, &acme, &other, &other].map(|id| id.as_str().unwrap()));
+        // A key that only reads says nothing, which is on record.
+        let refused = said(&may_not, &of_acme).await;
+        assert_eq!(refused.status(), 403);
+        let entry = &crate::audit::entries(admin).await[0];
+        assert_eq!((&entry["operation"], &entry["outcome"]), (&json!("messageStream"), &json!("DENIED")));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::command_line::{Place, on_both};
 use crate::conversation::create;
-use crate::support::{Client, PASSWORD, STAND_IN, Socket, TestApp, TestDatabase, until_gauge};
+use crate::invitation::join;
+use crate::support::{Client, PASSWORD, STAND_IN, Socket, TestApp, TestDatabase, both_databases, until_gauge};
 use crate::turn::{SEND, app_with, is_alive, said, send, send_when_free, settled, streaming, try_send, until, workers};
 
 /// Whether all of some processes run.
@@ -32,7 +33,8 @@ async fn who_leaves_before_the_process_is_ready_ends_it() {
     let conversation = create(&admin, json!({ "model": "asleep" })).await["id"].clone();
     let mut socket = Socket::connected(&app, &admin).await;
     socket.subscribe("a", &streaming(&conversation, "Hello")).await;
-    until(&admin, &conversation, "BUSY").await;
+    settled("its start", async || workers(&admin).await.iter().any(|one| one["pid"].is_number())).await;
+    until(&admin, &conversation, "STARTING").await;
     socket.send(json!({ "id": "a", "type": "complete" })).await;
     settled("its end", async || workers(&admin).await.is_empty()).await;
     assert!(said(&admin, &conversation).await.is_empty());
@@ -108,6 +110,31 @@ async fn a_process_that_is_idle_ends_or_makes_room() {
     let pid = send(&admin, &b, "!pid").await;
     settled("its end", async || !is_alive(&pid)).await;
     settled("its end", async || workers(&admin).await.is_empty()).await;
+}
+
+both_databases! {
+    async fn what_is_deleted_is_forgotten_by_the_process_that_knows_it(app: TestApp) {
+        let admin = app.admin().await;
+        let (id, user) = join(&app, &admin, "a@example.com", "MEMBER").await;
+        let conversation = create(&admin, json!({})).await["id"].clone();
+        let (own, theirs) = (send(&admin, &conversation, "!pid").await, create(&user, json!({})).await["id"].clone());
+        let theirs = send(&user, &theirs, "!pid").await;
+        assert!(are_alive(&own) && are_alive(&theirs));
+        admin.with("mutation($id: ID!) { deleteConversation(input: { id: $id }) { deletedId } }", json!({ "id": conversation })).await.data();
+        settled("its end", async || !is_alive(&own)).await;
+        admin.with("mutation($id: ID!) { deleteUser(input: { id: $id }) { deletedId } }", json!({ "id": id })).await.data();
+        settled("its end", async || !is_alive(&theirs)).await;
+        settled("nobody", async || workers(&admin).await.is_empty()).await;
+    }
+}
+
+/// By a path from where the server was started, while processes are elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cli_is_found_by_a_relative_path() {
+    let app = app_with(TestDatabase::sqlite(), &[("CLAUDE_CLI", "tests/stand-in/claude")]).await;
+    let admin = app.admin().await;
+    let conversation = create(&admin, json!({})).await["id"].clone();
+    assert_eq!(send(&admin, &conversation, "Hello").await, "Answer 1");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
