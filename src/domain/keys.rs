@@ -237,80 +237,40 @@ async fn upstream_keys(
     .await
 }
 
-/// The next mails that wait.
-async fn mails(cx: Cx<'_>, version: &str, after: Option<MailId>, most: i64) -> Result<Batch<MailId>> {
-    let permit = cx.actor.require::<RotateKeys>()?;
-    let wanted = waiting_mails::next_of_key(&mut cx.services.db.read().await?, &permit, version, after, most).await?;
-    let Some(last) = wanted.last().copied() else { return Ok(Batch::empty()) };
-    audited(cx, async |tx| {
-        let (mut records, mut failed) = (0, Vec::new());
-        for mut mail in waiting_mails::lock_of_key(tx, &permit, version, &wanted).await? {
-            match outbox::reseal(cx, &mut mail) {
-                Ok(()) => {
-                    waiting_mails::update_sealed(tx, &permit, &mail).await?;
-                    records += 1;
+/// The next rows of a table: `$rows` has its statements, `$reseal` seals one anew, and `$name` says which it is.
+macro_rules! next_rows {
+    ($name:ident, $id:ty, $rows:ident, $what:literal, $reseal:expr, $called:literal) => {
+        async fn $name(cx: Cx<'_>, version: &str, after: Option<$id>, most: i64) -> Result<Batch<$id>> {
+            let permit = cx.actor.require::<RotateKeys>()?;
+            let wanted = $rows::next_of_key(&mut cx.services.db.read().await?, &permit, version, after, most).await?;
+            let Some(last) = wanted.last().copied() else { return Ok(Batch::empty()) };
+            audited(cx, async |tx| {
+                let (mut records, mut failed) = (0, Vec::new());
+                for mut row in $rows::lock_of_key(tx, &permit, version, &wanted).await? {
+                    match ($reseal)(cx, permit.organization(), &mut row) {
+                        Ok(()) => {
+                            $rows::update_sealed(tx, &permit, &row).await?;
+                            records += 1;
+                        }
+                        Err(error) => failed.push(failure(&format!($called, row.id), &error)),
+                    }
                 }
-                Err(error) => failed.push(failure(&format!("the mail {}", mail.id), &error)),
-            }
+                Ok((Batch { records, failed, last: Some(last) }, entry(cx, $what, records)))
+            })
+            .await
         }
-        Ok((Batch { records, failed, last: Some(last) }, entry(cx, "mails", records)))
-    })
-    .await
+    };
 }
-
-/// The next system prompts of conversations.
-async fn system_prompts(
-    cx: Cx<'_>,
-    version: &str,
-    after: Option<ConversationId>,
-    most: i64,
-) -> Result<Batch<ConversationId>> {
-    let permit = cx.actor.require::<RotateKeys>()?;
-    let wanted = conversations::next_of_key(&mut cx.services.db.read().await?, &permit, version, after, most).await?;
-    let Some(last) = wanted.last().copied() else { return Ok(Batch::empty()) };
-    audited(cx, async |tx| {
-        let (mut records, mut failed) = (0, Vec::new());
-        for mut row in conversations::lock_of_key(tx, &permit, version, &wanted).await? {
-            match conversation::reseal(cx, permit.organization(), &mut row) {
-                Ok(()) => {
-                    conversations::update_sealed(tx, &permit, &row).await?;
-                    records += 1;
-                }
-                Err(error) => {
-                    failed.push(failure(&format!("the system prompt of the conversation {}", row.id), &error));
-                }
-            }
-        }
-        Ok((Batch { records, failed, last: Some(last) }, entry(cx, "systemPrompts", records)))
-    })
-    .await
-}
-
-/// The next messages of conversations.
-async fn conversation_messages(
-    cx: Cx<'_>,
-    version: &str,
-    after: Option<MessageId>,
-    most: i64,
-) -> Result<Batch<MessageId>> {
-    let permit = cx.actor.require::<RotateKeys>()?;
-    let wanted = messages::next_of_key(&mut cx.services.db.read().await?, &permit, version, after, most).await?;
-    let Some(last) = wanted.last().copied() else { return Ok(Batch::empty()) };
-    audited(cx, async |tx| {
-        let (mut records, mut failed) = (0, Vec::new());
-        for mut row in messages::lock_of_key(tx, &permit, version, &wanted).await? {
-            match message::reseal(cx, permit.organization(), &mut row) {
-                Ok(()) => {
-                    messages::update_sealed(tx, &permit, &row).await?;
-                    records += 1;
-                }
-                Err(error) => failed.push(failure(&format!("the message {}", row.id), &error)),
-            }
-        }
-        Ok((Batch { records, failed, last: Some(last) }, entry(cx, "messages", records)))
-    })
-    .await
-}
+next_rows!(mails, MailId, waiting_mails, "mails", |cx, _, mail| outbox::reseal(cx, mail), "the mail {}");
+next_rows!(
+    system_prompts,
+    ConversationId,
+    conversations,
+    "systemPrompts",
+    conversation::reseal,
+    "the system prompt of the conversation {}"
+);
+next_rows!(conversation_messages, MessageId, messages, "messages", message::reseal, "the message {}");
 
 /// The seal of the audit log: there is one at most.
 async fn seal(cx: Cx<'_>, version: &str) -> Result<Batch<()>> {

@@ -6,14 +6,15 @@ use diesel_async::RunQueryDsl;
 use super::backend::{Conn, on_conn};
 use super::error::{Error, Result};
 use super::fields::fold;
-use super::locks::{all_locked, first_locked};
+use super::locks::first_locked;
 use super::page::{bounded, keyset};
+use super::sealed::resealing;
 use super::search::searched;
 use super::tables::conversations;
 use super::tx::Tx;
 use crate::model::{
-    ClientId, ConversationId, Direction, JsonObject, OrganizationId, Page, PageSlice, Permit, Position, RotateKeys,
-    SortKey, Timestamp, UseConversations, UserId,
+    ClientId, ConversationId, Direction, JsonObject, OrganizationId, Page, PageSlice, Permit, Position, SortKey,
+    Timestamp, UseConversations, UserId,
 };
 
 /// A conversation.
@@ -235,62 +236,4 @@ pub async fn delete(tx: &mut Tx, own: &Own, id: ConversationId) -> Result<()> {
     Ok(())
 }
 
-/// The next conversations whose system prompt a key has sealed.
-///
-/// # Errors
-/// Where the database fails.
-pub async fn next_of_key(
-    conn: &mut Conn,
-    permit: &Permit<RotateKeys>,
-    version: &str,
-    after: Option<ConversationId>,
-    most: i64,
-) -> Result<Vec<ConversationId>> {
-    use conversations as t;
-    let after = after.map(|id| id.to_string()).unwrap_or_default();
-    Ok(on_conn!(conn, |c| t::table
-        .filter(t::organization_id.eq(permit.organization()).and(t::key_version.eq(version)))
-        .filter(t::id.gt(&after))
-        .order(t::id)
-        .limit(most)
-        .select(t::id)
-        .load(c)
-        .await?))
-}
-
-/// Those of the conversations whose system prompt the key has still sealed, in order, locked to the end of the transaction.
-///
-/// # Errors
-/// Where the database fails.
-pub async fn lock_of_key(
-    tx: &mut Tx,
-    permit: &Permit<RotateKeys>,
-    version: &str,
-    ids: &[ConversationId],
-) -> Result<Vec<Conversation>> {
-    use conversations as t;
-    let conn = tx.conn().await?;
-    Ok(all_locked!(
-        conn,
-        t::table
-            .filter(t::organization_id.eq(permit.organization()).and(t::key_version.eq(version)))
-            .filter(t::id.eq_any(ids))
-            .order(t::id)
-            .select(Conversation::as_select())
-    )?)
-}
-
-/// Replaces how a system prompt is sealed. The conversation is not changed by that: its version stays.
-///
-/// # Errors
-/// Where the database fails.
-pub async fn update_sealed(tx: &mut Tx, permit: &Permit<RotateKeys>, conversation: &Conversation) -> Result<()> {
-    use conversations as t;
-    let conn = tx.conn().await?;
-    let own = t::table.filter(t::organization_id.eq(permit.organization()).and(t::id.eq(conversation.id)));
-    on_conn!(conn, |c| diesel::update(own)
-        .set((t::system_prompt.eq(&conversation.system_prompt), t::key_version.eq(&conversation.key_version)))
-        .execute(c)
-        .await?);
-    Ok(())
-}
+resealing!(conversations, Conversation, ConversationId, system_prompt);

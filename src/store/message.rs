@@ -10,13 +10,13 @@ use super::backend::{Conn, on_conn};
 use super::bulk::insert_all;
 use super::conversation::Own;
 use super::error::Result;
-use super::locks::all_locked;
 use super::ranked::ranked;
+use super::sealed::resealing;
 use super::tables::messages;
 use super::tx::Tx;
 use crate::model::{
-    ConversationId, Direction, JsonObject, MessageId, MessageRole, Page, PageSlice, Permit, Position, RotateKeys,
-    SortKey, Timestamp, UserId,
+    ConversationId, Direction, JsonObject, MessageId, MessageRole, Page, PageSlice, Position, SortKey, Timestamp,
+    UserId,
 };
 
 /// Something that was said.
@@ -124,62 +124,4 @@ pub async fn insert(tx: &mut Tx, own: &Own, messages: &[Message]) -> Result<()> 
     Ok(())
 }
 
-/// The next messages that a key has sealed.
-///
-/// # Errors
-/// Where the database fails.
-pub async fn next_of_key(
-    conn: &mut Conn,
-    permit: &Permit<RotateKeys>,
-    version: &str,
-    after: Option<MessageId>,
-    most: i64,
-) -> Result<Vec<MessageId>> {
-    use messages as t;
-    let after = after.map(|id| id.to_string()).unwrap_or_default();
-    Ok(on_conn!(conn, |c| t::table
-        .filter(t::organization_id.eq(permit.organization()).and(t::key_version.eq(version)))
-        .filter(t::id.gt(&after))
-        .order(t::id)
-        .limit(most)
-        .select(t::id)
-        .load(c)
-        .await?))
-}
-
-/// Those of the messages that the key has still sealed, in order, locked to the end of the transaction.
-///
-/// # Errors
-/// Where the database fails.
-pub async fn lock_of_key(
-    tx: &mut Tx,
-    permit: &Permit<RotateKeys>,
-    version: &str,
-    ids: &[MessageId],
-) -> Result<Vec<Message>> {
-    use messages as t;
-    let conn = tx.conn().await?;
-    Ok(all_locked!(
-        conn,
-        t::table
-            .filter(t::organization_id.eq(permit.organization()).and(t::key_version.eq(version)))
-            .filter(t::id.eq_any(ids))
-            .order(t::id)
-            .select(Message::as_select())
-    )?)
-}
-
-/// Replaces how a message is sealed.
-///
-/// # Errors
-/// Where the database fails.
-pub async fn update_sealed(tx: &mut Tx, permit: &Permit<RotateKeys>, message: &Message) -> Result<()> {
-    use messages as t;
-    let conn = tx.conn().await?;
-    let own = t::table.filter(t::organization_id.eq(permit.organization()).and(t::id.eq(message.id)));
-    on_conn!(conn, |c| diesel::update(own)
-        .set((t::sealed.eq(&message.sealed), t::key_version.eq(&message.key_version)))
-        .execute(c)
-        .await?);
-    Ok(())
-}
+resealing!(messages, Message, MessageId, sealed);

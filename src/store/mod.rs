@@ -18,6 +18,7 @@ mod page;
 mod postgres_pool;
 mod postgres_url;
 mod ranked;
+mod sealed;
 mod search;
 mod statements;
 mod statistics;

@@ -6,10 +6,10 @@ use diesel_async::RunQueryDsl;
 
 use super::backend::{Conn, Db, on_conn};
 use super::error::Result;
-use super::locks::all_locked;
+use super::sealed::resealing;
 use super::tables::outbox;
 use super::tx::Tx;
-use crate::model::{MailId, OrganizationId, Permit, RotateKeys, Timestamp};
+use crate::model::{MailId, OrganizationId, Timestamp};
 
 /// A mail that waits.
 #[derive(Debug, Clone, Queryable, Selectable, Insertable)]
@@ -108,59 +108,4 @@ async fn write(db: &Db, statement: impl AsyncFnOnce(&mut Conn) -> Result<usize>)
     Tx::bookkeeping(db, async |tx| statement(tx.conn().await?).await).await
 }
 
-/// The next mails that a key has sealed.
-///
-/// # Errors
-/// Where the database fails.
-pub async fn next_of_key(
-    conn: &mut Conn,
-    permit: &Permit<RotateKeys>,
-    version: &str,
-    after: Option<MailId>,
-    most: i64,
-) -> Result<Vec<MailId>> {
-    let after = after.map(|id| id.to_string()).unwrap_or_default();
-    Ok(on_conn!(conn, |c| outbox::table
-        .filter(outbox::organization_id.eq(permit.organization()).and(outbox::key_version.eq(version)))
-        .filter(outbox::id.gt(&after))
-        .order(outbox::id)
-        .limit(most)
-        .select(outbox::id)
-        .load(c)
-        .await?))
-}
-
-/// Those of the mails that the key has still sealed, in order, locked to the end of the transaction.
-///
-/// # Errors
-/// Where the database fails.
-pub async fn lock_of_key(
-    tx: &mut Tx,
-    permit: &Permit<RotateKeys>,
-    version: &str,
-    ids: &[MailId],
-) -> Result<Vec<WaitingMail>> {
-    let conn = tx.conn().await?;
-    Ok(all_locked!(
-        conn,
-        outbox::table
-            .filter(outbox::organization_id.eq(permit.organization()).and(outbox::key_version.eq(version)))
-            .filter(outbox::id.eq_any(ids))
-            .order(outbox::id)
-            .select(WaitingMail::as_select())
-    )?)
-}
-
-/// Replaces how a mail is sealed.
-///
-/// # Errors
-/// Where the database fails.
-pub async fn update_sealed(tx: &mut Tx, permit: &Permit<RotateKeys>, mail: &WaitingMail) -> Result<()> {
-    let conn = tx.conn().await?;
-    let own = outbox::table.filter(outbox::organization_id.eq(permit.organization()).and(outbox::id.eq(mail.id)));
-    on_conn!(conn, |c| diesel::update(own)
-        .set((outbox::sealed.eq(&mail.sealed), outbox::key_version.eq(&mail.key_version)))
-        .execute(c)
-        .await?);
-    Ok(())
-}
+resealing!(outbox, WaitingMail, MailId, sealed);
