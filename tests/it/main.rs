@@ -69,6 +69,7 @@ mod relay_failures;
 mod relay_keys;
 mod relay_pool;
 mod relay_secrets;
+mod relay_servers;
 mod relay_streams;
 mod relay_upstream;
 mod roles;
