@@ -335,12 +335,17 @@ async fn a_server_that_stops_keeps_an_answer_as_far_as_it_has_come() {
         tokio::spawn(async move { try_send(&admin, &waited_for, "!slow").await })
     };
     until(&admin, &waited_for, "BUSY").await;
+    let posted_to = create(&admin, json!({})).await["id"].clone();
+    let mut stream = EventStream::of(posted(&app, &admin, &posted_to, "!slow").await);
+    assert_eq!(stream.event().await.unwrap().1, json!({ "text": "Slow" }));
     app.restart().await;
     assert!(!is_alive(&pid));
+    let (name, kept) = stream.event().await.unwrap();
+    assert_eq!((&*name, &kept["message"]["usage"]["interrupted"]), ("message_completed", &json!(true)));
     let message = waiting.await.unwrap().data()["sendMessage"]["message"].clone();
     assert_eq!((&message["text"], &message["usage"]["interrupted"]), (&json!("Slow"), &json!(true)));
     let admin = app.admin().await;
-    for conversation in [&conversation, &waited_for] {
+    for conversation in [&conversation, &waited_for, &posted_to] {
         assert_eq!(said(&admin, conversation).await.pop(), Some(("ASSISTANT".to_owned(), "Slow".to_owned())));
     }
     assert_eq!(send(&admin, &conversation, "Hello").await, "Answer 3");
