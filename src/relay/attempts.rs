@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use axum::http::Response;
 use chrono::TimeDelta;
-use hyper::body::Incoming;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Relay;
+use super::beginning::Begun;
 use super::caller::Admitted;
 use super::error::{Refusal, Result};
 use super::pool::{Choice, Failed, Lane, Lease, Tried, Wanted, Why, tried};
@@ -35,7 +35,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 
 /// What an upstream has answered in the end.
 pub(super) enum Answered {
-    Success(Response<Incoming>),
+    Success(Response<Begun>),
     Error(Whole),
 }
 

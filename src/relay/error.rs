@@ -158,6 +158,23 @@ pub(super) fn kind(status: StatusCode) -> &'static str {
     }
 }
 
+/// The status of an error that was told by its type alone.
+pub(super) fn status_of(kind: &str) -> StatusCode {
+    match kind {
+        "invalid_request_error" => StatusCode::BAD_REQUEST,
+        "authentication_error" => StatusCode::UNAUTHORIZED,
+        "billing_error" => StatusCode::PAYMENT_REQUIRED,
+        "permission_error" => StatusCode::FORBIDDEN,
+        "not_found_error" => StatusCode::NOT_FOUND,
+        "conflict_error" => StatusCode::CONFLICT,
+        "request_too_large" => StatusCode::PAYLOAD_TOO_LARGE,
+        "rate_limit_error" => StatusCode::TOO_MANY_REQUESTS,
+        "timeout_error" => StatusCode::GATEWAY_TIMEOUT,
+        "overloaded_error" => overloaded(),
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
 fn anthropic_error(kind: &str, message: &str, request_id: &str) -> String {
     json!({ "type": "error", "error": { "type": kind, "message": message }, "request_id": request_id }).to_string()
 }

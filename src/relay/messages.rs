@@ -6,10 +6,10 @@ use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::Response;
-use hyper::body::Incoming;
 
 use super::Relay;
 use super::attempts::{Answered, Route, run};
+use super::beginning::{Begun, is_stream};
 use super::bodies::read;
 use super::caller::{Admitted, Caller, admit};
 use super::error::{REQUEST_ID, Refusal, Result, Shape, kind};
@@ -79,7 +79,7 @@ pub(super) enum Received {
     /// All of it: a success, or an error.
     Whole(Whole),
     /// The beginning of a stream, with the headers that the caller gets.
-    Stream(HeaderMap, Incoming),
+    Stream(HeaderMap, Begun),
 }
 
 /// Reserves, sends, and receives. The tally is of a stream that goes on; of anything else it is complete.
@@ -132,14 +132,14 @@ fn not_begun(tally: &Tally) -> Refusal {
     Refusal::new(StatusCode::GATEWAY_TIMEOUT, message)
 }
 
-async fn receive(relay: &Relay, response: axum::http::Response<Incoming>, tally: &mut Tally) -> Result<Received> {
-    let (head, body) = response.into_parts();
+async fn receive(relay: &Relay, response: axum::http::Response<Begun>, tally: &mut Tally) -> Result<Received> {
+    let (head, begun) = response.into_parts();
     let headers = kept(&head.headers);
     tally.answers(head.status, request_id(&headers));
     if is_stream(&headers) {
-        return Ok(Received::Stream(headers, body));
+        return Ok(Received::Stream(headers, begun));
     }
-    let body = collect(body, MAX_ANSWER, relay.limits.silence).await.map_err(|error| {
+    let body = collect(begun.rest, MAX_ANSWER, &relay.limits).await.map_err(|error| {
         const MESSAGE: &str = "The upstream's answer broke off.";
         tracing::warn!(error = &error as &dyn std::error::Error, "an upstream's answer did not come whole");
         tally.cuts_off(error.received);
@@ -151,11 +151,6 @@ async fn receive(relay: &Relay, response: axum::http::Response<Incoming>, tally:
     tally.reads_whole(&body);
     tally.ends();
     Ok(Received::Whole(Whole { status: head.status, headers, body }))
-}
-
-fn is_stream(headers: &HeaderMap) -> bool {
-    let content_type = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-    content_type.is_some_and(|text| text.to_ascii_lowercase().starts_with(b"text/event-stream"))
 }
 
 fn request_id(headers: &HeaderMap) -> Option<&str> {

@@ -2,6 +2,7 @@
 //! `messages.rs`, from top to bottom.
 
 mod attempts;
+mod beginning;
 mod bodies;
 mod caller;
 mod chat_answer;
@@ -49,6 +50,8 @@ use tally::Endpoint;
 pub struct RelayLimits {
     /// How long an upstream may say nothing, before its answer and within it.
     pub silence: Duration,
+    /// How long a connection to an upstream may take to be made.
+    pub connecting: Duration,
     /// After how much silence a stream says that it is there.
     pub ping: Duration,
     /// How long a request waits for an account.
@@ -65,7 +68,7 @@ pub struct RelayLimits {
     pub bodies: usize,
     /// How long a caller of a stream waits for it to begin, through all that is tried: less than the Claude CLI waits for.
     pub beginning: Duration,
-    /// How long a stream may go on.
+    /// How long an answer may go on.
     pub longest: Duration,
     /// How long a caller may read nothing of a stream that has something for it.
     pub unread: Duration,
@@ -75,6 +78,7 @@ impl Default for RelayLimits {
     fn default() -> Self {
         Self {
             silence: Duration::from_secs(600),
+            connecting: Duration::from_secs(10),
             ping: Duration::from_secs(15),
             patience: Duration::from_secs(10),
             retry: Duration::from_millis(250),

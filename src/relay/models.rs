@@ -168,7 +168,7 @@ async fn fetch_at_leisure(relay: &Relay, admitted: &Admitted, headers: &HeaderMa
     let errand = Errand { method: Method::GET, path_and_query: path, headers: sent, body: axum::body::Bytes::new() };
     match ask(relay, &lease, &errand, &mut Progress::default()).await {
         Answer::Success(response) => {
-            let body = collect(response.into_body(), MAX_LIST, SOON).await.ok()?;
+            let body = collect(response.into_body().rest, MAX_LIST, &relay.limits).await.ok()?;
             serde_json::from_slice(&body).ok()
         }
         // What is wrong with the account is wrong whatever it is asked for.

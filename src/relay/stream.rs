@@ -17,6 +17,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::RelayLimits;
+use super::beginning::Begun;
 use super::recovery::Trouble;
 use super::sse::Splitter;
 use super::tally::Tally;
@@ -69,6 +70,8 @@ pub(super) struct Relayed<V> {
 }
 
 struct Stream<V> {
+    /// What was read before; empty: it was passed on.
+    first: Bytes,
     /// None: it has ended.
     upstream: Option<Incoming>,
     splitter: Splitter,
@@ -85,20 +88,20 @@ struct Stream<V> {
 }
 
 impl<V: Voice> Relayed<V> {
-    pub(super) fn new(upstream: Incoming, voice: V, tally: Tally) -> Self {
+    pub(super) fn new(Begun { first, rest, since }: Begun, voice: V, tally: Tally) -> Self {
         let limits = tally.relay().limits;
-        let now = Instant::now();
         let stream = Stream {
-            upstream: Some(upstream),
+            first,
+            upstream: Some(rest),
             splitter: Splitter::default(),
             voice,
             tally,
             limits,
-            started: now,
-            heard: now,
-            sent: now,
+            started: since,
+            heard: Instant::now(),
+            sent: since,
             is_unread: true,
-            timer: Box::pin(tokio::time::sleep(limits.ping.min(limits.silence))),
+            timer: Box::pin(tokio::time::sleep_until(since + limits.ping.min(limits.silence))),
         };
         let stream = Arc::new(Mutex::new(Some(stream)));
         let watch = tokio::spawn(watch(Arc::downgrade(&stream), limits.unread));
@@ -230,7 +233,11 @@ impl<V: Voice> Stream<V> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
             let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
-            let polled = Pin::new(upstream).poll_frame(cx);
+            let polled = if self.first.is_empty() {
+                Pin::new(upstream).poll_frame(cx)
+            } else {
+                Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.first)))))
+            };
             if self.is_over() {
                 self.end(matches!(polled, Poll::Pending | Poll::Ready(Some(Ok(_)))));
                 return Poll::Ready(None);

@@ -227,7 +227,9 @@ impl Tally {
         if self.first_token.is_none() && self.meter.has_content() {
             self.first_token = Some(self.started.elapsed());
         }
-        if self.body.is_some() && self.meter.is_told() {
+        // What begins with an error was never begun.
+        let is_refused = self.meter.error.is_some() && self.meter.model.is_none() && !self.meter.has_content();
+        if self.body.is_some() && (self.meter.is_told() || is_refused) {
             self.body = None;
         }
     }

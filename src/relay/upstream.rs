@@ -8,12 +8,14 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCod
 use chrono::{DateTime, TimeDelta};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use tokio::time::timeout_at;
 use tracing::Instrument as _;
 
-use super::Relay;
+use super::beginning::{Begun, Refused, begin};
 use super::error::{REQUEST_ID, Refusal, Result};
 use super::pool::Lease;
 use super::recovery::Trouble;
+use super::{Relay, RelayLimits};
 use crate::crypto::SecretText;
 use crate::domain;
 use crate::logs::TRACES;
@@ -56,7 +58,7 @@ pub(super) struct Whole {
 
 /// How an account has answered.
 pub(super) enum Answer {
-    Success(Response<Incoming>),
+    Success(Response<Begun>),
     /// It is the caller's fault, or nobody can help it.
     Final(Whole),
     /// It is the account's doing, and another might do better.
@@ -84,34 +86,48 @@ pub(super) async fn ask(relay: &Relay, lease: &Lease, errand: &Errand<'_>, progr
     };
     let mut headers = errand.headers.clone();
     headers.insert("x-api-key", header);
+    // What is packed can be neither counted nor cut between its events.
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     let trace = tracing::info_span!(target: TRACES, "upstream", otel.kind = "client");
     let sending = services
         .upstream
         .send(
             lease.account.base(),
-            errand.method.clone(),
-            errand.path_and_query,
+            (errand.method.clone(), errand.path_and_query),
             headers,
             errand.body.clone(),
+            relay.limits.connecting,
             progress,
         )
         .instrument(trace);
     let started = Instant::now();
-    let response = match tokio::time::timeout(relay.limits.silence, sending).await {
+    let sent = tokio::time::timeout(relay.limits.silence, sending).await;
+    let mut is_late = started.elapsed() >= relay.limits.soon;
+    let response = match sent {
         Ok(Ok(response)) => response,
-        Ok(Err(error)) => return not_sent(lease, &error, started.elapsed() >= relay.limits.soon),
+        Ok(Err(error)) => return not_sent(lease, &error, is_late),
+        Err(elapsed) if !progress.has_connection() => {
+            return not_sent(lease, &NotSent::Unreachable(elapsed.into()), true);
+        }
         Err(_) => return Answer::GivenUp(silent()),
     };
-    let is_late = started.elapsed() >= relay.limits.soon;
-    if response.status().is_success() {
-        return Answer::Success(response);
-    }
-    let (head, body) = response.into_parts();
-    let body = match collect(body, MAX_ERROR, relay.limits.silence).await {
-        Ok(body) => without_key(body, &api_key),
+    let (mut head, body) = response.into_parts();
+    let body = if head.status.is_success() {
+        match begin(&head.headers, body, &relay.limits).await {
+            Ok(begun) => return Answer::Success(Response::from_parts(head, begun)),
+            Err(Refused { status, body }) => {
+                head.status = status;
+                head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                // It is the upstream's own word that it has not done it, whenever it says that.
+                is_late = false;
+                body
+            }
+        }
+    } else {
         // The status says enough.
-        Err(_) => Bytes::new(),
+        collect(body, MAX_ERROR, &relay.limits).await.unwrap_or_default()
     };
+    let body = without_key(body, &api_key);
     let message = told(head.status.as_u16(), &body, &api_key);
     let retry = Retry {
         wait: wait_of(&head.headers, services.clock.now()),
@@ -187,6 +203,7 @@ fn not_sent(lease: &Lease, error: &NotSent, is_late: bool) -> Answer {
     let failure = Failure { trouble: Some((Trouble::Failing, format!("{error}."))), answer: Err(refusal) };
     match error {
         NotSent::BrokenOff(_) if is_late => Answer::GivenUp(failure),
+        NotSent::Unreachable(_) if is_late => Answer::Elsewhere(failure),
         _ => Answer::Again(failure, None),
     }
 }
@@ -225,13 +242,16 @@ pub(super) struct Incomplete {
 }
 
 /// Reads an answer to its end.
-pub(super) async fn collect(body: Incoming, limit: usize, silence: Duration) -> Result<Bytes, Incomplete> {
-    let mut body = Limited::new(body, limit);
+pub(super) async fn collect(body: Incoming, most: usize, limits: &RelayLimits) -> Result<Bytes, Incomplete> {
+    let mut body = Limited::new(body, most);
     let (mut first, mut all) = (None::<Bytes>, Vec::new());
     let mut received = 0;
+    let end = tokio::time::Instant::now() + limits.longest;
     loop {
-        let Ok(frame) = tokio::time::timeout(silence, body.frame()).await else {
-            return Err(Incomplete { how: "stopped", received });
+        let silent_at = tokio::time::Instant::now() + limits.silence;
+        let Ok(frame) = timeout_at(silent_at.min(end), body.frame()).await else {
+            let how = if silent_at < end { "stopped" } else { "went on for too long" };
+            return Err(Incomplete { how, received });
         };
         let data = match frame {
             None => break,

@@ -21,7 +21,7 @@ use url::Url;
 
 use super::{BaseUrlError, Reach, Upstream, reachable};
 
-/// How long a connection may take to be made.
+/// How long the addresses of a name may take together to be connected to, before TLS: each has its part of that.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection is kept that nobody uses. Upstreams close theirs later, as a rule.
 const IDLE: Duration = Duration::from_secs(50);
@@ -63,7 +63,7 @@ pub enum NotSent {
     Address(#[from] http::Error),
     /// No connection could be made: nothing was sent.
     #[error("the upstream could not be reached")]
-    Unreachable(#[source] hyper_util::client::legacy::Error),
+    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The connection ended before an answer began.
     #[error("the upstream did not answer")]
     BrokenOff(#[source] hyper_util::client::legacy::Error),
@@ -105,17 +105,18 @@ impl Upstream {
         })
     }
 
-    /// Sends a request, and waits for the head of its answer. Dropped before, it ends the request.
+    /// Sends a request, and waits for the head of its answer; for a connection no longer than `connecting`, through names, addresses
+    /// and TLS. Dropped before, it ends the request.
     ///
     /// # Errors
     /// Where there is no answer.
     pub async fn send(
         &self,
         base: &Base,
-        method: Method,
-        path_and_query: &str,
+        (method, path_and_query): (Method, &str),
         headers: HeaderMap,
         body: Bytes,
+        connecting: Duration,
         progress: &mut Progress,
     ) -> Result<Response<Incoming>, NotSent> {
         let mut request = Request::new(Full::new(body));
@@ -123,12 +124,15 @@ impl Upstream {
         *request.uri_mut() = base.uri(path_and_query)?;
         *request.headers_mut() = headers;
         progress.0 = Some(capture_connection(&mut request));
-        self.senders
-            .of(base.reach)
-            .0
-            .request(request)
-            .await
-            .map_err(|error| if error.is_connect() { NotSent::Unreachable(error) } else { NotSent::BrokenOff(error) })
+        let mut sending = self.senders.of(base.reach).0.request(request);
+        let answered = match tokio::time::timeout(connecting, &mut sending).await {
+            Ok(answered) => answered,
+            Err(elapsed) if !progress.has_connection() => return Err(NotSent::Unreachable(elapsed.into())),
+            Err(_) => sending.await,
+        };
+        answered.map_err(|error| {
+            if error.is_connect() { NotSent::Unreachable(error.into()) } else { NotSent::BrokenOff(error) }
+        })
     }
 }
 

@@ -10,16 +10,26 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use crate::claude_account::create as new_account;
-use crate::relay::{FIRST, OUTCOME, Relayed, SECOND, TOKENS, asking, error, records};
+use crate::relay::{FIRST, OUTCOME, Relayed, SECOND, TOKENS, USUAL, asking, error, records};
 use crate::relay_failures::{QUICK, beginning};
 use crate::relay_pool::update;
-use crate::support::{Reply, Step, both_databases};
+use crate::support::{Reply, Step, both_databases, in_time};
 
 /// An upstream that closes each connection after it has said this: where it is.
 async fn breaking(said: String) -> String {
+    saying(said, false).await
+}
+
+/// An upstream that says this, and no more: where it is.
+async fn falling_silent(said: String) -> String {
+    saying(said, true).await
+}
+
+async fn saying(said: String, stays: bool) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
+        let mut kept = Vec::new();
         loop {
             let (mut connection, _) = listener.accept().await.unwrap();
             let mut request = Vec::new();
@@ -28,6 +38,7 @@ async fn breaking(said: String) -> String {
                 connection.read_buf(&mut request).await.unwrap();
             }
             connection.write_all(said.as_bytes()).await.unwrap();
+            kept.extend(stays.then_some(connection));
         }
     });
     url
@@ -271,6 +282,28 @@ both_databases! {
         assert_eq!(records(&app, TOKENS, 2).await[1], "0 0 0 0 0 0");
     }
 
+    async fn an_upstream_that_never_speaks_tls_is_passed_over(app: TestApp) {
+        let limits = RelayLimits { connecting: Duration::from_secs(2), soon: Duration::from_secs(1), ..QUICK };
+        let app = app.relaying(limits).await;
+        let relayed = Relayed::new(&app).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        preferred(&relayed, &format!("https://{}", listener.local_addr().unwrap())).await;
+        assert_eq!(relayed.send().await.status(), 200);
+        assert_eq!(records(&app, OUTCOME, 1).await, ["/v1/messages 200 - 2"]);
+        assert_eq!(records(&app, TOKENS, 1).await, [USUAL]);
+    }
+
+    async fn where_there_is_no_connection_by_the_end_nothing_was_used(app: TestApp) {
+        let app = app.relaying(RelayLimits { silence: Duration::from_millis(200), ..QUICK }).await;
+        let relayed = Relayed::new(&app).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        preferred(&relayed, &format!("https://{}", listener.local_addr().unwrap())).await;
+        update(&relayed, &relayed.account["id"], json!({ "status": "SUSPENDED" })).await;
+        assert_eq!(error(relayed.send().await).await, (502, "api_error".to_owned()));
+        assert_eq!(records(&app, OUTCOME, 1).await, ["/v1/messages 502 api_error 1"]);
+        assert_eq!(records(&app, TOKENS, 1).await, ["0 0 0 0 0 0"]);
+    }
+
     async fn what_an_upstream_may_have_done_is_paid_for_and_not_sent_again(app: TestApp) {
         let app = app.relaying(RelayLimits { soon: Duration::ZERO, ..QUICK }).await;
         let relayed = Relayed::new(&app).await;
@@ -305,6 +338,16 @@ both_databases! {
         let input: i64 = records(&app, "CAST(input_tokens AS TEXT)", 1).await[0].parse().unwrap();
         assert!(input > 0);
         relayed.until_health("FAILING").await;
+    }
+
+    async fn a_whole_answer_that_does_not_end_is_ended(app: TestApp) {
+        let limits = RelayLimits { longest: Duration::ZERO, silence: Duration::from_secs(600), ..QUICK };
+        let app = app.relaying(limits).await;
+        let relayed = Relayed::new(&app).await;
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n";
+        preferred(&relayed, &falling_silent(format!("{head}{{")).await).await;
+        assert_eq!(error(in_time("an answer", relayed.send()).await).await, (502, "api_error".to_owned()));
+        assert_eq!(records(&app, OUTCOME, 1).await, ["/v1/messages 502 api_error 1 estimated"]);
     }
 
     async fn a_key_that_was_replaced_says_nothing_of_the_new_one(app: TestApp) {

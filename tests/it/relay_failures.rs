@@ -11,6 +11,7 @@ use crate::support::{Reply, Socket, Step, both_databases, delta, event, events};
 /// No test waits for the relay's own pauses.
 pub(crate) const QUICK: RelayLimits = RelayLimits {
     silence: Duration::from_secs(30),
+    connecting: Duration::from_secs(30),
     ping: Duration::from_millis(50),
     patience: Duration::from_secs(20),
     retry: Duration::from_millis(5),

@@ -5,11 +5,14 @@ use std::time::Duration;
 use claviger::relay::RelayLimits;
 use serde_json::{Value, json};
 
-use crate::relay::{FIRST, MODEL, OUTCOME, Relayed, TOKENS, USUAL, asking, error, records, until_let_in};
+use crate::relay::{FIRST, MODEL, OUTCOME, Relayed, SECOND, TOKENS, USUAL, asking, error, records, until_let_in};
 use crate::relay_failures::QUICK;
 use crate::support::{Reply, Step, both_databases, delta, event, events};
 
 const PING: &str = "event: ping\ndata: {\"type\": \"ping\"}\n\n";
+
+/// The first event is waited for however long it takes.
+const PATIENT: RelayLimits = RelayLimits { ping: Duration::from_secs(30), ..QUICK };
 
 fn say(events: &[String]) -> Step {
     Step::Say(events.concat())
@@ -36,6 +39,62 @@ both_databases! {
         relayed.claude.will(FIRST, [Reply::Stream(vec![say(&said)])]);
         assert!(!relayed.stream().await.text().await.unwrap().contains(FIRST));
         assert_eq!(records(&app, "coalesce(error_type, '-')", 2).await[1], "[redacted] ");
+    }
+
+    async fn a_stream_that_begins_with_an_error_is_tried_elsewhere_and_costs_nothing(app: TestApp) {
+        let app = app.relaying(PATIENT).await;
+        let relayed = Relayed::new(&app).await;
+        relayed.second(json!({ "priority": 5 })).await;
+        let overloaded = failing("overloaded_error", "Overloaded");
+        let (head, rest) = overloaded.split_at(20);
+        let replies = [
+            vec![Step::Say(failing("api_error", "Broken")), Step::Cut],
+            vec![Step::Say(overloaded.clone())],
+            // However it is cut, and whatever sign of life comes before.
+            vec![Step::Say(PING.to_owned()), Step::Say(head.to_owned()), Step::Say(rest.to_owned()), Step::Hold],
+        ];
+        relayed.claude.will(FIRST, replies.map(Reply::Stream));
+        let response = relayed.stream().await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.text().await.unwrap(), events(MODEL).concat());
+        assert_eq!(relayed.claude.keys(), [FIRST, FIRST, FIRST, SECOND]);
+        assert_eq!(records(&app, OUTCOME, 1).await, ["/v1/messages 200 - 4 streamed"]);
+        assert_eq!(records(&app, TOKENS, 1).await, [USUAL]);
+        relayed.until_health("OVERLOADED").await;
+    }
+
+    async fn where_nobody_does_better_the_first_event_is_an_answer_of_its_own(app: TestApp) {
+        let app = app.relaying(PATIENT).await;
+        let relayed = Relayed::new(&app).await;
+        let begins_with = |kind: &str| Reply::Stream(vec![Step::Say(failing(kind, &format!("No, {FIRST}.")))]);
+        let mut count = 0;
+        for (kind, status, tries) in [("invalid_request_error", 400, 1), ("overloaded_error", 529, 3)] {
+            for path in ["/v1/messages", "/v1/chat/completions"] {
+                relayed.claude.will(FIRST, vec![begins_with(kind); tries]);
+                let response = relayed.request(path, &asking(true)).send().await.unwrap();
+                assert_eq!(response.status().as_u16(), status);
+                assert_eq!(response.headers()["content-type"], "application/json");
+                assert_eq!(response.json::<Value>().await.unwrap()["error"]["message"], "No, [redacted].");
+                count += 1;
+                let outcome = records(&app, OUTCOME, count).await.pop().unwrap();
+                assert_eq!(outcome, format!("{path} {status} {kind} {tries} streamed"));
+            }
+        }
+        assert_eq!(records(&app, TOKENS, 4).await, ["0 0 0 0 0 0"; 4]);
+    }
+
+    async fn an_error_after_a_mere_sign_of_life_costs_nothing_either(app: TestApp) {
+        let app = app.relaying(QUICK).await;
+        let relayed = Relayed::new(&app).await;
+        let error = failing("overloaded_error", "Overloaded");
+        relayed.claude.will(FIRST, [Reply::Stream(vec![Step::Say(PING.to_owned()), Step::Hold, Step::Say(error.clone())])]);
+        // The caller is not kept waiting for more than its ping.
+        let response = relayed.stream().await;
+        relayed.claude.release(1);
+        assert_eq!(response.text().await.unwrap().replace(PING, ""), error);
+        assert_eq!(records(&app, OUTCOME, 1).await, ["/v1/messages 200 overloaded_error 1 streamed"]);
+        assert_eq!(records(&app, TOKENS, 1).await, ["0 0 0 0 0 0"]);
+        relayed.until_health("OVERLOADED").await;
     }
 
     async fn the_upstreams_last_word_is_the_last(app: TestApp) {

@@ -77,6 +77,17 @@ both_databases! {
         assert!(elsewhere.seen().is_empty());
     }
 
+    async fn no_answer_is_asked_for_packed(app: TestApp) {
+        let relayed = Relayed::new(&app).await;
+        let packed = relayed.request("/v1/messages", &asking(true)).header("accept-encoding", "gzip, br");
+        assert_eq!(packed.send().await.unwrap().status(), 200);
+        assert_eq!(relayed.send().await.status(), 200);
+        for seen in relayed.claude.seen() {
+            let asked: Vec<_> = seen.headers.get_all("accept-encoding").iter().collect();
+            assert_eq!(asked, ["identity"]);
+        }
+    }
+
     async fn the_reason_to_stop_is_told_in_openais_words(app: TestApp) {
         let relayed = Relayed::new(&app).await;
         for (reason, expected) in REASONS {
@@ -126,6 +137,7 @@ fn the_limits_are_those_that_are_documented() {
     insta::assert_debug_snapshot!(RelayLimits::default(), @r"
     RelayLimits {
         silence: 600s,
+        connecting: 10s,
         ping: 15s,
         patience: 10s,
         retry: 250ms,
