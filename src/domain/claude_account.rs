@@ -59,6 +59,21 @@ pub struct Update {
     pub expected_version: Option<i32>,
 }
 
+/// What an account asks with and whom: with another key, or at another upstream, what is known of its health is not its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    api_key_version: i32,
+    base_url: Option<String>,
+}
+
+impl Target {
+    /// That of an account.
+    #[must_use]
+    pub fn of(account: &ClaudeAccount) -> Self {
+        Self { api_key_version: account.api_key_version, base_url: account.base_url.clone() }
+    }
+}
+
 impl Recorded for ClaudeAccount {
     fn fields(&self) -> Vec<(&'static str, Field)> {
         let object =
@@ -218,7 +233,7 @@ pub async fn create(cx: Cx<'_>, input: Create) -> Result<ClaudeAccount> {
     .await
 }
 
-/// Changes an account; what the input leaves out stays.
+/// Changes an account; what the input leaves out stays. What was known of its health was its upstream's, if that is another now.
 ///
 /// # Errors
 /// Without permission, with wrong input, where there is no such account, or where it is not at the expected version.
@@ -243,9 +258,13 @@ pub async fn update(cx: Cx<'_>, id: ClaudeAccountId, input: Update) -> Result<Cl
             .or_keep(account.organization.take(), |text| checks.line("organization", &text, ORGANIZATION_LENGTH));
         account.usage_limit =
             input.usage_limit.or_keep(account.usage_limit, |number| checks.positive("usageLimit", number));
+        let target = Target::of(account);
         account.base_url = input.base_url.or_keep(account.base_url.take(), |url| {
             checks.noting("baseUrl", cx.services.upstream.check_base_url(&url))
         });
+        if Target::of(account) != target {
+            forget_health(account);
+        }
         account.features = input.features.or_keep(account.features.take(), |value| checks.object("features", value));
         account.metadata = input.metadata.or_keep(account.metadata.take(), |value| checks.object("metadata", value));
         (account.current_usage, account.usage_resets_at) = usage_at(account, cx.services.clock.now());
@@ -273,9 +292,7 @@ pub async fn replace_key(cx: Cx<'_>, id: ClaudeAccountId, api_key: &SecretText) 
         }
         let mut account = before.clone();
         seal_key(cx, permit.organization(), &mut account, &api_key)?;
-        account.health_state = ClaudeAccountHealthState::Unknown;
-        account.health_until = None;
-        account.health_last_error = None;
+        forget_health(&mut account);
         follow_limit(&mut account);
         write(cx, tx, &permit, &before, &mut account).await?;
         let changes = Changes::between(&before, &account);
@@ -311,7 +328,7 @@ pub async fn test(cx: Cx<'_>, id: ClaudeAccountId) -> Result<(ClaudeAccount, Pro
     audited(cx, async |tx| {
         let before = accounts::lock(tx, &permit, id).await?.ok_or_else(no_such_account)?;
         let mut account = before.clone();
-        if (before.api_key_version, &before.base_url) == (tested.api_key_version, &tested.base_url) {
+        if Target::of(&before) == Target::of(&tested) {
             account.health_state = health_after(&probe);
             account.health_until = None;
             account.health_last_error = if probe.ok { None } else { probe.message.clone() };
@@ -426,6 +443,13 @@ fn follow_limit(account: &mut ClaudeAccount) {
         account.health_state = ClaudeAccountHealthState::Unknown;
         account.health_until = None;
     }
+}
+
+/// What is known of an account's health holds no longer.
+fn forget_health(account: &mut ClaudeAccount) {
+    account.health_state = ClaudeAccountHealthState::Unknown;
+    account.health_until = None;
+    account.health_last_error = None;
 }
 
 /// Changes a locked account and writes it, unless nothing has changed.

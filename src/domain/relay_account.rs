@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use chrono::TimeDelta;
 
-use super::claude_account::{self, open_key, usage_at};
+use super::claude_account::{self, Target, open_key, usage_at};
 use super::context::{Cx, Record, Services};
 use super::deed::audited;
 use super::error::{Code, Error, Result};
@@ -27,6 +27,7 @@ pub struct RelayAccount {
     organization: OrganizationId,
     row: ClaudeAccount,
     base: Base,
+    target: Arc<Target>,
     /// Tokens used since the row was read.
     used: AtomicI64,
 }
@@ -80,7 +81,10 @@ impl RelayAccount {
     /// None where its base URL may not be used any longer.
     fn new(services: &Services, organization: OrganizationId, row: ClaudeAccount) -> Option<Self> {
         match services.upstream.base(row.base_url.as_deref()) {
-            Ok(base) => Some(Self { organization, row, base, used: AtomicI64::new(0) }),
+            Ok(base) => {
+                let target = Arc::new(Target::of(&row));
+                Some(Self { organization, row, base, target, used: AtomicI64::new(0) })
+            }
             Err(error) => {
                 tracing::warn!(account = %row.id, error = &error as &dyn std::error::Error, "an account cannot be used");
                 None
@@ -110,6 +114,12 @@ impl RelayAccount {
     #[must_use]
     pub fn base(&self) -> &Base {
         &self.base
+    }
+
+    /// What it asks with and whom.
+    #[must_use]
+    pub fn target(&self) -> &Arc<Target> {
+        &self.target
     }
 
     /// The key, for one request.
@@ -143,8 +153,8 @@ pub struct Observed {
     pub id: ClaudeAccountId,
     /// Whose it is.
     pub organization: OrganizationId,
-    /// With which of its keys.
-    pub key_version: i32,
+    /// With which key and at which upstream.
+    pub target: Arc<Target>,
     /// How it does.
     pub state: ClaudeAccountHealthState,
     /// Until when that holds.
@@ -153,7 +163,7 @@ pub struct Observed {
     pub error: Option<String>,
 }
 
-/// Writes an account's health, unless that says nothing new, or it has another key by now.
+/// Writes an account's health, unless that says nothing new, or it has another key or another upstream by now.
 ///
 /// # Errors
 /// Where the database fails.
@@ -196,6 +206,6 @@ impl Observed {
             (None, None) => false,
             (Some(_), None) | (None, Some(_)) => true,
         };
-        account.api_key_version == self.key_version && !is_exhausted && (account.health_state != self.state || moved)
+        Target::of(account) == *self.target && !is_exhausted && (account.health_state != self.state || moved)
     }
 }

@@ -75,15 +75,15 @@ impl Tries {
     }
 
     /// Whether an account may be tried once more. One that has a limit only where it says when.
-    fn may_again(&self, at: Tried, failure: &Failure, wait: Option<Duration>) -> bool {
+    fn may_again(&self, at: &Tried, failure: &Failure, wait: Option<Duration>) -> bool {
         let is_limited = matches!(failure.trouble, Some((Trouble::RateLimited(_), _)));
         let is_soon = wait.map_or(!is_limited, |wait| wait <= LONGEST_WAIT);
         is_soon && self.times(at) <= RETRIES
     }
 
     /// How often an account was tried.
-    fn times(&self, at: Tried) -> usize {
-        self.all.iter().filter(|tried| **tried == at).count()
+    fn times(&self, at: &Tried) -> usize {
+        self.all.iter().filter(|tried| *tried == at).count()
     }
 
     /// The account that is to be tried again rests, for all, where it is not only this request that fails. Returns how long this
@@ -104,7 +104,7 @@ impl Tries {
         }
         let pause = match until {
             Some(until) => until - relay.services.clock.now(),
-            None => lease.pause(self.times(tried(&lease.account))),
+            None => lease.pause(self.times(&tried(&lease.account))),
         };
         let (pause, wait) = (pause.to_std().unwrap_or_default(), wait.unwrap_or_default());
         if until.is_some() && pause > wait.max(SHORT_WAIT) {
@@ -158,7 +158,7 @@ pub(super) async fn run(
             Err(refusal) => return tries.end(refusal),
         };
         let at = tried(&lease.account);
-        tries.all.push(at);
+        tries.all.push(at.clone());
         let answer = ask(relay, &lease, errand, tally.attempt(lease.clone())).await;
         let (failure, again) = match answer {
             Answer::Success(response) => {
@@ -178,7 +178,7 @@ pub(super) async fn run(
             }
             Answer::Elsewhere(failure) => (failure, None),
             Answer::Again(failure, wait) => {
-                let is_again = tries.may_again(at, &failure, wait);
+                let is_again = tries.may_again(&at, &failure, wait);
                 (failure, is_again.then_some(wait))
             }
         };

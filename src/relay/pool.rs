@@ -14,6 +14,7 @@ use quick_cache::sync::Cache;
 
 use super::recovery::{Follows, Pace, Place, Recovery, Request, Rest, Standing, Trouble};
 use super::tally::Endpoint;
+use crate::domain::claude_account::Target;
 use crate::domain::relay_account::{Observed, RelayAccount};
 use crate::model::{ClaudeAccountHealthState, ClaudeAccountId, Clock, Timestamp};
 
@@ -45,22 +46,16 @@ struct States {
 struct AccountState {
     in_flight: u32,
     turn: u64,
-    /// Which key and which version of the account it is about: no older ones, however old the list that somebody has.
-    key_version: i32,
+    /// Which version of the account it is about, and with which key at which upstream: no older ones, however old the list that
+    /// somebody has.
     version: i32,
-    /// For all lanes.
-    closed: Option<Closed>,
+    target: Option<Arc<Target>>,
+    /// Of all lanes, where no request may be sent to it, or could not.
+    closed: Option<Recovery>,
     /// Those in which something went wrong.
     lanes: HashMap<Lane, Recovery>,
     /// Whether something went wrong since it was told to be well.
     is_ill: bool,
-}
-
-/// No request may be sent to an account.
-#[derive(Debug, Clone, Copy)]
-struct Closed {
-    rest: Rest,
-    turn: u64,
 }
 
 /// What upstreams limit by itself: the messages of a model, or what is asked about it and is free.
@@ -81,8 +76,8 @@ impl Lane {
     }
 }
 
-/// An account with the key that it had: with another it is another.
-pub(super) type Tried = (ClaudeAccountId, i32);
+/// An account with the key and the upstream that it had: with others it is another.
+pub(super) type Tried = (ClaudeAccountId, Arc<Target>);
 
 /// What a request needs.
 pub(super) struct Wanted<'a> {
@@ -204,7 +199,7 @@ impl Pool {
 
 /// What a request remembers of an account that it was at.
 pub(super) fn tried(account: &RelayAccount) -> Tried {
-    (account.id(), account.row().api_key_version)
+    (account.id(), account.target().clone())
 }
 
 impl States {
@@ -218,9 +213,8 @@ impl States {
         let state = self.accounts.entry(account.id()).or_default();
         state.turn = turn;
         state.in_flight += 1;
-        if let Some(recovery) = state.lanes.get_mut(lane) {
-            recovery.begin(now);
-        }
+        let lane_of = state.lanes.get_mut(lane);
+        state.closed.iter_mut().chain(lane_of).for_each(|recovery| recovery.begin(now));
         Lease {
             pool: pool.clone(),
             account: account.clone(),
@@ -232,38 +226,39 @@ impl States {
 }
 
 impl AccountState {
-    /// Another key is another account; and one that was found well by somebody else is.
+    /// Another key, or another upstream, is another account; and one that was found well by somebody else is.
     fn look_again(&mut self, account: &RelayAccount) {
         use ClaudeAccountHealthState::{Healthy, Unknown};
         let row = account.row();
         if row.version <= self.version {
             return;
         }
-        if row.api_key_version != self.key_version {
+        if !self.is_of(account) {
             (self.closed, self.is_ill) = (None, false);
             self.lanes.clear();
+            self.target = Some(account.target().clone());
         } else if matches!(row.health_state, Healthy | Unknown) {
             self.closed = None;
         }
-        (self.key_version, self.version) = (row.api_key_version, row.version);
+        self.version = row.version;
     }
 
     fn standing(&self, lane: &Lane, now: Timestamp, place: Option<&Place>) -> Standing {
-        let closed = self.closed.map(|closed| closed.rest).filter(|rest| rest.holds(now));
-        let lane = self.lanes.get(lane).map_or(Standing::Ready, |recovery| recovery.standing(now, place));
-        match (closed, lane) {
-            (Some(closed), Standing::Resting(rest, queue)) if rest.until > closed.until => {
+        let of = |recovery: Option<&Recovery>| recovery.map_or(Standing::Ready, |found| found.standing(now, place));
+        match (of(self.closed.as_ref()), of(self.lanes.get(lane))) {
+            (Standing::Resting(closed, _), Standing::Resting(rest, queue)) if rest.until > closed.until => {
                 Standing::Resting(rest, queue)
             }
-            (Some(rest), _) => Standing::Resting(rest, None),
-            (None, lane) => lane,
+            (closed @ Standing::Resting(..), _) => closed,
+            (_, lane @ Standing::Resting(..)) | (Standing::Ready, lane) => lane,
+            (closed @ Standing::Full(_), _) => closed,
         }
     }
 
     /// The worst that holds of it.
     fn rest(&self, now: Timestamp) -> Option<Rest> {
-        let closed = self.closed.map(|closed| closed.rest).filter(|rest| rest.holds(now));
-        self.lanes.values().filter_map(|recovery| recovery.rest(now)).chain(closed).max_by_key(|rest| rest.until)
+        let all = self.lanes.values().chain(&self.closed);
+        all.filter_map(|recovery| recovery.rest(now)).max_by_key(|rest| rest.until)
     }
 
     /// What becomes of a lane in which something went wrong. What is known of another may be forgotten for that: it is found out anew.
@@ -283,7 +278,7 @@ impl AccountState {
 
     /// Whether what a request learns that had this account holds of it as it is now.
     fn is_of(&self, account: &RelayAccount) -> bool {
-        account.row().api_key_version >= self.key_version
+        self.target.as_ref() == Some(account.target())
     }
 }
 
@@ -316,7 +311,7 @@ impl Lease {
         if !state.is_of(&self.account) {
             return None;
         }
-        if state.closed.is_some_and(|closed| closed.turn < self.turn) {
+        if state.closed.as_mut().is_some_and(|closed| closed.succeed(self.turn, now)) {
             state.closed = None;
         }
         if let Some(recovery) = state.lanes.get_mut(&self.lane) {
@@ -358,21 +353,22 @@ impl Lease {
             return None;
         }
         let pace = self.pool.pace(turn);
-        let rest = if matches!(trouble, Trouble::Unauthorized | Trouble::Unpaid) {
-            let rest = trouble.rest(1, now, pace);
-            state.closed = Some(Closed { rest, turn });
-            Some(rest)
+        let recovery = if matches!(trouble, Trouble::Unauthorized | Trouble::Unpaid) {
+            state.closed.get_or_insert_with(Recovery::new)
         } else {
             let is_trusted = state.lanes.get(&self.lane).is_none_or(|recovery| recovery.is_trusted(now));
             if trouble == Trouble::Failing && is_trusted && !is_given_up {
                 return None;
             }
-            let request = Request { began: self.turn, is_answered: self.is_answered.load(Ordering::Relaxed) };
-            match state.recovery(&self.lane, now).fail(request, turn, trouble, now, pace) {
-                Follows::Nothing => return None,
-                Follows::Doubt => None,
-                Follows::Rest(rest) => Some(rest),
-            }
+            state.recovery(&self.lane, now)
+        };
+        let request = Request { began: self.turn, is_answered: self.is_answered.load(Ordering::Relaxed) };
+        let rest = match recovery.fail(request, turn, trouble, now, pace) {
+            Follows::Nothing => return None,
+            // What one request may not do says nothing of the account's health.
+            Follows::Doubt if trouble == Trouble::Forbidden => return None,
+            Follows::Doubt => None,
+            Follows::Rest(rest) => Some(rest),
         };
         state.is_ill = true;
         let worst = state.rest(now).or(rest);
@@ -399,7 +395,7 @@ impl Lease {
         Observed {
             id: row.id,
             organization: self.account.organization(),
-            key_version: row.api_key_version,
+            target: self.account.target().clone(),
             state,
             until,
             error,
@@ -412,9 +408,8 @@ impl Drop for Lease {
         let mut states = self.pool.lock();
         if let Some(state) = states.accounts.get_mut(&self.account.id()) {
             state.in_flight = state.in_flight.saturating_sub(1);
-            if let Some(recovery) = state.lanes.get_mut(&self.lane) {
-                recovery.end(self.turn);
-            }
+            let lane = state.lanes.get_mut(&self.lane);
+            state.closed.iter_mut().chain(lane).for_each(|recovery| recovery.end(self.turn));
         }
     }
 }

@@ -46,6 +46,8 @@ pub(super) enum Trouble {
     RateLimited(Option<Timestamp>),
     Overloaded(Option<Timestamp>),
     Failing,
+    /// The key may not do this, and perhaps nothing.
+    Forbidden,
     /// The key is not accepted.
     Unauthorized,
     /// The account is not paid for.
@@ -62,7 +64,7 @@ impl Trouble {
         match self {
             Self::RateLimited(_) => ClaudeAccountHealthState::RateLimited,
             Self::Overloaded(_) => ClaudeAccountHealthState::Overloaded,
-            Self::Unauthorized => ClaudeAccountHealthState::Unauthorized,
+            Self::Forbidden | Self::Unauthorized => ClaudeAccountHealthState::Unauthorized,
             Self::Failing | Self::Unpaid => ClaudeAccountHealthState::Failing,
         }
     }
@@ -78,6 +80,7 @@ impl Trouble {
             Self::RateLimited(None) => doubled(LIMITED, TimeDelta::minutes(1)),
             Self::Overloaded(Some(until)) => told(until, TimeDelta::minutes(1)),
             Self::Overloaded(None) | Self::Failing => pace.scattered(doubled(pace.first, OVERLOADED_AT_LAST)),
+            Self::Forbidden => pace.scattered(doubled(pace.first, CLOSED)),
             Self::Unauthorized | Self::Unpaid => CLOSED,
         };
         Rest { state: self.state(), until: now + length }
@@ -186,7 +189,7 @@ impl Recovery {
                 known.map_or(Follows::Nothing, Follows::Rest)
             };
         }
-        if trouble == Trouble::Failing {
+        if matches!(trouble, Trouble::Failing | Trouble::Forbidden) {
             let in_a_row = if is_answered { &mut self.breaks } else { &mut self.doubts };
             *in_a_row = in_a_row.saturating_add(1);
             if *in_a_row < SEVERAL && self.is_trusted(now) {

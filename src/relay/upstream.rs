@@ -12,7 +12,7 @@ use tokio::time::timeout_at;
 use tracing::Instrument as _;
 
 use super::beginning::{Begun, Refused, begin};
-use super::error::{REQUEST_ID, Refusal, Result};
+use super::error::{REQUEST_ID, Refusal, Result, kind};
 use super::pool::Lease;
 use super::recovery::Trouble;
 use super::{Relay, RelayLimits};
@@ -28,8 +28,14 @@ const MAX_ERROR: usize = 1024 * 1024;
 pub(super) const MAX_ANSWER: usize = 64 * 1024 * 1024;
 /// However long an upstream says that nobody should ask it, it is no longer: beyond some length there are no times any more.
 const LONGEST_TOLD: Duration = Duration::from_secs(24 * 60 * 60);
-/// How the upstream begins to say that the account has no credit. Further on in a message a caller's own words may stand.
-const UNPAID: &str = "Your credit balance is too low";
+/// How an upstream begins to say what is wrong with the account, for which it has no error of its own. Further on in a message a
+/// caller's own words may stand.
+const OF_THE_ACCOUNT: [(&str, Trouble); 4] = [
+    ("Your credit balance is too low", Trouble::Unpaid),
+    ("You have reached your specified API usage limits", Trouble::Unpaid),
+    ("You have reached your specified workspace API usage limits", Trouble::Unpaid),
+    ("This organization has been disabled", Trouble::Unauthorized),
+];
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -155,13 +161,15 @@ fn judge(whole: Whole, message: String, Retry { wait, resets_at, is_of_use, is_l
     let status = whole.status.as_u16();
     let failure = |trouble: Trouble, answer| Failure { trouble: Some((trouble, message)), answer };
     let again = |failure| if is_of_use { Answer::Again(failure, wait) } else { Answer::Elsewhere(failure) };
+    if let Some(trouble) = of_the_account(&whole) {
+        return Answer::Elsewhere(failure(trouble, Ok(whole)));
+    }
     match status {
         // The account's key is meant, of which the caller knows nothing: told as it is, it would be taken for the caller's own.
         401 => Answer::Elsewhere(failure(Trouble::Unauthorized, Err(nobody()))),
         402 => Answer::Elsewhere(failure(Trouble::Unpaid, Ok(whole))),
-        400 if is_unpaid(&whole.body) => Answer::Elsewhere(failure(Trouble::Unpaid, Ok(whole))),
-        // Another account may have what this one lacks; it says nothing of other requests.
-        403 => Answer::Elsewhere(Failure { trouble: None, answer: Ok(whole) }),
+        // Another account may have what this one lacks; by itself it says little of other requests.
+        403 => Answer::Elsewhere(failure(Trouble::Forbidden, Ok(whole))),
         429 => again(failure(Trouble::RateLimited(resets_at), Ok(whole))),
         529 => again(failure(Trouble::Overloaded(resets_at), Ok(whole))),
         // A gateway's word, which has lost sight of the upstream, and not the upstream's that it has not done it.
@@ -178,8 +186,8 @@ fn judge(whole: Whole, message: String, Retry { wait, resets_at, is_of_use, is_l
     }
 }
 
-/// Whether the account has no credit, for which the API has no error of its own.
-fn is_unpaid(body: &[u8]) -> bool {
+/// What an upstream says of the account in an error that is as a rule about the request.
+fn of_the_account(whole: &Whole) -> Option<Trouble> {
     #[derive(serde::Deserialize)]
     struct Body<'a> {
         #[serde(borrow)]
@@ -192,8 +200,12 @@ fn is_unpaid(body: &[u8]) -> bool {
         #[serde(borrow)]
         message: Cow<'a, str>,
     }
-    let error = serde_json::from_slice::<Body<'_>>(body).map(|body| body.error);
-    error.is_ok_and(|error| error.kind == "invalid_request_error" && error.message.starts_with(UNPAID))
+    if !matches!(whole.status, StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN) {
+        return None;
+    }
+    let Body { error } = serde_json::from_slice(&whole.body).ok()?;
+    let known = OF_THE_ACCOUNT.iter().find(|(words, _)| error.message.starts_with(words));
+    known.filter(|_| error.kind == kind(whole.status)).map(|(_, trouble)| *trouble)
 }
 
 fn not_sent(lease: &Lease, error: &NotSent, is_late: bool) -> Answer {
@@ -365,18 +377,24 @@ mod tests {
     }
 
     #[test]
-    fn only_the_upstream_says_that_there_is_no_credit() {
+    fn only_the_upstream_says_what_is_wrong_with_the_account() {
         let body = |kind: &str, message: &str| {
             format!(r#"{{"type":"error","error":{{"type":"{kind}","message":"{message}"}},"request_id":"r"}}"#)
         };
+        let of_the_account = |status: StatusCode, body: &str| {
+            of_the_account(&Whole { status, headers: HeaderMap::new(), body: Bytes::copy_from_slice(body.as_bytes()) })
+        };
+        let (bad, forbidden) = (StatusCode::BAD_REQUEST, StatusCode::FORBIDDEN);
         let words = "Your credit balance is too low to access the Anthropic API.";
-        assert!(is_unpaid(body("invalid_request_error", words).as_bytes()));
+        assert_eq!(of_the_account(bad, &body("invalid_request_error", words)), Some(Trouble::Unpaid));
+        let disabled = "This organization has been disabled.";
+        assert_eq!(of_the_account(forbidden, &body("permission_error", disabled)), Some(Trouble::Unauthorized));
         for other in [
             body("invalid_request_error", &format!("Unexpected value(s) `{words}` for the `anthropic-beta` header")),
             body("not_found_error", words),
             words.to_owned(),
         ] {
-            assert!(!is_unpaid(other.as_bytes()), "{other}");
+            assert_eq!(of_the_account(bad, &other), None, "{other}");
         }
     }
 

@@ -61,6 +61,7 @@ mod redis;
 mod refused;
 mod registration;
 mod relay;
+mod relay_accounts;
 mod relay_attempts;
 mod relay_callers;
 mod relay_chat;

@@ -12,7 +12,7 @@ pub(crate) mod schema;
 mod upstream;
 
 pub(crate) use app::{OTHER_ORGANIZATION, PASSWORD, STAND_IN, TestApp};
-pub(crate) use claude::{Claude, Reply, Step, TEXT, delta, event, events, message};
+pub(crate) use claude::{Claude, Reply, Seen, Step, TEXT, delta, event, events, message};
 pub(crate) use graphql::{Answer, Client};
 pub(crate) use live::{EventStream, Socket, gauge, in_time, until_gauge};
 pub(crate) use mail::{Behaviour, Mail, SmtpSink, Tls, tls_of_localhost};
