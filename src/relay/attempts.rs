@@ -27,7 +27,7 @@ const SHORT_WAIT: Duration = Duration::from_secs(1);
 /// How often those who wait for their turn look again by themselves.
 const LOOK: Duration = Duration::from_secs(1);
 /// No request is tried on more accounts.
-const MAX_ACCOUNTS: usize = 5;
+pub(super) const MAX_ACCOUNTS: usize = 5;
 /// Nor more often.
 const MAX_TRIES: usize = (RETRIES + 1) * MAX_ACCOUNTS;
 /// Nor is another try begun after this.

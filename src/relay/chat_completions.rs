@@ -18,10 +18,8 @@ use super::messages::{Received, exchange, stream_headers};
 use super::request::forwarded;
 use super::stream::Relayed;
 use super::tally::{Endpoint, Tally};
-use super::upstream::{Errand, Whole};
+use super::upstream::{API_VERSION, Errand, Whole};
 
-/// The version of the API whose answers are translated.
-const API_VERSION: HeaderValue = HeaderValue::from_static("2023-06-01");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// The handler.

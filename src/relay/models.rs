@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Extension, Path, Query, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use chrono::TimeDelta;
 use serde::Deserialize;
@@ -15,12 +15,12 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::Relay;
+use super::attempts::MAX_ACCOUNTS;
 use super::caller::{Admitted, Caller, admit};
 use super::error::{Refusal, Result, Shape};
-use super::pool::{Choice, Lane, Wanted};
+use super::pool::{Choice, Lane, Lease, Wanted, tried};
 use super::recovery::Trouble;
-use super::request::forwarded;
-use super::upstream::{Answer, Errand, Failure, ask, collect};
+use super::upstream::{API_VERSION, Answer, Errand, Failure, ask, collect};
 use crate::domain::relay_account::RelayAccounts;
 use crate::model::{OrganizationId, Timestamp};
 use crate::upstream::Progress;
@@ -87,7 +87,7 @@ pub(super) async fn list(
     let listed = async {
         let admitted = admit(&relay, &caller, &headers).await?;
         let Query(query) = query.map_err(|error| Refusal::bad_request(error.body_text()))?;
-        let page = page(&allowed(&relay, &admitted, &headers).await?, &query)?;
+        let page = page(&allowed(&relay, &admitted).await, &query)?;
         Ok::<_, Refusal>(answer(&page, admitted.limits))
     };
     listed.await.unwrap_or_else(|refusal| refusal.into_response(Shape::Anthropic, &caller.request_id))
@@ -103,10 +103,10 @@ pub(super) async fn show(
     let found = async {
         let admitted = admit(&relay, &caller, &headers).await?;
         let Path(id) = id.map_err(|error| Refusal::bad_request(error.body_text()))?;
-        let models = allowed(&relay, &admitted, &headers).await?;
+        let models = allowed(&relay, &admitted).await;
         let model = match models.into_iter().find(|model| model["id"] == id.as_str()) {
             Some(model) => Some(model),
-            None => by_other_name(&relay, &admitted, &headers, &id).await,
+            None => by_other_name(&relay, &admitted, &id).await,
         };
         let model = model.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "There is no such model.").for_good())?;
         Ok::<_, Refusal>(answer(&model, admitted.limits))
@@ -120,53 +120,71 @@ fn answer(body: &Value, limits: HeaderMap) -> Response {
 }
 
 /// The models that the key may use.
-async fn allowed(relay: &Relay, admitted: &Admitted, headers: &HeaderMap) -> Result<Vec<Value>> {
-    let models = known(relay, admitted, headers).await;
+async fn allowed(relay: &Relay, admitted: &Admitted) -> Vec<Value> {
+    let models = known(relay, admitted).await;
     let allowed = &admitted.key.key.allowed_models;
     let is_allowed = |model: &&Value| model["id"].as_str().is_some_and(|id| allowed.allow(id));
-    Ok(models.iter().filter(is_allowed).cloned().collect())
+    models.iter().filter(is_allowed).cloned().collect()
 }
 
-async fn known(relay: &Relay, admitted: &Admitted, headers: &HeaderMap) -> Models {
+async fn known(relay: &Relay, admitted: &Admitted) -> Models {
     let (slot, now) = (relay.models.of(admitted.organization()), relay.services.clock.now());
     // Many programs start together. Whoever waits longer than the upstream is waited for goes by the prices.
     let Ok(mut slot) = timeout(SOON, slot.lock()).await else { return priced(relay) };
     if let Some(known) = slot.as_ref().filter(|known| known.holds(now)) {
         return known.models.clone().unwrap_or_else(|| priced(relay));
     }
-    let models = fetch(relay, admitted, headers, "/v1/models?limit=1000").await.and_then(|mut list| {
-        let Value::Array(models) = list["data"].take() else { return None };
-        Some(Models::from(models))
+    let models = fetch(relay, admitted, "/v1/models?limit=1000", |mut list| match list.get_mut("data")?.take() {
+        Value::Array(models) => Some(Models::from(models)),
+        _ => None,
     });
+    let models = models.await;
     *slot = Some(Known { at: now, models: models.clone() });
     models.unwrap_or_else(|| priced(relay))
 }
 
 /// The model that the upstream knows by an id that it does not list.
-async fn by_other_name(relay: &Relay, admitted: &Admitted, headers: &HeaderMap, id: &str) -> Option<Value> {
+async fn by_other_name(relay: &Relay, admitted: &Admitted, id: &str) -> Option<Value> {
     let is_id = id.len() <= MAX_ID
         && !id.starts_with('.')
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:@".contains(&byte));
     if !is_id || !admitted.key.key.allowed_models.allow(id) {
         return None;
     }
-    let model = fetch(relay, admitted, headers, &format!("/v1/models/{id}")).await?;
-    model["id"].is_string().then_some(model)
+    fetch(relay, admitted, &format!("/v1/models/{id}"), |model| model["id"].is_string().then_some(model)).await
 }
 
-/// What an upstream says there is, if one does soon.
-async fn fetch(relay: &Relay, admitted: &Admitted, headers: &HeaderMap, path: &str) -> Option<Value> {
-    timeout(SOON, fetch_at_leisure(relay, admitted, headers, path)).await.ok().flatten()
+/// What the first upstream says that has an answer, if one does soon.
+async fn fetch<T>(relay: &Relay, admitted: &Admitted, path: &str, read: impl Fn(Value) -> Option<T>) -> Option<T> {
+    timeout(SOON, fetch_at_leisure(relay, admitted, path, read)).await.ok().flatten()
 }
 
-async fn fetch_at_leisure(relay: &Relay, admitted: &Admitted, headers: &HeaderMap, path: &str) -> Option<Value> {
-    let accounts = RelayAccounts::of(&relay.services, &admitted.permit).await.ok()?;
-    let wanted = Wanted { accounts: &accounts, lane: &Lane::of_lists(), session: None, tried: &[], again: None };
-    let Choice::Take(lease) = relay.pool.choose(&wanted, TimeDelta::zero(), &mut None) else { return None };
-    let mut sent = forwarded(headers, &admitted.raw);
-    sent.entry("anthropic-version").or_insert(HeaderValue::from_static("2023-06-01"));
-    let errand = Errand { method: Method::GET, path_and_query: path, headers: sent, body: axum::body::Bytes::new() };
-    match ask(relay, &lease, &errand, &mut Progress::default()).await {
+async fn fetch_at_leisure<T>(
+    relay: &Relay,
+    admitted: &Admitted,
+    path: &str,
+    read: impl Fn(Value) -> Option<T>,
+) -> Option<T> {
+    // Other keys get the same list: nothing in it is by what its first caller sends.
+    let headers = HeaderMap::from_iter([(HeaderName::from_static("anthropic-version"), API_VERSION)]);
+    let errand = Errand { method: Method::GET, path_and_query: path, headers, body: axum::body::Bytes::new() };
+    let lane = Lane::of_lists();
+    let mut done = Vec::new();
+    while done.len() < MAX_ACCOUNTS {
+        let accounts = RelayAccounts::of(&relay.services, &admitted.permit).await.ok()?;
+        let wanted = Wanted { accounts: &accounts, lane: &lane, session: None, tried: &done, again: None };
+        let Choice::Take(lease) = relay.pool.choose(&wanted, TimeDelta::zero(), &mut None) else { return None };
+        done.push(tried(&lease.account));
+        if let Some(found) = fetch_of(relay, &lease, &errand).await.and_then(&read) {
+            return Some(found);
+        }
+    }
+    None
+}
+
+/// What the upstream of an account says.
+async fn fetch_of(relay: &Relay, lease: &Lease, errand: &Errand<'_>) -> Option<Value> {
+    match ask(relay, lease, errand, &mut Progress::default()).await {
         Answer::Success(response) => {
             let body = collect(response.into_body().rest, MAX_LIST, &relay.limits).await.ok()?;
             serde_json::from_slice(&body).ok()
@@ -176,7 +194,7 @@ async fn fetch_at_leisure(relay: &Relay, admitted: &Admitted, headers: &HeaderMa
             trouble: Some((trouble @ (Trouble::Unauthorized | Trouble::Unpaid), message)),
             ..
         }) => {
-            relay.note(&lease, trouble, message);
+            relay.note(lease, trouble, message);
             None
         }
         _ => None,

@@ -37,6 +37,8 @@ const OF_THE_ACCOUNT: [(&str, Trouble); 4] = [
     ("This organization has been disabled", Trouble::Unauthorized),
 ];
 
+/// The version of the API that the relay itself speaks.
+pub(super) const API_VERSION: HeaderValue = HeaderValue::from_static("2023-06-01");
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 

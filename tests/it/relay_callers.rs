@@ -5,9 +5,9 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::api_key::create as new_key;
-use crate::relay::{FIRST, MODEL, Relayed, asking, error, until_let_in};
+use crate::relay::{FIRST, MODEL, Relayed, SECOND, asking, error, until_let_in};
 use crate::relay_failures::QUICK;
-use crate::support::{Reply, both_databases};
+use crate::support::{Reply, Seen, both_databases};
 
 /// A request that says so much.
 fn saying(text: &str) -> Value {
@@ -113,6 +113,26 @@ both_databases! {
         assert_eq!(relayed.get("/v1/models").send().await.unwrap().status(), 200);
         // What it has shown of the account is noted.
         relayed.until_health("UNAUTHORIZED").await;
+    }
+
+    async fn where_one_upstream_has_no_list_another_has(app: TestApp) {
+        let relayed = Relayed::new(&app).await;
+        relayed.second(json!({ "priority": 5 })).await;
+        let whole = |body: &str| Reply::Body(200, "application/json", body.to_owned());
+        for reply in [whole("[]"), whole("\"ok\""), whole("{\"data\":{}}"), Reply::error(404, "not_found_error")] {
+            relayed.claude.will(FIRST, [reply]);
+            let before = relayed.claude.seen().len();
+            let odd = relayed.get("/v1/models?limit=1000").header("anthropic-version", "odd").header("anthropic-beta", "odd");
+            let response = odd.send().await.unwrap();
+            assert_eq!(response.status(), 200);
+            // The upstream's own list, which is shorter than the table of prices.
+            assert_eq!(response.json::<Value>().await.unwrap()["data"].as_array().unwrap().len(), 3);
+            let seen = relayed.claude.seen().split_off(before);
+            assert_eq!(seen.iter().map(Seen::key).collect::<Vec<_>>(), [FIRST, SECOND]);
+            // All get it: it is not asked for in one caller's way.
+            assert!(seen.iter().all(|seen| seen.headers["anthropic-version"] == "2023-06-01" && !seen.headers.contains_key("anthropic-beta")));
+            app.advance(301);
+        }
     }
 
     async fn bodies_take_no_more_memory_than_a_key_and_all_may(app: TestApp) {
