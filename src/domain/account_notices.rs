@@ -76,7 +76,9 @@ fn turn(account: &ClaudeAccount) -> String {
 fn unhealthy(state: ClaudeAccountHealthState) -> Option<&'static str> {
     match state {
         ClaudeAccountHealthState::Unauthorized => Some("The upstream does not take its key."),
-        ClaudeAccountHealthState::Failing => Some("The upstream fails, or cannot be reached."),
+        ClaudeAccountHealthState::Failing => {
+            Some("The upstream fails, cannot be reached, or does not serve the account.")
+        }
         ClaudeAccountHealthState::RateLimited => Some("The upstream has refused requests for being too many."),
         ClaudeAccountHealthState::Overloaded => Some("The upstream is overloaded."),
         ClaudeAccountHealthState::Unknown | ClaudeAccountHealthState::Healthy | ClaudeAccountHealthState::Exhausted => {
