@@ -326,9 +326,9 @@ fn sum(parts: &[(u64, MicroUsd)]) -> i128 {
     parts.iter().map(|(count, price)| i128::from(*count) * i128::from(price.micros())).sum()
 }
 
-/// A million dollars at most: more than any request costs, and less than what sums of costs cannot hold.
+/// Ten thousand dollars at most: more than any request costs, and less than what sums of costs cannot hold.
 fn bounded(nanos: i128) -> i64 {
-    const MOST: i64 = 1_000_000_000_000_000;
+    const MOST: i64 = 10_000_000_000_000;
     i64::try_from(nanos).map_or(MOST, |nanos| nanos.min(MOST))
 }
 

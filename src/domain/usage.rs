@@ -1,7 +1,7 @@
 //! Usage: each request of the relay is recorded, off its path and in batches, and read again by whoever may. A record that was taken is
 //! written within a second, or when the database can again; none is lost by an orderly stop.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -97,8 +97,9 @@ pub struct UsageRecorder {
     random: Random,
     waiting: Mutex<VecDeque<UsageRecord>>,
     woken: Notify,
-    /// The batch that is written. It stays as it is until it is known to be there, so that none is written twice.
-    batch: tokio::sync::Mutex<Vec<UsageRecord>>,
+    /// The batch that is written, in the parts that one transaction each writes: as a rule it is one. A part stays as it is until it is
+    /// known to be there, so that none is written twice, or to be refused.
+    batch: tokio::sync::Mutex<VecDeque<Vec<UsageRecord>>>,
     tally: Tally,
 }
 
@@ -107,7 +108,7 @@ pub struct UsageRecorder {
 pub struct Tally {
     /// Written.
     pub written: AtomicU64,
-    /// Lost: too many waited.
+    /// Lost: too many waited, or the database does not take them.
     pub lost: AtomicU64,
     /// How often writing has failed.
     pub failures: AtomicU64,
@@ -258,30 +259,78 @@ pub async fn flush(services: &Services) -> store::Result<()> {
         if batch.is_empty() {
             let mut waiting = lock(&recorder.waiting);
             let count = waiting.len().min(BATCH);
-            batch.extend(waiting.drain(..count));
+            if count == 0 {
+                return Ok(());
+            }
+            batch.push_back(waiting.drain(..count).collect());
         }
-        if batch.is_empty() {
-            return Ok(());
+        // Who flushes may leave at any time: a part stays in the batch until it is known what has become of it.
+        while let Some(part) = batch.front_mut() {
+            let written = write_part(services, part).await;
+            let count = part.len() as u64;
+            if let Err(error) = written {
+                recorder.tally.failures.fetch_add(1, Ordering::Relaxed);
+                if !is_refused(services, part, &error).await {
+                    return Err(error);
+                }
+                if count > 1 {
+                    let parts = split(std::mem::take(part));
+                    batch.pop_front();
+                    parts.into_iter().rev().for_each(|part| batch.push_front(part));
+                    continue;
+                }
+                lose(part, &error);
+                recorder.tally.lost.fetch_add(count, Ordering::Relaxed);
+            } else {
+                recorder.tally.written.fetch_add(count, Ordering::Relaxed);
+            }
+            recorder.tally.waiting.fetch_sub(count, Ordering::Relaxed);
+            batch.pop_front();
         }
-        if let Err(error) = write_batch(services, &mut batch).await {
-            recorder.tally.failures.fetch_add(1, Ordering::Relaxed);
-            return Err(error);
-        }
-        recorder.tally.written.fetch_add(batch.len() as u64, Ordering::Relaxed);
-        recorder.tally.waiting.fetch_sub(batch.len() as u64, Ordering::Relaxed);
-        batch.clear();
     }
 }
 
-async fn write_batch(services: &Services, batch: &mut [UsageRecord]) -> store::Result<()> {
+/// Whether it is the records that the database does not take, and not that it takes none.
+async fn is_refused(services: &Services, part: &[UsageRecord], error: &store::Error) -> bool {
+    match (error, part) {
+        (store::Error::Unavailable(_) | store::Error::Deadlock(_), _) => false,
+        (_, [only]) => records::takes_changes(&services.db, only).await.is_ok(),
+        // Nothing is lost by writing it in smaller parts.
+        _ => true,
+    }
+}
+
+/// By organization, so that nobody waits for another's; one organization's in halves, so that few have to be written one by one.
+fn split(mut part: Vec<UsageRecord>) -> Vec<Vec<UsageRecord>> {
+    let first = part[0].organization_id;
+    if part.iter().all(|record| record.organization_id == first) {
+        let half = part.split_off(part.len() / 2);
+        return vec![part, half];
+    }
+    let mut parts: BTreeMap<OrganizationId, Vec<UsageRecord>> = BTreeMap::new();
+    for record in part {
+        parts.entry(record.organization_id).or_default().push(record);
+    }
+    parts.into_values().collect()
+}
+
+fn lose(part: &[UsageRecord], error: &store::Error) {
+    for record in part {
+        let (id, organization) = (record.id, record.organization_id);
+        let error = error as &dyn std::error::Error;
+        tracing::error!(error, %id, %organization, "the database does not take a usage record: it is lost");
+    }
+}
+
+async fn write_part(services: &Services, part: &mut [UsageRecord]) -> store::Result<()> {
     let mut tries = 0;
     let written = loop {
         tries += 1;
-        match records::write(&services.db, batch, services.clock.now()).await {
+        match records::write(&services.db, part, services.clock.now()).await {
             Err(store::Error::Duplicate) if tries < MOST_TRIES => {
                 // Either they are there, and it was the answer that was lost; or another server has begun with the organization's
                 // records at the same moment.
-                if records::is_there(&mut services.db.read().await?, batch[0].id).await? {
+                if records::is_there(&mut services.db.read().await?, part[0].id).await? {
                     services.bus.told.anything();
                     return Ok(());
                 }

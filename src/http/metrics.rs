@@ -115,7 +115,7 @@ impl Metrics {
         let (usage_records, usage_waiting) = (Family::default(), Gauge::default());
         registry.register(
             "usage_records",
-            "Usage records of this server by outcome: written; failed, each time a batch could not be written yet; lost, for too many waited",
+            "Usage records of this server by outcome: written; failed, each time a batch could not be written; lost, for too many waited or the database refused it",
             usage_records.clone(),
         );
         registry.register(

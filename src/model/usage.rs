@@ -82,7 +82,9 @@ pub struct Tokens {
 
 /// More than any request has of one kind. What an upstream says beyond that is not believed: a sum of such numbers would outgrow what
 /// a database can add up.
-const MOST: u64 = 1_000_000_000;
+const MOST: u64 = 100_000_000;
+/// The same of searches.
+const MOST_SEARCHES: u64 = 10_000;
 
 impl Tokens {
     /// Splits what was written to the cache as the upstream reports it: a total, and how much of it is for how long. What the split
@@ -102,7 +104,7 @@ impl Tokens {
             cache_write_5m: self.cache_write_5m.min(MOST),
             cache_write_1h: self.cache_write_1h.min(MOST),
             cache_read: self.cache_read.min(MOST),
-            web_searches: self.web_searches.min(MOST),
+            web_searches: self.web_searches.min(MOST_SEARCHES),
         }
     }
 

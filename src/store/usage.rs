@@ -16,9 +16,9 @@ use super::error::Result;
 use super::fields::{askable, distinct};
 use super::locks::first_locked;
 use super::page::{bounded, keyset};
-use super::tables::{claude_accounts, usage_heads, usage_records};
+use super::tables::{claude_accounts, usage_heads, usage_records, usage_rollups};
 use super::tx::Tx;
-use super::usage_rollup::{self, Dimension, Group, SumColumns, SumRow, UsageTotals};
+use super::usage_rollup::{self, Dimension, Group, SumColumns, SumRow, UsageTotals, saturating};
 use crate::events::News;
 use crate::model::{
     ApiKeyId, ClaudeAccountHealthState, ClaudeAccountId, ClientId, Direction, LimitLevel, OrganizationId, Page,
@@ -207,6 +207,28 @@ async fn write_all(tx: &mut Tx, records: &mut [UsageRecord], now: Timestamp) -> 
     Ok(written)
 }
 
+/// Whether what a record would change can be changed at all: changes nothing, where it could.
+///
+/// # Errors
+/// Where the database is away, or is not as it was meant to be.
+pub async fn takes_changes(db: &Db, record: &UsageRecord) -> Result<()> {
+    use usage_records as t;
+    use usage_rollups as r;
+    Tx::bookkeeping(db, async |tx| {
+        let conn = tx.conn().await?;
+        let rollups = r::table.filter(r::organization_id.eq(record.organization_id));
+        let none = rollups.filter(r::span.eq(UsageInterval::Hour).and(r::start_at.eq(Timestamp::MAX)));
+        on_conn!(conn, |c| {
+            let head = diesel::update(usage_heads::table.find(record.organization_id));
+            head.set(usage_heads::sequence.eq(usage_heads::sequence)).execute(c).await?;
+            diesel::update(none).set(r::requests.eq(r::requests)).execute(c).await?;
+            diesel::update(t::table.find(record.id)).set(t::sequence.eq(t::sequence)).execute(c).await?;
+        });
+        Ok(())
+    })
+    .await
+}
+
 /// How far an organization's records are; nobody else adds to them until the transaction ends.
 async fn lock_head(tx: &mut Tx, organization: OrganizationId) -> Result<i64> {
     let conn = tx.conn().await?;
@@ -232,7 +254,7 @@ async fn charge_accounts(
         if let Some(id) = record.claude_account_id {
             let (tokens, last) = used.entry((record.organization_id, id)).or_insert((0, record.occurred_at));
             // What comes late is not the new month's.
-            *tokens += if record.occurred_at >= month { record.tokens() } else { 0 };
+            *tokens = tokens.saturating_add(if record.occurred_at >= month { record.tokens() } else { 0 });
             *last = record.occurred_at.max(*last);
         }
     }
@@ -244,7 +266,7 @@ async fn charge_accounts(
         for ((organization, id), (tokens, last)) in &used {
             let account = a::table.filter(a::id.eq(id).and(a::organization_id.eq(organization)));
             let counted = diesel::update(account.filter(a::usage_resets_at.gt(now)))
-                .set((a::current_usage.eq(a::current_usage + tokens), a::last_used_at.eq(Some(last))))
+                .set((a::current_usage.eq(saturating!(a::current_usage, *tokens)), a::last_used_at.eq(Some(last))))
                 .execute(c)
                 .await?;
             if counted == 0 {

@@ -68,22 +68,23 @@ pub struct UsageTotals {
 }
 
 impl UsageTotals {
-    /// Adds more.
+    /// Adds more. What outgrows a number stays at the largest: nobody else's sums wait for it.
     pub fn add(&mut self, more: &Self) {
-        self.requests += more.requests;
-        self.failed_requests += more.failed_requests;
-        self.input_tokens += more.input_tokens;
-        self.output_tokens += more.output_tokens;
-        self.cache_creation_tokens += more.cache_creation_tokens;
-        self.cache_read_tokens += more.cache_read_tokens;
-        self.cost_nano_usd += more.cost_nano_usd;
-        self.latency_ms += more.latency_ms;
+        self.requests = self.requests.saturating_add(more.requests);
+        self.failed_requests = self.failed_requests.saturating_add(more.failed_requests);
+        self.input_tokens = self.input_tokens.saturating_add(more.input_tokens);
+        self.output_tokens = self.output_tokens.saturating_add(more.output_tokens);
+        self.cache_creation_tokens = self.cache_creation_tokens.saturating_add(more.cache_creation_tokens);
+        self.cache_read_tokens = self.cache_read_tokens.saturating_add(more.cache_read_tokens);
+        self.cost_nano_usd = self.cost_nano_usd.saturating_add(more.cost_nano_usd);
+        self.latency_ms = self.latency_ms.saturating_add(more.latency_ms);
     }
 
     /// All tokens.
     #[must_use]
     pub fn tokens(&self) -> i64 {
-        self.input_tokens + self.output_tokens + self.cache_creation_tokens + self.cache_read_tokens
+        let of_prompts = [self.input_tokens, self.cache_creation_tokens, self.cache_read_tokens];
+        of_prompts.into_iter().fold(self.output_tokens, i64::saturating_add)
     }
 
     /// What it cost.
@@ -122,6 +123,18 @@ fn group_of((key, user, client, account, model): Parts<'_>) -> Group {
     [text(key), text(user), text(client), text(account), model.to_owned()]
 }
 
+/// A column and something that is not negative, or the largest number there is: no database adds beyond it.
+macro_rules! saturating {
+    ($column:expr, $more:expr) => {
+        diesel::dsl::case_when(
+            $column.gt(i64::MAX - $more),
+            diesel::IntoSql::into_sql::<diesel::sql_types::BigInt>(i64::MAX),
+        )
+        .otherwise($column + $more)
+    };
+}
+pub(super) use saturating;
+
 /// Adds records to what they add up to. Whoever calls has the organizations' heads locked: nobody else makes the same row.
 pub(super) async fn add(tx: &mut Tx, records: &[UsageRecord]) -> Result<()> {
     use usage_rollups as t;
@@ -143,14 +156,14 @@ pub(super) async fn add(tx: &mut Tx, records: &[UsageRecord]) -> Result<()> {
             let row = t::table.find((organization, span, start, &key, &user, &client, &account, &model));
             let added = diesel::update(row)
                 .set((
-                    t::requests.eq(t::requests + sum.requests),
-                    t::failed_requests.eq(t::failed_requests + sum.failed_requests),
-                    t::input_tokens.eq(t::input_tokens + sum.input_tokens),
-                    t::output_tokens.eq(t::output_tokens + sum.output_tokens),
-                    t::cache_creation_tokens.eq(t::cache_creation_tokens + sum.cache_creation_tokens),
-                    t::cache_read_tokens.eq(t::cache_read_tokens + sum.cache_read_tokens),
-                    t::cost_nano_usd.eq(t::cost_nano_usd + sum.cost_nano_usd),
-                    t::latency_ms.eq(t::latency_ms + sum.latency_ms),
+                    t::requests.eq(saturating!(t::requests, sum.requests)),
+                    t::failed_requests.eq(saturating!(t::failed_requests, sum.failed_requests)),
+                    t::input_tokens.eq(saturating!(t::input_tokens, sum.input_tokens)),
+                    t::output_tokens.eq(saturating!(t::output_tokens, sum.output_tokens)),
+                    t::cache_creation_tokens.eq(saturating!(t::cache_creation_tokens, sum.cache_creation_tokens)),
+                    t::cache_read_tokens.eq(saturating!(t::cache_read_tokens, sum.cache_read_tokens)),
+                    t::cost_nano_usd.eq(saturating!(t::cost_nano_usd, sum.cost_nano_usd)),
+                    t::latency_ms.eq(saturating!(t::latency_ms, sum.latency_ms)),
                 ))
                 .execute(c)
                 .await?;
@@ -307,8 +320,10 @@ pub async fn used_by_keys(
     for (key, start, (input, output, created, read), cost) in days {
         let Some(key) = keys.get(&key) else { continue };
         let (tokens, costs) = used.entry(*key).or_default();
-        *tokens += if start >= period.day { input + output + created + read } else { 0 };
-        *costs += cost;
+        if start >= period.day {
+            *tokens = [input, output, created, read].into_iter().fold(*tokens, i64::saturating_add);
+        }
+        *costs = costs.saturating_add(cost);
     }
     Ok(used)
 }

@@ -89,6 +89,7 @@ mod turn_ends;
 mod turn_events;
 mod turn_limits;
 mod usage;
+mod usage_refused;
 mod usage_sums;
 mod user;
 mod walls;
