@@ -20,6 +20,7 @@ use super::budget_change::{Change, Doubt, Outcome, Rows, Settlement, Wanted, agr
 pub use super::budget_limits::{Limits, OverBudget};
 use super::budget_notices::BudgetNotices;
 use super::budget_queue::{Batch, Cause, Queue, Work};
+use super::budget_unheld::Unheld;
 use super::context::Services;
 use super::usage;
 use crate::model::{ApiKeyId, Clock, MicroUsd, NanoUsd, OrganizationId};
@@ -85,9 +86,8 @@ pub(super) struct Inner {
     notices: BudgetNotices,
     /// What could not be given back yet.
     pub(super) owed: Mutex<HashMap<ApiKeyId, Vec<Settlement>>>,
-    /// What requests have used that held nothing, since their key had no limits when they came: it may have some by now.
-    /// Each time in another order, as such maps are: none is always behind those that have to wait.
-    pub(super) unheld: Mutex<HashMap<(ApiKeyId, Period), (i64, i64)>>,
+    /// What requests have used that held nothing. Locked after the budgets, where both are.
+    pub(super) unheld: Mutex<Unheld>,
     pub(super) woken: Notify,
     /// What is finished though nobody waits for it any more.
     pub(super) tasks: TaskTracker,
@@ -322,16 +322,15 @@ impl Inner {
         match &self.place {
             Place::Memory(budgets) => {
                 let (start, now) = (*change.start(), self.clock.now());
-                let nothing = || Budget {
-                    ledger: start,
-                    own: Held::default(),
-                    has_row: false,
-                    newest: None,
-                    others: Held::default(),
+                let begin = || {
+                    let mut ledger = start;
+                    let unheld = lock(&self.unheld).take(&[start.api_key_id].into());
+                    unheld.into_iter().for_each(|((_, period), (tokens, cost))| ledger.charge(period, tokens, cost));
+                    Budget { ledger, own: Held::default(), has_row: false, newest: None, others: Held::default() }
                 };
                 let outcome = {
                     let mut budgets = lock(budgets);
-                    change.apply(budgets.entry(start.api_key_id).or_insert_with(nothing), None, now)
+                    change.apply(budgets.entry(start.api_key_id).or_insert_with(begin), None, now)
                 };
                 Ok(self.made(&change, outcome))
             }

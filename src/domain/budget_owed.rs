@@ -34,7 +34,11 @@ impl Budgets {
     /// # Errors
     /// Where the database fails, once: what is left is tried again.
     pub async fn settle_owed(&self) -> store::Result<()> {
-        let Place::Database { db, .. } = &self.0.place else { return Ok(()) };
+        let Place::Database { db, .. } = &self.0.place else {
+            // A budget that begins takes what is kept until then.
+            lock(&self.0.unheld).look();
+            return Ok(());
+        };
         // Each for itself: neither has less time for what the other waits for.
         let (settled, charged) = tokio::join!(self.0.settle_owed(), self.0.charge_unheld(db));
         settled.and(charged)
@@ -126,20 +130,24 @@ impl Inner {
     /// Counts what was used without a limit, of several keys at once; of no other key after a while.
     async fn charge_unheld(&self, db: &Db) -> store::Result<()> {
         let until = Instant::now() + LAST_START;
-        let unheld = std::mem::take(&mut *lock(&self.unheld));
-        if unheld.is_empty() {
+        let keys = lock(&self.unheld).keys();
+        if keys.is_empty() {
             return Ok(());
         }
         // Most keys have no limits, and are not counted: only those that are cost a transaction.
-        let keys: BTreeSet<ApiKeyId> = unheld.keys().map(|(key, _)| *key).collect();
-        let (counted, looked) = match self.in_time(store_budget::ledgers(db, &keys)).await {
-            Ok(counted) => (counted, Ok(())),
-            Err(error) => (keys, Err(error)),
+        let counted = self.in_time(store_budget::ledgers(db, &keys)).await?;
+        let due = {
+            let mut unheld = lock(&self.unheld);
+            let due = unheld.take(&counted);
+            if self.stopping.is_cancelled() {
+                // Nobody will look again.
+                unheld.take(&keys);
+            }
+            unheld.look();
+            due
         };
-        let could_look = looked.is_ok();
-        let of_counted = unheld.into_iter().filter(|((key, _), _)| counted.contains(key));
-        let charging = of_counted.map(|((key, period), used)| async move {
-            if !could_look || Instant::now() >= until {
+        let charging = due.into_iter().map(|((key, period), used)| async move {
+            if Instant::now() >= until {
                 self.add_unheld(key, period, used);
                 return Ok(());
             }
@@ -147,21 +155,18 @@ impl Inner {
             charged.inspect_err(|_| self.add_unheld(key, period, used))
         });
         let charged: Vec<store::Result<()>> = stream::iter(charging).buffer_unordered(KEYS_AT_ONCE).collect().await;
-        charged.into_iter().fold(looked, Result::and)
+        charged.into_iter().collect()
     }
 
-    pub(super) fn add_unheld(&self, key: ApiKeyId, period: Period, (tokens, cost): (i64, i64)) {
-        match &self.place {
-            Place::Memory(budgets) => {
-                if let Some(budget) = lock(budgets).get_mut(&key) {
-                    budget.ledger.charge(period, tokens, cost);
-                }
+    pub(super) fn add_unheld(&self, key: ApiKeyId, period: Period, used: (i64, i64)) {
+        if let Place::Memory(budgets) = &self.place {
+            let mut budgets = lock(budgets);
+            match budgets.get_mut(&key) {
+                Some(budget) => budget.ledger.charge(period, used.0, used.1),
+                None => lock(&self.unheld).add(key, period, used),
             }
-            Place::Database { .. } => {
-                let mut unheld = lock(&self.unheld);
-                let sum = unheld.entry((key, period)).or_default();
-                *sum = (sum.0.saturating_add(tokens), sum.1.saturating_add(cost));
-            }
+        } else {
+            lock(&self.unheld).add(key, period, used);
         }
     }
 

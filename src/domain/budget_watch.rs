@@ -42,9 +42,6 @@ pub async fn keep(services: Arc<Services>, every: Duration, stop: CancellationTo
             services.budgets.forget();
         }
     };
-    if !services.budgets.are_shared() {
-        return forgetting.await;
-    }
     let settling = async {
         loop {
             if let Err(error) = services.budgets.settle_owed().await {
@@ -58,6 +55,9 @@ pub async fn keep(services: Arc<Services>, every: Duration, stop: CancellationTo
         }
     };
     let looking = async {
+        if !services.budgets.are_shared() {
+            return;
+        }
         let mut watch = Watch::default();
         while stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
             if let Err(error) = watch.look(services).await {

@@ -7,6 +7,7 @@ mod budget_change;
 mod budget_limits;
 mod budget_owed;
 mod budget_queue;
+mod budget_unheld;
 mod context;
 mod deed;
 mod device;

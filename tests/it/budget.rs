@@ -202,6 +202,22 @@ both_databases! {
         reserve(&servers[0], &after, 10, 0).await.unwrap().settle(used(0, 0)).await;
     }
 
+    async fn what_was_used_while_a_key_is_counted_is_not_lost(app: TestApp) {
+        let (admin, servers) = (app.admin().await, servers(&app).await);
+        let (before, id_of_key, raw) = key(&app, &admin, json!({})).await;
+        let (counting, other) = (&servers[0], servers.last().unwrap());
+        let running = reserve(other, &before, 0, 0).await.unwrap();
+        crate::api_key::update(&admin, json!({ "id": id_of_key, "tokenLimitPerDay": 100 })).await.data();
+        // Its record is not there yet, nor is the budget when it is looked for.
+        running.settle(used(60, 0)).await;
+        other.budgets.settle_owed().await.unwrap();
+        let after = find(counting, &raw).await;
+        reserve(counting, &after, 1, 0).await.unwrap().settle(used(0, 0)).await;
+        other.budgets.settle_owed().await.unwrap();
+        assert_eq!(reserve(counting, &after, 41, 0).await.err().unwrap().kind, QuotaKind::TokensPerDay);
+        reserve(counting, &after, 40, 0).await.unwrap().settle(used(0, 0)).await;
+    }
+
     async fn what_runs_over_midnight_is_of_the_day_that_it_began_in(app: TestApp) {
         let (admin, servers) = (app.admin().await, servers(&app).await);
         let (key, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 100 })).await;
