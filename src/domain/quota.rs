@@ -1,5 +1,5 @@
 //! How many requests a caller may make: somebody without a sign-in by the address, a user, an API key by its own limits and its
-//! owner's.
+//! owner's; on the relay by its own alone, or, where it has none, by one that its owner's keys share there.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -19,6 +19,8 @@ use crate::store::api_key::ApiKey;
 
 /// Of how many keys rate limits are looked at in one go: Redis does nothing else meanwhile.
 const AT_ONCE: usize = 100;
+/// The limit that the keys of an owner share on the relay.
+const ON_RELAY: &str = "relay";
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
@@ -81,10 +83,29 @@ pub struct Window {
 /// # Errors
 /// `SERVICE_UNAVAILABLE` where Redis is away and nothing is to be done without it.
 pub async fn take(services: &Services, actor: &Actor, address: IpAddr, cost: u32, taken: u32) -> Result<Answer> {
-    let buckets = buckets(services, actor, address);
+    take_of(services, &buckets(services, actor, address), cost, taken).await
+}
+
+/// Counts a request of the relay: what programs send takes nothing of what their owner may ask otherwise, who has to be able to stop
+/// them.
+///
+/// # Errors
+/// As for [`take`].
+pub async fn take_on_relay(services: &Services, actor: &Actor) -> Result<Answer> {
+    let buckets = actor.signed_in().map(|caller| on_relay(services, caller)).unwrap_or_default();
+    take_of(services, &buckets, 1, 0).await
+}
+
+/// Whether what refuses a request of the relay is the limit that the keys of an owner share.
+#[must_use]
+pub fn is_shared_on_relay(answer: &Answer) -> bool {
+    answer.standings.iter().any(|standing| standing.policy.name == ON_RELAY && standing.remaining() == 0)
+}
+
+async fn take_of(services: &Services, buckets: &[Bucket], cost: u32, taken: u32) -> Result<Answer> {
     let most = buckets.iter().map(|bucket| bucket.policy().limit).min().unwrap_or(u32::MAX);
     let cost = cost.min(most).saturating_sub(taken);
-    services.limits.take(&buckets, cost, WhileAway::AsSet).await.map_err(Error::unavailable)
+    services.limits.take(buckets, cost, WhileAway::AsSet).await.map_err(Error::unavailable)
 }
 
 /// Takes back that one was counted.
@@ -123,6 +144,15 @@ fn of_signed_in(services: &Services, caller: SignedIn) -> Vec<Bucket> {
     let of_user = per_minute("user", services.rates.user_per_minute);
     let of_user = of_user.map(|policy| services.limits.bucket(Subject::User(caller.user), policy));
     own.into_iter().chain(of_user).collect()
+}
+
+/// The key's own, which are for what it may take of the relay. One that has none shares a limit with its owner's others, or more of
+/// them would be more than one may take.
+fn on_relay(services: &Services, caller: SignedIn) -> Vec<Bucket> {
+    let SignedInBy::ApiKey(id, own) = caller.by else { return of_signed_in(services, caller) };
+    let shared = per_minute(ON_RELAY, services.rates.user_per_minute).filter(|_| own == ApiKeyRates::default());
+    let shared = shared.map(|policy| services.limits.bucket(Subject::User(caller.user), policy));
+    of_key(services, id, own).into_iter().chain(shared).collect()
 }
 
 fn of_key(services: &Services, id: ApiKeyId, own: ApiKeyRates) -> Vec<Bucket> {

@@ -72,10 +72,14 @@ pub(super) async fn admit(relay: &Relay, caller: &Caller, headers: &HeaderMap) -
     let actor = sent.actor();
     services.authenticator.note_use(&sent);
     // Before anything is judged: what is refused counts too.
-    let answer = quota::take(services, &actor, caller.address, 1, 0).await?;
+    let answer = quota::take_on_relay(services, &actor).await?;
     let limits = headers_of(&answer, relay);
     if let Some(wait) = answer.retry_after {
-        let message = "This API key has sent too many requests. Try again later.";
+        let message = if quota::is_shared_on_relay(&answer) {
+            "The API keys of this owner that have no limit of their own have sent too many requests together. Try again later."
+        } else {
+            "This API key has sent too many requests. Try again later."
+        };
         return Err(Refusal::rate_limited(message, wait).with_headers(limits));
     }
     let access = actor.access().ok_or_else(|| Refusal::unauthenticated(NO_KEY))?;
