@@ -1,5 +1,5 @@
-//! How much memory the bodies of requests take, of one key, of one organization, and of all: a body counts from its first byte until
-//! the last who holds it lets go of it.
+//! How much memory the bodies of requests and of whole answers take, of one key, of one organization, and of all: a body counts from its
+//! first byte until the last who holds it lets go of it.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -10,7 +10,6 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::StatusCode;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::Body as _;
 
 use super::Relay;
 use super::caller::Admitted;
@@ -79,12 +78,13 @@ impl Room {
         let mut held = self.bodies.lock();
         let held_of_key = held.keys.get(&key).map_or(bytes, |held| held + bytes);
         if held_of_key > most_of_key {
-            let message = "The requests of this API key are too large together. Wait until one ends.";
+            let message = "The requests of this API key and their answers are too large together. Wait until one ends.";
             return Err(Refusal::rate_limited(message, SOON));
         }
         let held_of_organization = held.organizations.get(&organization).map_or(bytes, |held| held + bytes);
         if held_of_organization > most_of_organization {
-            let message = "The requests of this organization are too large together. Wait until one ends.";
+            let message =
+                "The requests of this organization and their answers are too large together. Wait until one ends.";
             return Err(Refusal::rate_limited(message, SOON));
         }
         let left_by_others = self.bodies.most.saturating_sub(held.all + bytes - held_of_organization);
@@ -151,21 +151,50 @@ pub(super) async fn read(relay: &Relay, admitted: &Admitted, body: Body) -> Resu
     }
 }
 
-async fn collect(body: Body, limit: usize, mut room: Room) -> Result<Bytes> {
-    // As it is announced, so that it need not be moved as it grows. Memory that nothing was written to is none.
-    let announced = body.size_hint().exact().and_then(|length| usize::try_from(length).ok()).unwrap_or(0).min(limit);
+async fn collect(body: Body, limit: usize, room: Room) -> Result<Bytes> {
+    let mut gathered = Gathered::new(&body, limit, room);
     let mut body = Limited::new(body, limit);
-    let (mut first, mut all) = (Bytes::new(), Vec::new());
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|error| broken(&*error, limit))?.into_data() else { continue };
+        gathered.add(data)?;
+    }
+    Ok(gathered.finish())
+}
+
+/// A body as it comes, in the room that it takes.
+pub(super) struct Gathered {
+    announced: usize,
+    /// As a rule it comes in one piece, and is passed on as that.
+    first: Bytes,
+    all: Vec<u8>,
+    room: Room,
+}
+
+impl Gathered {
+    /// Nothing of it yet.
+    pub(super) fn new(body: &impl hyper::body::Body, limit: usize, room: Room) -> Self {
+        // As it is announced, so that it need not be moved as it grows. Memory that nothing was written to is none.
+        let announced = body.size_hint().exact().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+        Self { announced: announced.min(limit), first: Bytes::new(), all: Vec::new(), room }
+    }
+
+    /// What comes next.
+    ///
+    /// # Errors
+    /// Where there is no more room.
+    pub(super) fn add(&mut self, data: Bytes) -> Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let Self { announced, first, all, room } = self;
         if first.is_empty() && all.is_empty() {
             room.grow(data.len())?;
-            first = data;
-            continue;
+            *first = data;
+            return Ok(());
         }
         if all.is_empty() {
-            all.reserve_exact(announced.max(first.len()));
-            all.extend_from_slice(&std::mem::take(&mut first));
+            all.reserve_exact((*announced).max(first.len()));
+            all.extend_from_slice(&std::mem::take(first));
         }
         let length = all.len() + data.len();
         if length > all.capacity() {
@@ -177,9 +206,18 @@ async fn collect(body: Body, limit: usize, mut room: Room) -> Result<Bytes> {
             room.grow_to(length)?;
         }
         all.extend_from_slice(&data);
+        Ok(())
     }
-    // As a rule it comes in one piece, and is passed on as that.
-    Ok(if all.is_empty() { room.hold(first) } else { room.hold(all) })
+
+    /// How much of it has come.
+    pub(super) fn len(&self) -> usize {
+        self.first.len() + self.all.len()
+    }
+
+    /// All of it.
+    pub(super) fn finish(self) -> Bytes {
+        if self.all.is_empty() { self.room.hold(self.first) } else { self.room.hold(self.all) }
+    }
 }
 
 fn broken(error: &(dyn std::error::Error + Send + Sync + 'static), limit: usize) -> Refusal {

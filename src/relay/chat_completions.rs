@@ -17,8 +17,9 @@ use super::error::{Refusal, Result, Shape};
 use super::messages::{Received, exchange, stream_headers};
 use super::request::forwarded;
 use super::stream::Relayed;
-use super::tally::{Endpoint, Tally};
+use super::tally::{Endpoint, Tally, at_leisure};
 use super::upstream::{API_VERSION, Errand, Whole};
+use super::whole::body_of;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
@@ -57,12 +58,11 @@ async fn answer(relay: &Arc<Relay>, caller: &Caller, headers: &HeaderMap, body: 
         }
         Received::Whole(Whole { status, headers, body }) => {
             let body = if status.is_success() {
-                let message: Message = serde_json::from_slice(&body).map_err(|_| unreadable(&mut tally))?;
-                message.completion(created, &tally.meter.tokens().0).to_string()
+                completion(relay, &mut tally, &body, created)?
             } else {
-                error(status, &body)
+                error(status, &body).into()
             };
-            let mut response = Response::new(Body::from(body));
+            let mut response = Response::new(body_of(body, relay.limits.unread));
             *response.status_mut() = status;
             *response.headers_mut() = headers;
             response.headers_mut().insert(header::CONTENT_TYPE, JSON);
@@ -73,6 +73,16 @@ async fn answer(relay: &Arc<Relay>, caller: &Caller, headers: &HeaderMap, body: 
     };
     response.headers_mut().extend(admitted.limits);
     Ok(response)
+}
+
+/// Translates an answer, in the caller's room: what is made of it is as long again, and as long once more where much of it is quoted.
+fn completion(relay: &Relay, tally: &mut Tally, body: &Bytes, created: i64) -> Result<Bytes> {
+    let mut room = relay.bodies.room(tally.owner());
+    room.grow(2 * body.len()).inspect_err(|refusal| tally.refuses(refusal))?;
+    let tokens = tally.meter.tokens().0;
+    let translated =
+        at_leisure(body.len(), || serde_json::from_slice::<Message<'_>>(body)?.completion(created, &tokens));
+    translated.map(|translated| room.hold(translated)).map_err(|_| unreadable(tally))
 }
 
 /// Translates a request, under the bounds of what bodies may take: read into values, it takes many times as much as its text.

@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::chat_answer::{finish_reason, usage};
+use super::chat_answer::{finish_reason, name, usage};
 use super::error::openai_error;
 use super::meter::Meter;
 use super::sse::events;
@@ -103,7 +103,7 @@ impl Chunks {
     fn say(&mut self, event: ApiEvent<'_>, out: &mut String) {
         match event {
             ApiEvent::MessageStart { message } => {
-                (self.id, self.model) = (message.id, message.model);
+                (self.id, self.model) = (name(message.id), name(message.model));
                 self.choice(&json!({ "role": "assistant", "content": "" }), None, out);
             }
             ApiEvent::ContentBlockStart { content_block: BlockStart::ToolUse { id, name } } => {

@@ -18,7 +18,8 @@ use super::recovery::Trouble;
 use super::request::{Head, forwarded, path_and_query};
 use super::stream::{Relayed, Unchanged};
 use super::tally::{Endpoint, Tally};
-use super::upstream::{Errand, MAX_ANSWER, Whole, collect, kept};
+use super::upstream::{Errand, Whole, kept};
+use super::whole::{body_of, gather};
 
 /// `POST /v1/messages`.
 pub(super) async fn create(
@@ -63,7 +64,7 @@ async fn answer(
     };
     let (answered, tally) = exchange(relay, caller, &admitted, endpoint, headers, &errand).await?;
     let mut response = match answered {
-        Received::Whole(whole) => whole.into_response(),
+        Received::Whole(whole) => whole.into_response(relay),
         Received::Stream(head, stream) => {
             let mut response = Response::new(Body::new(Relayed::new(stream, Unchanged, tally)));
             stream_headers(&mut response, head);
@@ -139,7 +140,7 @@ async fn receive(relay: &Relay, response: axum::http::Response<Begun>, tally: &m
     if is_stream(&headers) {
         return Ok(Received::Stream(headers, begun));
     }
-    let body = collect(begun.rest, MAX_ANSWER, &relay.limits).await.map_err(|error| {
+    let body = gather(relay, begun.rest, tally).await?.map_err(|error| {
         const MESSAGE: &str = "The upstream's answer broke off.";
         tracing::warn!(error = &error as &dyn std::error::Error, "an upstream's answer did not come whole");
         tally.cuts_off(error.received);
@@ -166,8 +167,8 @@ pub(super) fn stream_headers(response: &mut Response, headers: HeaderMap) {
 }
 
 impl Whole {
-    fn into_response(self) -> Response {
-        let mut response = Response::new(Body::from(self.body));
+    fn into_response(self, relay: &Relay) -> Response {
+        let mut response = Response::new(body_of(self.body, relay.limits.unread));
         *response.status_mut() = self.status;
         *response.headers_mut() = self.headers;
         response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -1,8 +1,10 @@
 //! What a request has used, read out of the upstream's answer as it passes by.
 
-use serde::de::DeserializeOwned;
+use std::fmt;
+
+use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::sse::{Event, events};
 use super::weight::CHARACTERS;
@@ -90,13 +92,12 @@ impl<T: Copy> Told<T> {
     }
 }
 
-impl<'de, T: DeserializeOwned> Deserialize<'de> for Told<T> {
+/// Its text is read where it stands, and never into values: an upstream may say there whatever it likes, and as much.
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Told<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        if value.is_null() {
-            return Ok(Self::Nothing);
-        }
-        Ok(serde_json::from_value(value).map_or(Self::Unreadable, Self::This))
+        let told = Option::<&'de RawValue>::deserialize(deserializer)?;
+        let read = |told: &'de RawValue| serde_json::from_str(told.get()).map_or(Self::Unreadable, Self::This);
+        Ok(told.map_or(Self::Nothing, read))
     }
 }
 
@@ -106,15 +107,31 @@ struct Count(u64);
 
 impl<'de> Deserialize<'de> for Count {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(CountVisitor)
+    }
+}
+
+struct CountVisitor;
+
+impl Visitor<'_> for CountVisitor {
+    type Value = Count;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a count")
+    }
+
+    fn visit_u64<E: Error>(self, count: u64) -> Result<Count, E> {
+        Ok(Count(count))
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Count, E> {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "it is none of those, and bounded later"
         )]
-        let whole = |number: f64| (number >= 0.0).then_some(number as u64);
-        let value = Value::deserialize(deserializer)?;
-        let count = value.as_u64().or_else(|| value.as_f64().and_then(whole));
-        count.map(Self).ok_or_else(|| serde::de::Error::custom("no count"))
+        let whole = (number >= 0.0).then_some(number as u64);
+        whole.map(Count).ok_or_else(|| E::custom("no count"))
     }
 }
 

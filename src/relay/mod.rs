@@ -13,6 +13,7 @@ mod error;
 mod health;
 mod messages;
 mod meter;
+mod model_list;
 mod models;
 mod pool;
 mod recovery;
@@ -21,7 +22,9 @@ mod sse;
 mod stream;
 mod tally;
 mod upstream;
+mod watched;
 mod weight;
+mod whole;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,13 +67,13 @@ pub struct RelayLimits {
     pub upload: Duration,
     /// The largest body of a request: what the API takes.
     pub body: usize,
-    /// How much the bodies of all requests may be at once; an organization has half of what others leave, and a key a quarter.
+    /// How much the bodies of all requests and of whole answers may be at once; an organization has half of what others leave, and a key a quarter.
     pub bodies: usize,
     /// How long a caller of a stream waits for it to begin, through all that is tried: less than the Claude CLI waits for.
     pub beginning: Duration,
     /// How long an answer may go on.
     pub longest: Duration,
-    /// How long a caller may read nothing of a stream that has something for it.
+    /// How long a caller may read nothing of an answer that has something for it.
     pub unread: Duration,
 }
 

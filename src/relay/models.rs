@@ -18,6 +18,7 @@ use super::Relay;
 use super::attempts::MAX_ACCOUNTS;
 use super::caller::{Admitted, Caller, admit};
 use super::error::{Refusal, Result, Shape};
+use super::model_list;
 use super::pool::{Choice, Lane, Lease, Wanted, tried};
 use super::recovery::Trouble;
 use super::upstream::{API_VERSION, Answer, Errand, Failure, ask, collect};
@@ -187,7 +188,7 @@ async fn fetch_of(relay: &Relay, lease: &Lease, errand: &Errand<'_>) -> Option<V
     match ask(relay, lease, errand, &mut Progress::default()).await {
         Answer::Success(response) => {
             let body = collect(response.into_body().rest, MAX_LIST, &relay.limits).await.ok()?;
-            serde_json::from_slice(&body).ok()
+            model_list::read(&body)
         }
         // What is wrong with the account is wrong whatever it is asked for.
         Answer::Elsewhere(Failure {

@@ -1,20 +1,16 @@
 //! A stream on its way from the upstream to the caller: event by event, as fast as the caller reads, with a sign of life in
 //! silence.
 
-use std::io;
-use std::ops::ControlFlow;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Bytes;
 use futures_util::FutureExt as _;
 use http_body_util::BodyExt as _;
-use hyper::body::{Body, Frame, Incoming};
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use serde_json::json;
 use tokio::time::{Instant, Sleep};
-use tokio_util::task::AbortOnDropHandle;
 
 use super::RelayLimits;
 use super::beginning::Begun;
@@ -22,6 +18,7 @@ use super::recovery::Trouble;
 use super::sse::Splitter;
 use super::tally::Tally;
 use super::upstream::without_key;
+use super::watched::{Source, Watched};
 use crate::upstream::tamed;
 
 const BROKEN_OFF: &str = "The upstream's answer broke off.";
@@ -63,13 +60,9 @@ impl Voice for Unchanged {
 
 /// The body of an answer that is a stream. Dropped, it ends the request at the upstream, and what was used is recorded; the same
 /// where the caller does not read it.
-pub(super) struct Relayed<V> {
-    /// None: nobody has read it for too long.
-    stream: Arc<Mutex<Option<Stream<V>>>>,
-    _watch: AbortOnDropHandle<()>,
-}
+pub(super) type Relayed<V> = Watched<Stream<V>>;
 
-struct Stream<V> {
+pub(super) struct Stream<V> {
     /// What was read before; empty: it was passed on.
     first: Bytes,
     /// None: it has ended.
@@ -82,8 +75,6 @@ struct Stream<V> {
     /// When the upstream was heard last, and when the caller was sent something.
     heard: Instant,
     sent: Instant,
-    /// Whether the caller has not asked for more since.
-    is_unread: bool,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -100,41 +91,10 @@ impl<V: Voice> Relayed<V> {
             started: since,
             heard: Instant::now(),
             sent: since,
-            is_unread: true,
             timer: Box::pin(tokio::time::sleep_until(since + limits.ping.min(limits.silence))),
         };
-        let stream = Arc::new(Mutex::new(Some(stream)));
-        let watch = tokio::spawn(watch(Arc::downgrade(&stream), limits.unread));
-        Self { stream, _watch: AbortOnDropHandle::new(watch) }
+        Self::over(stream, limits.unread)
     }
-}
-
-/// Ends a stream that its caller does not read: who does not read asks for nothing, and so is not seen by the stream itself.
-async fn watch<V>(stream: Weak<Mutex<Option<Stream<V>>>>, unread: Duration) {
-    let mut pause = unread;
-    loop {
-        tokio::time::sleep(pause).await;
-        match look(&stream, unread) {
-            ControlFlow::Continue(next) => pause = next,
-            ControlFlow::Break(ended) => return drop(ended),
-        }
-    }
-}
-
-/// When to look again, or what has ended.
-fn look<V>(stream: &Weak<Mutex<Option<Stream<V>>>>, unread: Duration) -> ControlFlow<Option<Stream<V>>, Duration> {
-    let Some(stream) = stream.upgrade() else { return ControlFlow::Break(None) };
-    let mut kept = lock(&stream);
-    let waited = kept.as_ref().filter(|stream| stream.is_unread).map_or(Duration::ZERO, |stream| stream.sent.elapsed());
-    match unread.checked_sub(waited) {
-        Some(left) if !left.is_zero() => ControlFlow::Continue(left),
-        _ => ControlFlow::Break(kept.take()),
-    }
-}
-
-fn lock<V>(stream: &Mutex<Option<Stream<V>>>) -> MutexGuard<'_, Option<Stream<V>>> {
-    // After a panic the connection is closed, and the stream dropped.
-    stream.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<V: Voice> Stream<V> {
@@ -229,7 +189,9 @@ impl<V: Voice> Stream<V> {
             }
         }
     }
+}
 
+impl<V: Voice> Source for Stream<V> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
             let Some(upstream) = &mut self.upstream else { return Poll::Ready(None) };
@@ -267,6 +229,14 @@ impl<V: Voice> Stream<V> {
             }
         }
     }
+
+    fn has_ended(&self) -> bool {
+        self.upstream.is_none()
+    }
+
+    fn size(&self) -> SizeHint {
+        SizeHint::default()
+    }
 }
 
 /// Reads what an upstream says after its last word, so that its connection can be used again.
@@ -274,23 +244,4 @@ async fn drain(mut upstream: Incoming) {
     let ending = async { while let Some(Ok(_)) = upstream.frame().await {} };
     // One that goes on is cut off.
     let _ = tokio::time::timeout(LINGER, ending).await;
-}
-
-impl<V: Voice> Body for Relayed<V> {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        let mut kept = lock(&self.stream);
-        let Some(stream) = &mut *kept else {
-            return Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::TimedOut, "the answer was not read"))));
-        };
-        let polled = stream.poll(cx);
-        stream.is_unread = polled.is_ready();
-        polled.map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        lock(&self.stream).as_ref().is_some_and(|stream| stream.upstream.is_none())
-    }
 }

@@ -9,6 +9,7 @@ use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
 use super::Relay;
+use super::bodies::Owner;
 use super::caller::{Admitted, Caller};
 use super::error::{Refusal, Result};
 use super::meter::Meter;
@@ -116,7 +117,9 @@ impl Tally {
         let has_budget = key.key.token_limit_per_day.is_some() || key.key.cost_limit_micro_usd_per_month.is_some();
         let mut known = None;
         let estimate = if has_budget && endpoint.is_charged() {
-            let (Weight { input, searches, about }, output) = (at_most(body).await?, head.max_tokens.unwrap_or(0));
+            let Weight { input, searches, about } = at_most(body).await?;
+            // The API refuses a request that does not say it; what is compatible with it may make it up.
+            let output = head.max_tokens.unwrap_or(weight::LONGEST_ANSWER);
             known = Some(about);
             let cost = services.prices.estimate(&head.model, input, output, occurred_at);
             let searches = Tokens { web_searches: searches, ..Tokens::default() };
@@ -163,6 +166,11 @@ impl Tally {
 
     pub(super) fn relay(&self) -> &Arc<Relay> {
         &self.relay
+    }
+
+    /// Whose answer it is.
+    pub(super) fn owner(&self) -> Owner {
+        (self.key.key.organization_id, self.key.key.id)
     }
 
     /// The account that it is at.
@@ -237,7 +245,7 @@ impl Tally {
     /// The whole answer is there.
     pub(super) fn reads_whole(&mut self, body: &[u8]) {
         if self.endpoint.is_charged() {
-            self.meter.read_whole(body);
+            at_leisure(body.len(), || self.meter.read_whole(body));
             self.spend(self.meter.tokens().0);
         }
     }
@@ -333,10 +341,14 @@ impl Drop for Tally {
     }
 }
 
-/// How much a prompt is, as a rule. Many callers may leave at once, and what runs beside them goes on.
+/// How much a prompt is, as a rule. Many callers may leave at once.
 fn about(body: &Bytes) -> u64 {
-    let weigh = || weight::of(body).about;
-    if body.len() < LARGE { weigh() } else { tokio::task::block_in_place(weigh) }
+    at_leisure(body.len(), || weight::of(body).about)
+}
+
+/// Reads so many bytes. Where that takes longer than a moment, what runs beside it goes on.
+pub(super) fn at_leisure<T>(bytes: usize, read: impl FnOnce() -> T) -> T {
+    if bytes < LARGE { read() } else { tokio::task::block_in_place(read) }
 }
 
 /// How much a request is at most.

@@ -1,14 +1,14 @@
 //! One request to one account, and what its answer means: for the caller, and for the account.
 
 use std::borrow::Cow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use chrono::{DateTime, TimeDelta};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 use tracing::Instrument as _;
 
 use super::beginning::{Begun, Refused, begin};
@@ -23,9 +23,7 @@ use crate::model::Timestamp;
 use crate::upstream::{NotSent, Progress, told};
 
 /// An error's body is read no further.
-const MAX_ERROR: usize = 1024 * 1024;
-/// The largest answer that comes whole.
-pub(super) const MAX_ANSWER: usize = 64 * 1024 * 1024;
+const MAX_ERROR: usize = 64 * 1024;
 /// However long an upstream says that nobody should ask it, it is no longer: beyond some length there are no times any more.
 const LONGEST_TOLD: Duration = Duration::from_secs(24 * 60 * 60);
 /// How an upstream begins to say what is wrong with the account, for which it has no error of its own. Further on in a message a
@@ -250,9 +248,27 @@ fn header_of(api_key: &SecretText) -> domain::Result<HeaderValue> {
 #[derive(Debug, thiserror::Error)]
 #[error("the upstream's answer {how}, after {received} bytes")]
 pub(super) struct Incomplete {
-    how: &'static str,
+    pub(super) how: &'static str,
     /// How much of it came.
     pub(super) received: usize,
+}
+
+/// The next piece of an answer that ends by then; none: it has ended. Otherwise what is wrong with it.
+pub(super) async fn piece(
+    body: &mut Limited<Incoming>,
+    limits: &RelayLimits,
+    end: Instant,
+) -> Result<Option<Bytes>, &'static str> {
+    let silent_at = Instant::now() + limits.silence;
+    let Ok(frame) = timeout_at(silent_at.min(end), body.frame()).await else {
+        return Err(if silent_at < end { "stopped" } else { "went on for too long" });
+    };
+    match frame {
+        None => Ok(None),
+        Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
+        Some(Err(error)) if error.is::<LengthLimitError>() => Err("is too long"),
+        Some(Err(_)) => Err("broke off"),
+    }
 }
 
 /// Reads an answer to its end.
@@ -260,21 +276,8 @@ pub(super) async fn collect(body: Incoming, most: usize, limits: &RelayLimits) -
     let mut body = Limited::new(body, most);
     let (mut first, mut all) = (None::<Bytes>, Vec::new());
     let mut received = 0;
-    let end = tokio::time::Instant::now() + limits.longest;
-    loop {
-        let silent_at = tokio::time::Instant::now() + limits.silence;
-        let Ok(frame) = timeout_at(silent_at.min(end), body.frame()).await else {
-            let how = if silent_at < end { "stopped" } else { "went on for too long" };
-            return Err(Incomplete { how, received });
-        };
-        let data = match frame {
-            None => break,
-            Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
-            Some(Err(error)) if error.is::<LengthLimitError>() => {
-                return Err(Incomplete { how: "is too long", received });
-            }
-            Some(Err(_)) => return Err(Incomplete { how: "broke off", received }),
-        };
+    let end = Instant::now() + limits.longest;
+    while let Some(data) = piece(&mut body, limits, end).await.map_err(|how| Incomplete { how, received })? {
         received += data.len();
         match (&mut first, data) {
             (_, data) if data.is_empty() => {}

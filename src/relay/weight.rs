@@ -15,6 +15,8 @@ pub(super) const CHARACTERS: u64 = 4;
 const FEWEST_BYTES: u64 = 2;
 /// No upstream takes a longer prompt, and none charges for what it refuses.
 const LONGEST: u64 = 1_000_000;
+/// Nor does any model give a longer answer.
+pub(super) const LONGEST_ANSWER: u64 = 128_000;
 /// An image, as a rule and at most.
 const IMAGE: u64 = 1_600;
 const LARGEST_IMAGE: u64 = 5_000;

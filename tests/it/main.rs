@@ -73,6 +73,7 @@ mod relay_secrets;
 mod relay_servers;
 mod relay_streams;
 mod relay_upstream;
+mod relay_whole;
 mod roles;
 mod schema;
 mod search;

@@ -109,6 +109,48 @@ both_databases! {
         assert_eq!(relayed.claude.seen().len(), 3);
     }
 
+    async fn a_busy_key_does_not_shut_its_owner_out(app: TestApp) {
+        let mut app = app;
+        app.set("RATE_LIMIT_USER_PER_MINUTE", "12");
+        app.restart().await;
+        let relayed = Relayed::with(&app, json!({ "rateLimitPerMinute": 1_000 })).await;
+        for _ in 0..30 {
+            assert_eq!(relayed.send().await.status(), 200);
+        }
+        // Those that have no limit of their own share one.
+        let mut others = Vec::new();
+        for name in ["A", "B"] {
+            others.push(new_key(&relayed.admin, json!({ "name": name, "scopes": ["RELAY"] })).await.1);
+        }
+        let refused = loop {
+            let response = send_with(&relayed, &app.url, &others[0]).await;
+            if response.status() != 200 {
+                break response;
+            }
+        };
+        assert_eq!(header(&refused, "anthropic-ratelimit-requests-limit"), Some("12"));
+        let told: Value = refused.json().await.unwrap();
+        assert!(told["error"]["message"].as_str().unwrap().contains("owner"), "{told}");
+        while send_with(&relayed, &app.url, &others[1]).await.status() == 200 {}
+        // Neither another key nor the owner has any less for it.
+        assert_eq!(relayed.send().await.status(), 200);
+        crate::api_key::revoke(&relayed.admin, &json!(relayed.key_id)).await.data();
+        assert_eq!(error(relayed.send().await).await.0, 401);
+    }
+
+    async fn a_request_that_names_no_end_reserves_the_longest_answer(app: TestApp) {
+        let relayed = Relayed::with(&app, json!({ "tokenLimitPerDay": 100_000 })).await;
+        let mut endless = asking(false);
+        endless.as_object_mut().unwrap().remove("max_tokens");
+        let refused = relayed.request("/v1/messages", &endless).send().await.unwrap();
+        assert_eq!(header(&refused, "x-should-retry"), Some("false"));
+        assert_eq!(error(refused).await, (429, "rate_limit_error".to_owned()));
+        assert_eq!(relayed.send().await.status(), 200);
+        let more = json!({ "id": relayed.key_id, "tokenLimitPerDay": 200_000 });
+        crate::api_key::update(&relayed.admin, more).await.data();
+        assert_eq!(relayed.request("/v1/messages", &endless).send().await.unwrap().status(), 200);
+    }
+
     async fn the_costs_of_a_month_end_where_the_next_request_might_not_fit(app: TestApp) {
         // A usual answer costs 0.00027 USD, and might cost about 0.002.
         let relayed = Relayed::with(&app, json!({ "costLimitUsdPerMonth": "0.003" })).await;
