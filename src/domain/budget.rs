@@ -325,7 +325,9 @@ impl Inner {
                 let begin = || {
                     let mut ledger = start;
                     let unheld = lock(&self.unheld).take(&[start.api_key_id].into());
-                    unheld.into_iter().for_each(|((_, period), (tokens, cost))| ledger.charge(period, tokens, cost));
+                    for ((_, period), (tokens, cost)) in unheld {
+                        ledger.charge(period, tokens, cost);
+                    }
                     Budget { ledger, own: Held::default(), has_row: false, newest: None, others: Held::default() }
                 };
                 let outcome = {

@@ -276,7 +276,9 @@ pub async fn flush(services: &Services) -> store::Result<()> {
                 if count > 1 {
                     let parts = split(std::mem::take(part));
                     batch.pop_front();
-                    parts.into_iter().rev().for_each(|part| batch.push_front(part));
+                    for part in parts.into_iter().rev() {
+                        batch.push_front(part);
+                    }
                     continue;
                 }
                 lose(part, &error);
