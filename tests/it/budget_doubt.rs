@@ -164,8 +164,10 @@ async fn what_another_server_has_counted_as_used_is_not_counted_again() {
         let running = cut.reserve(100).await.unwrap();
         let lost = cut.reserve(200).await.unwrap();
         cut.lose(fate, lost.settle(used(7, 0))).await;
-        let server = &budget::servers(&mut cut.services.db.read().await.unwrap()).await.unwrap()[0].0;
-        budget::seize(&cut.app.services().db, cut.key.key.id, server).await.unwrap().unwrap();
+        // By a connection that was not cut.
+        let other = cut.app.services();
+        let server = &budget::servers(&mut other.db.read().await.unwrap()).await.unwrap()[0].0;
+        budget::seize(&other.db, cut.key.key.id, server).await.unwrap().unwrap();
         let counted = if fate == Fate::Lasts { 107 } else { 300 };
         assert_eq!(cut.settled().await, (counted, Held::default()), "{fate:?}");
         let next = cut.reserve(50).await.unwrap();
