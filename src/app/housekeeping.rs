@@ -62,6 +62,7 @@ impl Housekeeping {
         told(self.forgetting.await);
         self.jobs.finish().await;
         self.last.cancel();
+        self.services.budgets.hurry();
         told(self.usage.await);
         told(self.budgets.await);
         told(self.notices.await);

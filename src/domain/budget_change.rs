@@ -60,7 +60,8 @@ enum Lost {
 #[derive(Debug)]
 pub(super) struct Doubt {
     number: i64,
-    /// The number of the newest transaction that lasts; none: another server has counted as used what was held.
+    /// The number of the newest transaction that lasts; none: another server has counted as used what was held, or this one held nothing
+    /// any more, and so what was settled is.
     newest: OnceLock<Option<i64>>,
 }
 

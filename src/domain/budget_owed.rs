@@ -44,13 +44,18 @@ impl Budgets {
         settled.and(charged)
     }
 
+    /// From now on the database is waited for no longer than a server may that stops.
+    pub fn hurry(&self) {
+        self.0.stopping.cancel();
+    }
+
     /// Gives back all that this server holds: it stops.
     ///
     /// # Errors
     /// Where the database fails. What is not given back counts as used, when this server has been silent for a while.
     pub async fn finish(&self) -> store::Result<()> {
         let inner = &self.0;
-        inner.stopping.cancel();
+        self.hurry();
         inner.tasks.close();
         inner.tasks.wait().await;
         let settled = self.settle_all().await;

@@ -27,7 +27,7 @@ use crate::settings::Settings;
 use crate::store::conversation::{self as conversations, Conversation, Own};
 use crate::store::conversation_lease::{self as leases, ConversationLease};
 use crate::store::message::{self as messages, Message};
-use crate::workers::{Answer, Context, Event, Failure, NoPlace, Opening, Place, Said, Spending, Turn};
+use crate::workers::{Answer, Context, Event, Failure, MOST_KEPT, NoPlace, Opening, Place, Said, Spending, Turn};
 
 const TEXT_LENGTH: usize = 100_000;
 /// How many messages a conversation has at most: a process that is started for it is told all of them.
@@ -535,6 +535,10 @@ fn failed(failure: Failure) -> Error {
         Failure::Spent => Error::refused_elsewhere(
             "The answer used more tokens than TURN_TOKEN_BUDGET allows before it said anything.".to_owned(),
         ),
+        Failure::TooLong => Error::refused_elsewhere(format!(
+            "The answer had more than {} MiB with what tools have answered, and is not kept.",
+            MOST_KEPT / (1024 * 1024)
+        )),
         Failure::NotStarted(_) => Error::away_by("The Claude CLI does not start on the server.", failure),
         Failure::Ended(_) | Failure::Garbled => Error::away_by("The Claude CLI broke off. Try again.", failure),
         Failure::Refused { status: Some(429), .. } => {

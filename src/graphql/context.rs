@@ -20,7 +20,7 @@ pub struct Caller {
     pub origin: Origin,
     /// When the request must be answered.
     pub deadline: Instant,
-    /// Told when nobody waits for the answer any more.
+    /// Told when nobody waits for the answer any more; of a read that several share, when the first of them does not.
     pub left: CancellationToken,
     /// What it has left in the audit log.
     pub record: Record,

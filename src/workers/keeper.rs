@@ -26,8 +26,8 @@ const KEPT: Duration = Duration::from_secs(60);
 const SETTLED: Duration = Duration::from_secs(1);
 /// No turn says more.
 const MOST_SAID: usize = 64 * 1024 * 1024;
-/// How much of an answer is kept at most: the largest that a model gives by itself is half a megabyte.
-const MOST_KEPT: usize = 4 * 1024 * 1024;
+/// No answer is longer: the longest that a model gives by itself is half a megabyte.
+pub const MOST_KEPT: usize = 4 * 1024 * 1024;
 /// No turn has more lines that are none of the language.
 const MOST_GARBLED: usize = 20;
 /// What may be said while nobody has asked.
@@ -82,6 +82,9 @@ pub enum Failure {
     /// It used more than it may before it said anything.
     #[error("the answer used more tokens than it may before it said anything")]
     Spent,
+    /// With what tools have answered it is longer than [`MOST_KEPT`].
+    #[error("the answer was too long")]
+    TooLong,
     /// The process did not speak its language, or said too much.
     #[error("the Claude CLI said what cannot be understood")]
     Garbled,
@@ -313,15 +316,16 @@ struct Gathered {
     model: Option<String>,
     stopped: Option<Stopped>,
     said: usize,
-    /// How many bytes the lines have that its blocks came in.
+    /// How many bytes its blocks have.
     kept: usize,
     garbled: usize,
 }
 
 impl Gathered {
-    fn keep(&mut self, blocks: Vec<Value>, length: usize) {
+    fn keep(&mut self, blocks: Vec<Value>) -> Result<(), Failure> {
+        self.kept += blocks.iter().map(|block| block.to_string().len()).sum::<usize>();
         self.blocks.extend(blocks);
-        self.kept += length;
+        if self.kept > MOST_KEPT { Err(Failure::TooLong) } else { Ok(()) }
     }
 
     fn answer(self) -> Answer {
@@ -367,8 +371,7 @@ impl Exchange<'_> {
                     return Err(Failure::Ended(None));
                 }
             };
-            let length = line.len();
-            gathered.said += length;
+            gathered.said += line.len();
             let Some(line) = read(&line) else {
                 gathered.garbled += 1;
                 if gathered.garbled > MOST_GARBLED || gathered.said > MOST_SAID {
@@ -388,17 +391,11 @@ impl Exchange<'_> {
                 gathered.usage = self.spending.used();
                 return judged(over, gathered);
             }
-            if gathered.kept + length > MOST_KEPT && matches!(line, Line::Said(_) | Line::Answered(_)) {
-                if gathered.stopped.is_none() {
-                    self.stop(&mut gathered, Stopped::Spent).await?;
-                }
-                continue;
-            }
-            self.take(line, length, &mut gathered).await?;
+            self.take(line, &mut gathered).await?;
         }
     }
 
-    async fn take(&self, line: Line, length: usize, gathered: &mut Gathered) -> Result<(), Failure> {
+    async fn take(&self, line: Line, gathered: &mut Gathered) -> Result<(), Failure> {
         match line {
             Line::Text(text) => self.tell(Event::Text(text)).await?,
             Line::Begins(model) => {
@@ -413,9 +410,9 @@ impl Exchange<'_> {
                         self.tell(Event::ToolUse { name: name.to_owned(), input: block["input"].clone() }).await?;
                     }
                 }
-                gathered.keep(blocks, length);
+                gathered.keep(blocks)?;
             }
-            Line::Answered(blocks) => gathered.keep(blocks, length),
+            Line::Answered(blocks) => gathered.keep(blocks)?,
             Line::Ready | Line::Over(_) | Line::Other => {}
         }
         Ok(())

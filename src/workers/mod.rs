@@ -19,7 +19,7 @@ pub mod supervisor;
 
 pub use given::Given;
 pub use history::Said;
-pub use keeper::{Answer, Event, Failure, Turn};
+pub use keeper::{Answer, Event, Failure, MOST_KEPT, Turn};
 pub use pool::{Cold, Context, NoPlace, Place, Warm, Worker, Workers};
 pub use process::{Opening, Setup};
 pub use spending::{Spender, Spending};

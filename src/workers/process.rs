@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Access, FlockOperation, access, flock};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
@@ -75,11 +75,12 @@ pub struct Setup {
 impl Setup {
     /// Where the Claude CLI is, from anywhere; none: it is not there.
     pub(super) fn program(&self) -> Option<PathBuf> {
+        let can_run = |place: &PathBuf| place.is_file() && access(place, Access::EXEC_OK).is_ok();
         let found = if self.program.components().count() > 1 {
-            self.program.is_file().then(|| self.program.clone())
+            Some(self.program.clone()).filter(can_run)
         } else {
             let path = std::env::var_os("PATH")?;
-            std::env::split_paths(&path).map(|folder| folder.join(&self.program)).find(|place| place.is_file())
+            std::env::split_paths(&path).map(|folder| folder.join(&self.program)).find(can_run)
         };
         std::path::absolute(found?).ok()
     }
@@ -164,6 +165,7 @@ impl Process {
         session: &str,
         opening: Opening,
     ) -> io::Result<Self> {
+        let program = setup.program().ok_or(io::ErrorKind::NotFound)?;
         let home = folder.path.join(organization).join(name);
         // What the CLI keeps, large answers of tools among it, goes with the process.
         let (config, work) = (home.join("claude"), home.join("work"));
@@ -172,7 +174,6 @@ impl Process {
         let clean = |_: &io::Error| drop(fs::remove_dir_all(&home));
         let Arguments { all, files, given } = arguments(session, &opening);
         let mut command = Command::new(&setup.supervisor);
-        let program = setup.program().ok_or(io::ErrorKind::NotFound)?;
         command.arg("worker").args(files.iter().map(Given::argument)).arg("--").arg(program).args(all);
         command.current_dir(&work).env_clear();
         command.envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));

@@ -283,11 +283,8 @@ impl Shared {
     /// A process that was started takes what is said.
     pub(super) fn ready(self: &Arc<Self>, id: WorkerId) {
         self.change(id, |entry, now| {
-            // Unless the server stops.
-            if entry.worker.state == WorkerState::Starting {
-                entry.worker.state = WorkerState::Busy;
-                entry.worker.last_active_at = Some(now);
-            }
+            entry.worker.state = WorkerState::Busy;
+            entry.worker.last_active_at = Some(now);
         });
     }
 

@@ -67,6 +67,7 @@ impl Cut {
         let ledger = "SELECT tokens FROM budgets WHERE api_key_id = $1 FOR UPDATE";
         transaction.query_one(ledger, &[&self.key.key.id.to_string()]).await.unwrap();
         let (ledger, held) = budget_of(&self.app.services(), &self.key).await;
+        transaction.rollback().await.unwrap();
         (ledger.tokens, held)
     }
 

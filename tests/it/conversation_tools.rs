@@ -99,6 +99,7 @@ both_databases! {
         relayed.claude.will(FIRST, [runs(&command)]);
         let input = json!({ "conversationId": another, "text": "Hello", "tools": ["Bash"] });
         admin.with(SEND, json!({ "input": input })).await.data();
+        assert!(!with_canary(app.data_dir()).is_empty(), "the CLI keeps it as long as it runs");
         for conversation in [&conversation, &another] {
             admin.with(delete, json!({ "id": conversation })).await.data();
         }

@@ -19,7 +19,7 @@ use crate::many_servers::{Follower, until};
 use crate::subscription::ADDED;
 use crate::support::{
     Answer, Client, EventStream, PASSWORD, Proxy, Socket, TestApp, TestDatabase, TestPostgres, TestRedis,
-    both_databases,
+    both_databases, in_time,
 };
 
 /// Far longer than anything here takes: it only ends what hangs.
@@ -32,10 +32,6 @@ const LIMIT: &str = "2";
 const READ: &str = "{ clients { totalCount } }";
 const CREATE: &str =
     "mutation($n: String!, $m: JSON) { createClient(input: { name: $n, metadata: $m }) { client { id } } }";
-
-async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(NEVER, work).await.unwrap_or_else(|_| panic!("{what}: hangs"))
-}
 
 /// A server whose requests have two seconds and four connections.
 async fn server(url: &str) -> TestApp {
