@@ -143,14 +143,15 @@ fn print_text(month: &str, lines: &[Line], total: &UsageTotals) -> io::Result<()
         (id, "") => id.to_owned(),
         (_, name) => name.chars().filter(|character| !character.is_control()).collect(),
     };
+    let mut print = |client: &str, api_key: &str, model: &str, requests: &str, cost: &str| {
+        writeln!(out, "{client:<28} {api_key:<24} {model:<20} {requests:>9} {cost:>16}")
+    };
+    if !lines.is_empty() {
+        print("client", "API key", "model", "requests", "USD")?;
+    }
     for Line { client, api_key, model, totals } in lines {
-        let (client, api_key) = (or_dash(client), or_dash(api_key));
-        writeln!(
-            out,
-            "{client:<28} {api_key:<24} {model:<20} {:>9} {:>16}",
-            totals.requests,
-            totals.cost().to_string()
-        )?;
+        let (requests, cost) = (totals.requests.to_string(), totals.cost().to_string());
+        print(&or_dash(client), &or_dash(api_key), model, &requests, &cost)?;
     }
     writeln!(out, "{month}: {} requests, {} tokens, {} USD", total.requests, total.tokens(), total.cost())
 }

@@ -18,6 +18,7 @@ pub(super) async fn run(settings: &Settings) -> Result<(), Failure> {
     let app = App::build(settings, Clock::system()).await?;
     let first_admin = app.first_admin.as_ref().map(welcome);
     let has_generated_secrets = app.has_generated_secrets;
+    let has_cli = app.services.workers.program().is_some();
     let running = match app.serve(settings).await {
         Ok(running) => running,
         Err(error) => {
@@ -45,6 +46,9 @@ pub(super) async fn run(settings: &Settings) -> Result<(), Failure> {
         tracing::warn!(
             "the server listens beyond this machine without TLS: put a proxy with TLS before it, and set PUBLIC_URL"
         );
+    }
+    if !has_cli {
+        tracing::info!("no Claude CLI is there: conversations are not answered (CLAUDE_CLI)");
     }
     tracing::info!(%address, "serving");
 

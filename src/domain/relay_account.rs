@@ -174,6 +174,9 @@ pub async fn note_health(services: &Services, observed: &Observed) -> Result<()>
     if !found.is_some_and(|account| observed.is_news_of(&account, services.clock.now())) {
         return Ok(());
     }
+    if observed.state == ClaudeAccountHealthState::Unauthorized {
+        tracing::warn!(account = %observed.id, "an upstream refuses an account: its health.lastError says why");
+    }
     let origin = Origin { request_id: "relay".to_owned(), ..Origin::default() };
     let record = Record::default();
     let cx = Cx { services, actor: &actor, origin: &origin, operation: "relay", record: &record, deadline: None };

@@ -306,10 +306,9 @@ async fn answer_and_keep(
 /// # Errors
 /// Where that is nobody's.
 pub fn may_say(actor: &Actor) -> Result<Own> {
-    let own = actor.conversations()?;
-    // A query for an API key that only reads, but for what it does.
+    // A query for an API key that only reads, but for what it does. Asked first: a key that may neither is told the scope that it needs.
     actor.access().ok_or_else(Error::unauthenticated)?.may_write()?;
-    Ok(own)
+    Ok(actor.conversations()?)
 }
 
 async fn prepare(cx: Cx<'_>, input: Send) -> Result<Turned> {

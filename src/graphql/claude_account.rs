@@ -75,7 +75,7 @@ pub(super) struct ClaudeAccountHealth {
     state: ClaudeAccountHealthState,
     /// Until when that holds; null: until something else is known.
     until: Option<DateTime>,
-    /// What went wrong last.
+    /// What went wrong last, also where it is well since; a test that succeeds clears it.
     last_error: Option<String>,
     /// When the account was last used.
     last_used_at: Option<DateTime>,
@@ -266,7 +266,7 @@ pub(super) struct CreateClaudeAccountInput {
     tier: Option<ClaudeTier>,
     /// How many tokens it may use in a month, more than 0; no limit where left out.
     usage_limit: Option<BigInt>,
-    /// Where to send its requests: an https URL. The default upstream where left out.
+    /// Where to send its requests: an https URL, or one whose host `UPSTREAM_ALLOWED_HOSTS` has. The default upstream where left out.
     base_url: Option<String>,
     /// Lower is preferred; 0 where left out.
     priority: Option<i32>,
@@ -293,7 +293,7 @@ pub(super) struct UpdateClaudeAccountInput {
     tier: MaybeUndefined<ClaudeTier>,
     /// How many tokens it may use in a month, more than 0.
     usage_limit: MaybeUndefined<BigInt>,
-    /// Where to send its requests: an https URL.
+    /// Where to send its requests: an https URL, or one whose host `UPSTREAM_ALLOWED_HOSTS` has.
     base_url: MaybeUndefined<String>,
     /// Lower is preferred.
     priority: MaybeUndefined<i32>,

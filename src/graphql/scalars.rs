@@ -66,12 +66,14 @@ impl ScalarType for Decimal {
     fn parse(value: Value) -> InputValueResult<Self> {
         match value {
             Value::String(text) => Ok(Self(text)),
+            Value::Number(_) => Err(InputValueError::custom("is not a decimal number in a string, like \"12.50\"")),
             _ => Err(InputValueError::expected_type(value)),
         }
     }
 
+    // A number is let through to where it is told what is meant.
     fn is_valid(value: &Value) -> bool {
-        matches!(value, Value::String(_))
+        matches!(value, Value::String(_) | Value::Number(_))
     }
 
     fn to_value(&self) -> Value {

@@ -58,16 +58,19 @@ impl Admitted {
 pub(super) async fn admit(relay: &Relay, caller: &Caller, headers: &HeaderMap) -> Result<Admitted> {
     let services = &*relay.services;
     let sent = match sent_key(headers) {
-        Some(key) => {
+        Ok(key) => {
             let look_ups = quota::look_ups(services, caller.address);
             let judged = services.authenticator.judge_api_key(key.clone(), look_ups).await;
-            judged.map_err(|error| Refusal::from(crate::domain::Error::from(error)))?.map(|sent| (key, sent))
+            judged
+                .map_err(|error| Refusal::from(crate::domain::Error::from(error)))?
+                .map(|sent| (key, sent))
+                .map_err(refused)
         }
-        None => Err(ApiKeyVerificationCode::NotFound),
+        Err(message) => Err(Refusal::unauthenticated(message)),
     };
     let (raw, sent) = match sent {
         Ok(sent) => sent,
-        Err(code) => return Err(turned_away(relay, caller, code).await),
+        Err(refusal) => return Err(turned_away(relay, caller, refusal).await),
     };
     let actor = sent.actor();
     services.authenticator.note_use(&sent);
@@ -88,29 +91,50 @@ pub(super) async fn admit(relay: &Relay, caller: &Caller, headers: &HeaderMap) -
 }
 
 const NO_KEY: &str = "Send an API key of Claviger's as x-api-key, or as Authorization: Bearer.";
+const UNKNOWN_KEY: &str = "This API key is not known here: send one of Claviger's.";
+const TWO_KEYS: &str = "Two API keys were sent, and they differ: send one.";
+const ACCESS_TOKEN: &str = "An access token is no key for the relay: make an API key with the scope RELAY.";
 
 /// The key that a caller sends. A header that holds something else is left alone: the Claude CLI may send two.
-fn sent_key(headers: &HeaderMap) -> Option<SecretText> {
+///
+/// # Errors
+/// What to send instead.
+fn sent_key(headers: &HeaderMap) -> Result<SecretText, &'static str> {
     let plain = headers.get_all(API_KEY).iter().filter_map(|value| value.to_str().ok());
     let bearer = headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| {
         let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then_some(token)
     });
-    let mut keys = plain.chain(bearer).map(str::trim).filter(|text| RawApiKey::is_meant_by(text));
-    let key = keys.next()?;
-    // Two different ones name two callers: neither is believed.
-    keys.all(|other| other == key).then(|| SecretText::from(key.to_owned()))
+    let sent: Vec<_> = plain.chain(bearer).map(str::trim).filter(|text| !text.is_empty()).collect();
+    let mut keys = sent.iter().filter(|text| RawApiKey::is_meant_by(text));
+    match keys.next() {
+        Some(key) if keys.all(|other| other == key) => Ok(SecretText::from((*key).to_owned())),
+        // They name two callers: neither is believed.
+        Some(_) => Err(TWO_KEYS),
+        None if sent.is_empty() => Err(NO_KEY),
+        None if sent.iter().any(|text| is_like_a_token(text)) => Err(ACCESS_TOKEN),
+        None => Err(UNKNOWN_KEY),
+    }
+}
+
+/// Whether it looks like a JWT: three parts, of which the first is a JSON object in base64.
+fn is_like_a_token(text: &str) -> bool {
+    text.starts_with("eyJ") && text.split('.').count() == 3
 }
 
 /// Counts against the address what came without a key that is good: who guesses gets no further.
-async fn turned_away(relay: &Relay, caller: &Caller, code: ApiKeyVerificationCode) -> Refusal {
+async fn turned_away(relay: &Relay, caller: &Caller, refusal: Refusal) -> Refusal {
     match quota::take(&relay.services, &Actor::Anonymous, caller.address, 1, 0).await {
         Ok(Answer { retry_after: Some(wait), .. }) => {
-            return Refusal::rate_limited("Too many requests from this address without an API key.", wait);
+            Refusal::rate_limited("Too many requests from this address without an API key.", wait)
         }
-        Err(error) if error.code() != Code::ServiceUnavailable => return error.into(),
-        Ok(_) | Err(_) => {}
+        Err(error) if error.code() != Code::ServiceUnavailable => error.into(),
+        Ok(_) | Err(_) => refusal,
     }
+}
+
+/// Why a key opens nothing.
+fn refused(code: ApiKeyVerificationCode) -> Refusal {
     match code {
         ApiKeyVerificationCode::Expired => Refusal::unauthenticated("This API key has expired."),
         ApiKeyVerificationCode::Revoked => Refusal::unauthenticated("This API key was revoked."),
@@ -121,7 +145,7 @@ async fn turned_away(relay: &Relay, caller: &Caller, code: ApiKeyVerificationCod
         ApiKeyVerificationCode::Valid
         | ApiKeyVerificationCode::Malformed
         | ApiKeyVerificationCode::NotFound
-        | ApiKeyVerificationCode::RateLimited => Refusal::unauthenticated(NO_KEY),
+        | ApiKeyVerificationCode::RateLimited => Refusal::unauthenticated(UNKNOWN_KEY),
     }
 }
 
@@ -152,13 +176,15 @@ mod tests {
             }
             sent_key(&headers).map(|key| key.expose().to_owned())
         };
-        let a = Some("clv_a".to_owned());
+        let a = Ok("clv_a".to_owned());
         assert_eq!(sent(&[("x-api-key", " clv_a ")]), a);
         assert_eq!(sent(&[("authorization", "bearer clv_a")]), a);
         assert_eq!(sent(&[("authorization", "Bearer clv_a"), ("x-api-key", "clv_a")]), a);
         assert_eq!(sent(&[("authorization", "Bearer other"), ("x-api-key", "clv_a")]), a);
-        assert_eq!(sent(&[("authorization", "Bearer clv_b"), ("x-api-key", "clv_a")]), None);
-        assert_eq!(sent(&[("authorization", "Basic clv_a")]), None);
-        assert_eq!(sent(&[]), None);
+        assert_eq!(sent(&[("authorization", "Bearer clv_b"), ("x-api-key", "clv_a")]), Err(TWO_KEYS));
+        assert_eq!(sent(&[("authorization", "Basic clv_a"), ("x-api-key", " ")]), Err(NO_KEY));
+        assert_eq!(sent(&[]), Err(NO_KEY));
+        assert_eq!(sent(&[("x-api-key", "sk-ant-1.2.3")]), Err(UNKNOWN_KEY));
+        assert_eq!(sent(&[("authorization", "Bearer eyJ0.eyJ1.c2ln")]), Err(ACCESS_TOKEN));
     }
 }

@@ -246,8 +246,29 @@ impl Settings {
         if settings.smtp.is_some() {
             reader.needs("MAIL_FROM", "must be set where SMTP_URL is");
         }
+        if settings.is_its_own_upstream() {
+            reader.refuse(
+                "ANTHROPIC_BASE_URL",
+                "is this server itself: it names the upstream, not what programs are pointed at",
+            );
+        }
         reader.finish()?;
         Ok(settings)
+    }
+
+    /// Whether requests to the default upstream would come back here.
+    fn is_its_own_upstream(&self) -> bool {
+        let (base, listen) = (&self.anthropic_base_url, &self.listen);
+        let is_near = |host: &Host| match host {
+            Host::Domain(name) => name == "localhost",
+            Host::Ipv4(ip) => ip.is_loopback() || ip.is_unspecified(),
+            Host::Ipv6(ip) => ip.is_loopback() || ip.is_unspecified(),
+        };
+        let host = base.host().map(|host| host.to_owned());
+        let is_here = host.is_some_and(|host| host == listen.host || is_near(&host) && is_near(&listen.host));
+        let is_listened_on = base.scheme() == "http" && is_here && base.port_or_known_default() == Some(listen.port);
+        let whole = |url: &Url| url.as_str().trim_end_matches('/').to_owned();
+        is_listened_on || whole(base) == whole(&self.public_url)
     }
 }
 

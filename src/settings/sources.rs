@@ -238,6 +238,13 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Notes a setting that is set to what another forbids.
+    pub(super) fn refuse(&mut self, name: &str, message: &str) {
+        if let Some((_, origin)) = self.sources.values.get(name) {
+            self.fail(name, message.to_owned(), origin.clone());
+        }
+    }
+
     fn fail(&mut self, name: &str, message: String, origin: String) {
         self.problems.push(Problem { name: name.to_owned(), message, origin });
     }

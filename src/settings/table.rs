@@ -59,7 +59,7 @@ settings! {
     Url "FRONTEND_URL", "none", "origins that browsers may call from, comma-separated; links in mails and invitations lead to the first";
     Url "PUBLIC_URL", "from HOST and PORT", "where the server is reached from outside, for links; with https, browsers are told to stay with it";
     Plain "TRUSTED_PROXIES", "none", "addresses and networks whose X-Forwarded-For, X-Request-Id and traceparent are believed, comma-separated";
-    Url "ANTHROPIC_BASE_URL", "`https://api.anthropic.com`", "the default upstream";
+    Url "ANTHROPIC_BASE_URL", "`https://api.anthropic.com`", "the default upstream; not the one that programs set: never this server itself";
     Plain "UPSTREAM_ALLOWED_HOSTS", "none", "hosts, with or without a port, that accounts may name over plain HTTP or at private addresses";
     Plain "UPSTREAM_TIMEOUT", "`600`", "seconds that an upstream may say nothing, before its answer and within it, 1 to 3600";
     Plain "CLAUDE_CLI", "`claude`", "the Claude CLI that answers conversations: a path, or a name in PATH; where it is missing, the server does without";
@@ -71,7 +71,7 @@ settings! {
     Plain "AUDIT_CHECKPOINT_MINUTES", "`60`", "how often the ends of the audit logs are signed into the log, and when the server stops; 0 to 10080, 0: never";
     Plain "AUDIT_RETENTION_DAYS", "none: kept", "days that audit entries are kept, 1 to 36500; a signed seal keeps the rest verifiable";
     Plain "USAGE_RETENTION_DAYS", "none: kept", "days that usage records are kept, 1 to 36500; what they add up to stays, for reports and bills";
-    Plain "PRICES_FILE", "the table in the program", "a JSON file with the prices of models (docs/usage.md)";
+    Plain "PRICES_FILE", "the table in the program", "a JSON file with the prices of all models (docs/usage.md)";
     Plain "DEFAULT_RATE_LIMIT_PER_HOUR", "`1000`", "requests an hour of an API key that has no limits of its own, and of all conversations of a user who has signed in, up to 1000000; 0: any number";
     Plain "RATE_LIMIT_ANONYMOUS_PER_MINUTE", "`120`", "requests a minute from an address without a sign-in, up to 1000000; 0: any number";
     Plain "RATE_LIMIT_USER_PER_MINUTE", "`600`", "requests a minute of a signed-in user, up to 1000000; 0: any number";

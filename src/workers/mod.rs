@@ -21,5 +21,5 @@ pub use given::Given;
 pub use history::Said;
 pub use keeper::{Answer, Event, Failure, MOST_KEPT, Turn};
 pub use pool::{Cold, Context, NoPlace, Place, Warm, Worker, Workers};
-pub use process::{Opening, Setup};
+pub use process::{Opening, Setup, find_program};
 pub use spending::{Spender, Spending};

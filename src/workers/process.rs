@@ -75,15 +75,21 @@ pub struct Setup {
 impl Setup {
     /// Where the Claude CLI is, from anywhere; none: it is not there.
     pub(super) fn program(&self) -> Option<PathBuf> {
-        let can_run = |place: &PathBuf| place.is_file() && access(place, Access::EXEC_OK).is_ok();
-        let found = if self.program.components().count() > 1 {
-            Some(self.program.clone()).filter(can_run)
-        } else {
-            let path = std::env::var_os("PATH")?;
-            std::env::split_paths(&path).map(|folder| folder.join(&self.program)).find(can_run)
-        };
-        std::path::absolute(found?).ok()
+        find_program(&self.program)
     }
+}
+
+/// Where a program is, from anywhere: a path, or a name that is looked for in `PATH`; none: it is not there.
+#[must_use]
+pub fn find_program(program: &Path) -> Option<PathBuf> {
+    let can_run = |place: &PathBuf| place.is_file() && access(place, Access::EXEC_OK).is_ok();
+    let found = if program.components().count() > 1 {
+        Some(program.to_owned()).filter(can_run)
+    } else {
+        let path = std::env::var_os("PATH")?;
+        std::env::split_paths(&path).map(|folder| folder.join(program)).find(can_run)
+    };
+    std::path::absolute(found?).ok()
 }
 
 /// What a process is told at its start.

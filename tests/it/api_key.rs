@@ -406,6 +406,10 @@ both_databases! {
             "name", "description", "ownerId", "clientId", "scopes", "expiresInDays", "allowedIps", "allowedModels", "rateLimitPerMinute",
             "rateLimitPerHour", "concurrencyLimit", "tokenLimitPerDay", "costLimitUsdPerMonth",
         ]);
+        let number = try_create(&admin, json!({ "name": "K", "scopes": ["RELAY"], "costLimitUsdPerMonth": 5 })).await;
+        assert_eq!(number.code(), "BAD_USER_INPUT");
+        let told = number.body["errors"][0]["message"].as_str().unwrap();
+        assert!(told.contains("is not a decimal number in a string, like \"12.50\""), "{told}");
         let (key, _) = create(&admin, json!({ "name": "K" })).await;
         let answer = update(&admin, json!({
             "id": key["id"], "name": null, "scopes": null, "expiresAt": "2020-01-01T00:00:00Z", "allowedIps": ["10.0.0.1", "10.0.0.1/32"],

@@ -158,6 +158,7 @@ fn what_is_committed_without_an_audit_entry_is_listed() {
         "store/tx.rs .commit_bookkeeping() 0",
         "store/usage.rs Tx::bookkeeping( 0",
         "store/usage.rs Tx::bookkeeping( 1",
+        "store/usage.rs Tx::bookkeeping( 2",
     ];
     assert_eq!(found.iter().map(String::as_str).collect::<Vec<_>>(), known);
 }

@@ -79,6 +79,9 @@ both_databases! {
         ].map(|row| row.map(str::to_owned)));
         assert_eq!((json!(rows[0][1]), json!(rows[0][3])), (client["id"].clone(), for_client["id"].clone()));
         let text = String::from_utf8(command(&app, &["billing", "--month", "2026-10"]).stdout).unwrap();
+        let lines: Vec<Vec<_>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[0], ["client", "API", "key", "model", "requests", "USD"]);
+        assert_eq!((lines.len(), &lines[3][..]), (5, &["-", "Other", "claude-sonnet-5", "1", "1"][..]));
         assert!(text.ends_with("2026-10: 4 requests, 2500003 tokens, 8.000015 USD\n"), "{text}");
         let nothing = String::from_utf8(command(&app, &["billing", "--month", "2020-01"]).stdout).unwrap();
         assert_eq!(nothing, "2020-01: 0 requests, 0 tokens, 0 USD\n");

@@ -145,6 +145,7 @@ on_both! {
             (&[("CREDENTIAL_ENCRYPTION_KEYS", "v1:canary")], "key-ring", "fail", ""),
             (&[("SMTP_URL", "smtp://127.0.0.1:9")], "mail", "fail", "127.0.0.1:9: "),
             (&[("SMTP_URL", "")], "mail", "warn", "nobody gets them"),
+            (&[("CLAUDE_CLI", "no/claude")], "claude-cli", "warn", "no/claude is not there"),
             (&[("DATABASE_URL", "postgres://canary:canary@127.0.0.1:9/d")], "database", "fail", "127.0.0.1:9/d"),
             (&[("DATABASE_URL", "sqlite://no/such.db")], "database", "warn", "no/such.db is not there"),
         ] {
@@ -190,6 +191,7 @@ async fn a_first_try_on_one_machine_has_nothing_wrong() {
     assert!(failed.is_empty(), "{failed:?}");
     found.has("administrator", "warn", "admin@localhost");
     found.has("public-url", "warn", "this machine alone");
+    found.has("claude-cli", "ok", "conversations are not answered");
     assert_eq!(found.code, Some(1));
 }
 

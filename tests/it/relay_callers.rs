@@ -55,6 +55,24 @@ both_databases! {
         }
     }
 
+    async fn who_has_no_good_key_is_told_what_was_wrong_with_it(app: TestApp) {
+        let relayed = Relayed::new(&app).await;
+        let token = format!("Bearer {}", relayed.admin.access_token.clone().unwrap());
+        let unknown = "clv_0000000000000000000000000000000000000";
+        for (sent, told) in [
+            (&[][..], "Send an API key"),
+            (&[("x-api-key", unknown)], "This API key is not known here"),
+            (&[("x-api-key", "nope")], "This API key is not known here"),
+            (&[("authorization", token.as_str())], "An access token is no key for the relay"),
+            (&[("x-api-key", unknown), ("authorization", &format!("Bearer {}", relayed.key))], "Two API keys were sent"),
+        ] {
+            let request = relayed.http.post(format!("{}/v1/messages", app.url));
+            let request = sent.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+            let answer: Value = request.body(asking(false).to_string()).send().await.unwrap().json().await.unwrap();
+            assert!(answer["error"]["message"].as_str().unwrap().starts_with(told), "{answer}");
+        }
+    }
+
     async fn whatever_is_wrong_is_told_in_the_apis_shape(app: TestApp) {
         let relayed = Relayed::new(&app).await;
         let invalid = |status: u16| (status, "invalid_request_error".to_owned());

@@ -232,6 +232,30 @@ fn a_wrong_value_is_refused_by_its_name() {
 }
 
 #[test]
+fn the_server_is_not_its_own_upstream() {
+    let upstream = "ANTHROPIC_BASE_URL";
+    for own in [
+        &[(upstream, "http://127.0.0.1:3001")][..],
+        &[(upstream, "http://localhost:3001/v1")],
+        &[(upstream, "http://[::1]:8080"), ("HOST", "0.0.0.0"), ("PORT", "8080")],
+        &[(upstream, "http://claviger.internal"), ("HOST", "claviger.internal"), ("PORT", "80")],
+        &[(upstream, "https://example.com/claviger"), ("PUBLIC_URL", "https://example.com/claviger/")],
+    ] {
+        let error = load(own).unwrap_err();
+        assert!(error.to_string().contains("ANTHROPIC_BASE_URL: is this server itself"), "{error}");
+    }
+    for other in [
+        &[(upstream, "http://127.0.0.1:3002")][..],
+        &[(upstream, "https://127.0.0.1:3001")],
+        &[(upstream, "http://models.internal:3001")],
+        &[(upstream, "http://127.0.0.1:3001"), ("HOST", "192.0.2.1")],
+        &[(upstream, "https://example.com/models"), ("PUBLIC_URL", "https://example.com/claviger")],
+    ] {
+        load(other).unwrap();
+    }
+}
+
+#[test]
 fn all_wrong_settings_are_reported_at_once() {
     let pairs = [("PORT", "abc"), ("HOST", "no where"), ("LOG_FORMAT", "xml"), ("JWT_SECRET", "short"), ("POTR", "1")];
     assert_eq!(wrong_names(&pairs), ["HOST", "JWT_SECRET", "LOG_FORMAT", "PORT", "POTR"]);

@@ -129,6 +129,11 @@ both_databases! {
         // A key that only reads says nothing, which is on record.
         let refused = said(&may_not, &of_acme).await;
         assert_eq!(refused.status(), 403);
+        // Which scope it needs is said at once.
+        let refused = said(&relayed.key, &of_acme).await;
+        assert_eq!(refused.status(), 403);
+        let told = refused.json::<Value>().await.unwrap();
+        assert_eq!(told["error"]["message"], "Your API key does not have the scope ADMIN_WRITE.");
         let entry = &crate::audit::entries(admin).await[0];
         assert_eq!((&entry["operation"], &entry["outcome"]), (&json!("messageStream"), &json!("DENIED")));
     }

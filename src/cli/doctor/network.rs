@@ -1,13 +1,16 @@
-//! What the server needs besides: Redis, and the way of mails.
+//! What the server needs besides: Redis, the way of mails, and the Claude CLI.
+
+use std::path::Path;
 
 use super::Finding;
 use crate::mail::Mailer;
 use crate::redis::Redis;
 use crate::settings::{DatabaseUrl, Settings};
+use crate::workers::find_program;
 
 /// Asks each whether it is there.
 pub(super) async fn check(settings: &Settings) -> Vec<Finding> {
-    vec![redis(settings).await, mail(settings).await]
+    vec![redis(settings).await, mail(settings).await, claude_cli(&settings.claude_cli)]
 }
 
 async fn redis(settings: &Settings) -> Finding {
@@ -48,5 +51,21 @@ async fn mail(settings: &Settings) -> Finding {
             Err(error) => Finding::fail(CHECK, format!("{place}: {error}"), advice),
         },
         Err(error) => Finding::fail(CHECK, error.to_string(), "look at MAIL_FROM and SMTP_URL"),
+    }
+}
+
+fn claude_cli(named: &Path) -> Finding {
+    const CHECK: &str = "claude-cli";
+    match find_program(named) {
+        Some(place) => Finding::ok(CHECK, place.display().to_string()),
+        // The default: nobody has asked for it.
+        None if named == Path::new("claude") => {
+            Finding::ok(CHECK, "claude is not in PATH: conversations are not answered")
+        }
+        None => Finding::warn(
+            CHECK,
+            format!("{} is not there: conversations are not answered", named.display()),
+            "install the Claude CLI, and name it in CLAUDE_CLI",
+        ),
     }
 }
