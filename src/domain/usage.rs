@@ -255,13 +255,16 @@ pub async fn finish(services: &Services) {
 pub async fn flush(services: &Services) -> store::Result<()> {
     let recorder = &services.usage;
     let mut batch = recorder.batch.lock().await;
+    // What comes meanwhile gathers: written at once, it would be in as many transactions as the database can do.
+    let mut left = lock(&recorder.waiting).len();
     loop {
         if batch.is_empty() {
             let mut waiting = lock(&recorder.waiting);
-            let count = waiting.len().min(BATCH);
+            let count = waiting.len().min(left).min(BATCH);
             if count == 0 {
                 return Ok(());
             }
+            left -= count;
             batch.push_back(waiting.drain(..count).collect());
         }
         // Who flushes may leave at any time: a part stays in the batch until it is known what has become of it.
