@@ -271,27 +271,17 @@ pub(super) async fn piece(
     }
 }
 
-/// Reads an answer to its end.
+/// Reads a short answer to its end, an error or a list: one that may be large is gathered by `whole.rs`.
 pub(super) async fn collect(body: Incoming, most: usize, limits: &RelayLimits) -> Result<Bytes, Incomplete> {
     let mut body = Limited::new(body, most);
-    let (mut first, mut all) = (None::<Bytes>, Vec::new());
-    let mut received = 0;
-    let end = Instant::now() + limits.longest;
-    while let Some(data) = piece(&mut body, limits, end).await.map_err(|how| Incomplete { how, received })? {
-        received += data.len();
-        match (&mut first, data) {
-            (_, data) if data.is_empty() => {}
-            (None, data) => first = Some(data),
-            (Some(begun), data) => {
-                if all.is_empty() {
-                    all.extend_from_slice(begun);
-                }
-                all.extend_from_slice(&data);
-            }
+    let (mut all, end) = (Vec::new(), Instant::now() + limits.longest);
+    loop {
+        match piece(&mut body, limits, end).await {
+            Ok(Some(data)) => all.extend_from_slice(&data),
+            Ok(None) => return Ok(all.into()),
+            Err(how) => return Err(Incomplete { how, received: all.len() }),
         }
     }
-    // As a rule it comes in one piece, and is passed on as that.
-    Ok(if all.is_empty() { first.unwrap_or_default() } else { all.into() })
 }
 
 /// The headers that the caller gets.
