@@ -12,11 +12,13 @@ const MOST_MODELS: usize = 1_000;
 /// The longest text that is kept, in bytes.
 const MOST_TEXT: usize = 200;
 
-/// Reads a list, as `{"data":[…]}`, or a model.
-pub(super) fn read(body: &[u8]) -> Option<Value> {
-    if let Ok(List { data: Models(models) }) = serde_json::from_slice(body) {
-        return Some(json!({ "data": models }));
-    }
+/// Reads a list.
+pub(super) fn list(body: &[u8]) -> Option<Vec<Value>> {
+    serde_json::from_slice::<List>(body).ok().map(|List { data: Models(models) }| models)
+}
+
+/// Reads a model.
+pub(super) fn model(body: &[u8]) -> Option<Value> {
     serde_json::from_slice::<Model<'_>>(body).ok().map(Model::kept)
 }
 
@@ -47,18 +49,21 @@ impl Model<'_> {
         let mut kept = Map::new();
         kept.insert("type".to_owned(), json!("model"));
         for (name, told) in [("id", self.id), ("display_name", self.display_name), ("created_at", self.created_at)] {
-            let text = told.and_then(|told| serde_json::from_str::<String>(told.get()).ok());
-            if let Some(text) = text.filter(|text| text.len() <= MOST_TEXT) {
+            if let Some(text) = readable::<String>(told).filter(|text| text.len() <= MOST_TEXT) {
                 kept.insert(name.to_owned(), text.into());
             }
         }
         for (name, told) in [("max_input_tokens", self.max_input_tokens), ("max_tokens", self.max_tokens)] {
-            if let Some(number) = told.and_then(|told| serde_json::from_str::<u64>(told.get()).ok()) {
+            if let Some(number) = readable::<u64>(told) {
                 kept.insert(name.to_owned(), number.into());
             }
         }
         kept.into()
     }
+}
+
+fn readable<'a, T: Deserialize<'a>>(told: Option<&'a RawValue>) -> Option<T> {
+    serde_json::from_str(told?.get()).ok()
 }
 
 impl<'de> Deserialize<'de> for Models {
@@ -96,15 +101,15 @@ mod tests {
         let told = json!({ "type": "model", "id": "a", "display_name": "A", "created_at": "2026-01-01T00:00:00Z", "max_tokens": 5 });
         let mut more = told.clone();
         (more["x"], more["max_input_tokens"]) = (json!({ "y": [1] }), json!({}));
-        let read_back = |body: &Value| read(body.to_string().as_bytes());
-        assert_eq!(read_back(&more), Some(told.clone()));
-        let list = json!({ "has_more": false, "data": [more, 7, { "id": "x".repeat(300) }, { "id": {} }] });
+        let (model, list) =
+            (|body: &Value| model(body.to_string().as_bytes()), |body: &Value| list(body.to_string().as_bytes()));
+        assert_eq!(model(&more), Some(told.clone()));
         let nameless = json!({ "type": "model" });
-        assert_eq!(read_back(&list), Some(json!({ "data": [told, nameless, nameless] })));
-        let long = json!({ "data": vec![json!({ "id": "b" }); MOST_MODELS + 5] });
-        assert_eq!(read_back(&long).unwrap()["data"].as_array().unwrap().len(), MOST_MODELS);
+        let told_list = json!({ "has_more": false, "data": [more, 7, { "id": "x".repeat(300) }, { "id": {} }] });
+        assert_eq!(list(&told_list), Some(vec![told, nameless.clone(), nameless]));
+        assert_eq!(list(&json!({ "data": vec![json!({ "id": "b" }); MOST_MODELS + 5] })).unwrap().len(), MOST_MODELS);
         for wrong in [json!([]), json!("ok"), json!(null)] {
-            assert_eq!(read_back(&wrong), None, "{wrong}");
+            assert_eq!((model(&wrong), list(&wrong)), (None, None), "{wrong}");
         }
     }
 }

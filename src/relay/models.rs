@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -135,11 +136,7 @@ async fn known(relay: &Relay, admitted: &Admitted) -> Models {
     if let Some(known) = slot.as_ref().filter(|known| known.holds(now)) {
         return known.models.clone().unwrap_or_else(|| priced(relay));
     }
-    let models = fetch(relay, admitted, "/v1/models?limit=1000", |mut list| match list.get_mut("data")?.take() {
-        Value::Array(models) => Some(Models::from(models)),
-        _ => None,
-    });
-    let models = models.await;
+    let models = fetch(relay, admitted, "/v1/models?limit=1000", model_list::list).await.map(Models::from);
     *slot = Some(Known { at: now, models: models.clone() });
     models.unwrap_or_else(|| priced(relay))
 }
@@ -152,11 +149,12 @@ async fn by_other_name(relay: &Relay, admitted: &Admitted, id: &str) -> Option<V
     if !is_id || !admitted.key.key.allowed_models.allow(id) {
         return None;
     }
-    fetch(relay, admitted, &format!("/v1/models/{id}"), |model| model["id"].is_string().then_some(model)).await
+    let read = |body: &[u8]| model_list::model(body).filter(|model| model["id"].is_string());
+    fetch(relay, admitted, &format!("/v1/models/{id}"), read).await
 }
 
 /// What the first upstream says that has an answer, if one does soon.
-async fn fetch<T>(relay: &Relay, admitted: &Admitted, path: &str, read: impl Fn(Value) -> Option<T>) -> Option<T> {
+async fn fetch<T>(relay: &Relay, admitted: &Admitted, path: &str, read: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
     timeout(SOON, fetch_at_leisure(relay, admitted, path, read)).await.ok().flatten()
 }
 
@@ -164,11 +162,11 @@ async fn fetch_at_leisure<T>(
     relay: &Relay,
     admitted: &Admitted,
     path: &str,
-    read: impl Fn(Value) -> Option<T>,
+    read: impl Fn(&[u8]) -> Option<T>,
 ) -> Option<T> {
     // Other keys get the same list: nothing in it is by what its first caller sends.
     let headers = HeaderMap::from_iter([(HeaderName::from_static("anthropic-version"), API_VERSION)]);
-    let errand = Errand { method: Method::GET, path_and_query: path, headers, body: axum::body::Bytes::new() };
+    let errand = Errand { method: Method::GET, path_and_query: path, headers, body: Bytes::new() };
     let lane = Lane::of_lists();
     let mut done = Vec::new();
     while done.len() < MAX_ACCOUNTS {
@@ -176,7 +174,7 @@ async fn fetch_at_leisure<T>(
         let wanted = Wanted { accounts: &accounts, lane: &lane, session: None, tried: &done, again: None };
         let Choice::Take(lease) = relay.pool.choose(&wanted, TimeDelta::zero(), &mut None) else { return None };
         done.push(tried(&lease.account));
-        if let Some(found) = fetch_of(relay, &lease, &errand).await.and_then(&read) {
+        if let Some(found) = fetch_of(relay, &lease, &errand).await.and_then(|body| read(&body)) {
             return Some(found);
         }
     }
@@ -184,12 +182,9 @@ async fn fetch_at_leisure<T>(
 }
 
 /// What the upstream of an account says.
-async fn fetch_of(relay: &Relay, lease: &Lease, errand: &Errand<'_>) -> Option<Value> {
+async fn fetch_of(relay: &Relay, lease: &Lease, errand: &Errand<'_>) -> Option<Bytes> {
     match ask(relay, lease, errand, &mut Progress::default()).await {
-        Answer::Success(response) => {
-            let body = collect(response.into_body().rest, MAX_LIST, &relay.limits).await.ok()?;
-            model_list::read(&body)
-        }
+        Answer::Success(response) => collect(response.into_body().rest, MAX_LIST, &relay.limits).await.ok(),
         // What is wrong with the account is wrong whatever it is asked for.
         Answer::Elsewhere(Failure {
             trouble: Some((trouble @ (Trouble::Unauthorized | Trouble::Unpaid), message)),
