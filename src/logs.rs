@@ -47,5 +47,8 @@ where
         LogFormat::Pretty => lines.with_target(false).with_ansi(false).boxed(),
     };
     let filter = filter.and(filter_fn(|metadata| metadata.target() != TRACES));
-    tracing_subscriber::registry().with(lines.with_filter(filter)).with(traces.map(Traces::layer))
+    // A layer that is none would be taken for one that wants all spans.
+    let mut layers = vec![lines.with_filter(filter).boxed()];
+    layers.extend(traces.map(|traces| traces.layer().boxed()));
+    tracing_subscriber::registry().with(layers)
 }

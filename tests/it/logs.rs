@@ -71,6 +71,11 @@ fn the_request_id_stands_in_a_warning_though_nothing_less_is_logged() {
 }
 
 #[test]
+fn without_a_collector_a_trace_has_no_spans() {
+    logged("json", "trace", false, || assert!(tracing::info_span!(target: TRACES, "request").is_disabled()));
+}
+
+#[test]
 fn a_json_line_is_flat_and_has_the_request_id_however_deep_it_arises() {
     let mut line = json_line(|| {
         let _request = tracing::info_span!("request", request_id = "r-1", operation = "outer").entered();
