@@ -193,7 +193,8 @@ impl Budgets {
         loop {
             let (start, is_counted) = match known {
                 Some(ledger) => (ledger, false),
-                None => (self.counted(services, key).await?, true),
+                // In a box: it takes much, and is rare.
+                None => (Box::pin(self.counted(services, key)).await?, true),
             };
             let wanted = Wanted { start, is_counted, limits, held };
             match self.0.change(Change::Reserve(wanted)).await? {

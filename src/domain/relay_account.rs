@@ -55,7 +55,7 @@ impl RelayAccounts {
     /// Where the database fails.
     pub async fn of(services: &Services, permit: &Permit<UseRelay>) -> Result<RelayAccountList> {
         let organization = permit.organization();
-        let read = async {
+        let read = async || {
             let rows = accounts::find_active(&mut services.db.read().await?, permit).await?;
             let accounts =
                 rows.into_iter().filter_map(|row| RelayAccount::new(services, organization, row).map(Arc::new));

@@ -155,7 +155,7 @@ impl Authenticator {
     pub async fn authenticate(&self, token: &str) -> Result<Actor, Refused> {
         let now = self.clock.now();
         let Claims { user, session } = self.tokens.verify(token, now).map_err(|_| Refused::Invalid)?;
-        let state = self.states.get(session, now, self.find_session(session)).await?.ok_or(Refused::Invalid)?;
+        let state = self.states.get(session, now, || self.find_session(session)).await?.ok_or(Refused::Invalid)?;
         if state.user != user || !state.is_active || state.expires_at <= now {
             return Err(Refused::Invalid);
         }
@@ -200,7 +200,7 @@ impl Authenticator {
         let Ok(key) = RawApiKey::parse(key) else { return Ok(Err(Code::Malformed)) };
         let digest = self.keys.digest(Purpose::ApiKey, key.text().expose().as_bytes());
         if let Some(loan) = self.lent.find(&digest) {
-            let found = self.judge_loan(&loan, address, now).await?;
+            let found = Box::pin(self.judge_loan(&loan, address, now)).await?;
             let spending = Some(loan.spending);
             return Ok(found.map(|found| SentApiKey { found: Arc::new(found), digest, address, spending }));
         }
@@ -302,20 +302,15 @@ impl Authenticator {
     ) -> Result<(Digest, Option<Arc<FoundApiKey>>), Refused> {
         let raw = key.text().expose().as_bytes();
         let newest = self.keys.digest(Purpose::ApiKey, raw);
-        // In a box, which is made where it is not kept only: it takes much.
-        let find = || {
-            Box::pin(async {
-                let digests: Vec<_> =
-                    self.keys.digests(Purpose::ApiKey, raw).iter().map(|digest| digest.as_bytes().to_vec()).collect();
-                let found = store::api_key::find_by_digest(&mut self.db.read().await?, &digests).await?;
-                Ok::<_, store::Error>(found.map(Arc::new))
-            })
+        let find = async || {
+            let digests: Vec<_> =
+                self.keys.digests(Purpose::ApiKey, raw).iter().map(|digest| digest.as_bytes().to_vec()).collect();
+            let found = store::api_key::find_by_digest(&mut self.db.read().await?, &digests).await?;
+            Ok::<_, store::Error>(found.map(Arc::new))
         };
-        let counted = async {
-            match look_ups {
-                Some(look_ups) => look_ups.count(find()).await,
-                None => Ok(find().await?),
-            }
+        let counted = async || match look_ups {
+            Some(look_ups) => look_ups.count(find()).await,
+            None => Ok(find().await?),
         };
         Ok((newest, self.api_keys.get(newest, now, counted).await?))
     }

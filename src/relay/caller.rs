@@ -18,6 +18,9 @@ use crate::store::api_key::FoundApiKey;
 use crate::workers::Spending;
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const LIMIT: HeaderName = HeaderName::from_static("anthropic-ratelimit-requests-limit");
+const REMAINING: HeaderName = HeaderName::from_static("anthropic-ratelimit-requests-remaining");
+const RESET: HeaderName = HeaderName::from_static("anthropic-ratelimit-requests-reset");
 
 /// What is known of a request from the start. Whoever routes it here puts it among its extensions.
 #[derive(Debug, Clone)]
@@ -154,11 +157,11 @@ fn headers_of(answer: &Answer, relay: &Relay) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let Some(tightest) = answer.standings.iter().min_by_key(|standing| standing.remaining()) else { return headers };
     let resets_at = relay.services.clock.now() + TimeDelta::from_std(Standing::empty(tightest)).unwrap_or_default();
-    headers.insert("anthropic-ratelimit-requests-limit", tightest.policy.limit.into());
-    headers.insert("anthropic-ratelimit-requests-remaining", tightest.remaining().into());
+    headers.insert(LIMIT, tightest.policy.limit.into());
+    headers.insert(REMAINING, tightest.remaining().into());
     let resets_at = resets_at.to_utc().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
     if let Ok(value) = HeaderValue::try_from(resets_at) {
-        headers.insert("anthropic-ratelimit-requests-reset", value);
+        headers.insert(RESET, value);
     }
     headers
 }
