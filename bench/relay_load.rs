@@ -1,5 +1,5 @@
-//! What `bench/relay` measures with: an upstream that answers at once, and a load of so many connections, each a thread that
-//! sends and reads and does nothing else.
+//! What `bench/relay` measures with: an upstream that answers at once, a load of so many connections, each a thread that sends and
+//! reads and does nothing else, and a proxy by the relay's own libraries that passes on what comes: what any relay must cost.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -10,11 +10,16 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::serve::ListenerExt as _;
 use clap::Parser;
 use futures_util::stream;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
 
 /// The model whose streams take their time.
@@ -27,6 +32,10 @@ const USAGE: &str = r#"{"input_tokens":25,"cache_creation_input_tokens":30,"cach
 enum Command {
     /// Answers whatever is posted, and says where it is.
     Upstream,
+    /// Passes on whatever comes to this address, and says where it is.
+    Proxy {
+        address: String,
+    },
     Load(Load),
 }
 
@@ -58,15 +67,31 @@ struct Load {
 #[tokio::main]
 async fn main() -> io::Result<()> {
     match Command::parse() {
-        Command::Upstream => {
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-            println!("listens on {}", listener.local_addr()?);
-            // Or a piece waits until the one before it is acknowledged.
-            let listener = listener.tap_io(|socket| drop(socket.set_nodelay(true)));
-            axum::serve(listener, Router::new().fallback(answer)).await
-        }
+        Command::Upstream => serve(Router::new().fallback(answer)).await,
+        Command::Proxy { address } => serve(proxy(address)).await,
         Command::Load(load) => tokio::task::spawn_blocking(move || load.run()).await?,
     }
+}
+
+async fn serve(routes: Router) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    println!("listens on {}", listener.local_addr()?);
+    // Or a piece waits until the one before it is acknowledged.
+    let listener = listener.tap_io(|socket| drop(socket.set_nodelay(true)));
+    axum::serve(listener, routes).await
+}
+
+fn proxy(address: String) -> Router {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    let client: Client<_, Body> = Client::builder(TokioExecutor::new()).build(connector);
+    let pass = async move |mut request: Request| {
+        let uri = format!("http://{address}{}", request.uri().path());
+        *request.uri_mut() = uri.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
+        let answered = client.request(request).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
+        Ok::<_, StatusCode>(answered.map(Body::new))
+    };
+    Router::new().fallback(pass)
 }
 
 #[derive(Deserialize)]
