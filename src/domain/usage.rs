@@ -262,6 +262,10 @@ pub async fn flush(services: &Services) -> store::Result<()> {
             let mut waiting = lock(&recorder.waiting);
             let count = waiting.len().min(left).min(BATCH);
             if count == 0 {
+                // Of what has come meanwhile nobody was told who writes.
+                if !waiting.is_empty() {
+                    recorder.woken.notify_one();
+                }
                 return Ok(());
             }
             left -= count;

@@ -209,11 +209,6 @@ impl Gathered {
         Ok(())
     }
 
-    /// How much of it has come.
-    pub(super) fn len(&self) -> usize {
-        self.first.len() + self.all.len()
-    }
-
     /// All of it.
     pub(super) fn finish(self) -> Bytes {
         if self.all.is_empty() { self.room.hold(self.first) } else { self.room.hold(self.all) }

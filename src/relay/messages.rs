@@ -144,6 +144,10 @@ async fn receive(relay: &Relay, response: axum::http::Response<Begun>, tally: &m
         const MESSAGE: &str = "The upstream's answer broke off.";
         tracing::warn!(error = &error as &dyn std::error::Error, "an upstream's answer did not come whole");
         tally.cuts_off(error.received);
+        if error.is_too_long() {
+            let message = "The answer is longer than the relay passes on whole: ask for it as a stream.";
+            return Refusal::new(StatusCode::BAD_GATEWAY, message).for_good();
+        }
         if let Some(lease) = tally.lease() {
             relay.note(lease, Trouble::Failing, MESSAGE.to_owned());
         }

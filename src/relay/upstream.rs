@@ -124,8 +124,8 @@ pub(super) async fn ask(relay: &Relay, lease: &Lease, errand: &Errand<'_>, progr
             Err(Refused { status, body }) => {
                 head.status = status;
                 head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                // It is the upstream's own word that it has not done it, whenever it says that.
-                is_late = false;
+                // That it has not done it is the upstream's own word, whenever it says that; not that it took too long.
+                is_late &= status == StatusCode::GATEWAY_TIMEOUT;
                 body
             }
         }
@@ -244,6 +244,8 @@ fn header_of(api_key: &SecretText) -> domain::Result<HeaderValue> {
     Ok(value)
 }
 
+const TOO_LONG: &str = "is too long";
+
 /// An answer that is not there to its end.
 #[derive(Debug, thiserror::Error)]
 #[error("the upstream's answer {how}, after {received} bytes")]
@@ -251,6 +253,13 @@ pub(super) struct Incomplete {
     pub(super) how: &'static str,
     /// How much of it came.
     pub(super) received: usize,
+}
+
+impl Incomplete {
+    /// Whether it is the relay that does not take more of it, and nothing is wrong with the account.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.how == TOO_LONG
+    }
 }
 
 /// The next piece of an answer that ends by then; none: it has ended. Otherwise what is wrong with it.
@@ -266,7 +275,7 @@ pub(super) async fn piece(
     match frame {
         None => Ok(None),
         Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
-        Some(Err(error)) if error.is::<LengthLimitError>() => Err("is too long"),
+        Some(Err(error)) if error.is::<LengthLimitError>() => Err(TOO_LONG),
         Some(Err(_)) => Err("broke off"),
     }
 }

@@ -24,7 +24,8 @@ const PIECE: usize = 64 * 1024;
 /// Reads an answer to its end, in the caller's room.
 ///
 /// # Errors
-/// Where there is no more room: that is none of the account's doing.
+/// Where there is no more room: that is none of the account's doing. The upstream has answered, and charges for all of it: nobody is
+/// to ask again, and what is not kept is counted.
 pub(super) async fn gather(
     relay: &Relay,
     body: Incoming,
@@ -33,16 +34,26 @@ pub(super) async fn gather(
     let mut gathered = Gathered::new(&body, MAX_ANSWER, relay.bodies.room(tally.owner()));
     let mut body = Limited::new(body, MAX_ANSWER);
     let end = Instant::now() + relay.limits.longest;
-    loop {
-        let data = match piece(&mut body, &relay.limits, end).await {
+    let mut received = 0;
+    let refusal = loop {
+        match piece(&mut body, &relay.limits, end).await {
             Ok(None) => return Ok(Ok(gathered.finish())),
-            Ok(Some(data)) => data,
-            Err(how) => return Ok(Err(Incomplete { how, received: gathered.len() })),
-        };
-        let received = gathered.len() + data.len();
-        // The upstream has done it, and charges for it.
-        gathered.add(data).inspect_err(|_| tally.cuts_off(received))?;
+            Err(how) => return Ok(Err(Incomplete { how, received })),
+            Ok(Some(data)) => {
+                received += data.len();
+                if let Err(refusal) = gathered.add(data) {
+                    break refusal;
+                }
+            }
+        }
+    };
+    drop(gathered);
+    tally.cuts_off(received);
+    while let Ok(Some(data)) = piece(&mut body, &relay.limits, end).await {
+        received += data.len();
+        tally.cuts_off(received);
     }
+    Err(refusal.for_good())
 }
 
 /// The body of such an answer. Who does not read it loses it.

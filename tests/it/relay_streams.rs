@@ -83,6 +83,16 @@ both_databases! {
         assert_eq!(records(&app, TOKENS, 4).await, ["0 0 0 0 0 0"; 4]);
     }
 
+    async fn who_took_too_long_by_the_first_event_may_have_done_it(app: TestApp) {
+        let app = app.relaying(RelayLimits { soon: Duration::ZERO, ..PATIENT }).await;
+        let relayed = Relayed::new(&app).await;
+        relayed.second(json!({ "priority": 5 })).await;
+        relayed.claude.will(FIRST, [Reply::Stream(vec![Step::Say(failing("timeout_error", "Too long."))])]);
+        assert_eq!(relayed.stream().await.status(), 504);
+        assert_eq!(relayed.claude.keys(), [FIRST]);
+        assert_eq!(records(&app, OUTCOME, 1).await, ["/v1/messages 504 timeout_error 1 streamed estimated"]);
+    }
+
     async fn an_error_after_a_mere_sign_of_life_costs_nothing_either(app: TestApp) {
         let app = app.relaying(QUICK).await;
         let relayed = Relayed::new(&app).await;

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::relay::{FIRST, MODEL, Relayed, asking, error, until_let_in};
+use crate::relay::{FIRST, MODEL, Relayed, asking, error, records, until_let_in};
 use crate::relay_failures::QUICK;
 use crate::support::{Reply, TEXT, TestApp, both_databases, message};
 
@@ -45,8 +45,13 @@ async fn unread(app: &TestApp, relayed: &Relayed) -> TcpStream {
 both_databases! {
     async fn an_answer_that_is_too_long_is_not_held(app: TestApp) {
         let relayed = Relayed::new(&app).await;
-        relayed.claude.will(FIRST, [whole(message(MODEL).replace(TEXT, &"x".repeat(17 * MIB)))]);
-        assert_eq!(error(relayed.send().await).await, (502, "api_error".to_owned()));
+        // However often: nothing is wrong with the account.
+        for _ in 0..3 {
+            relayed.claude.will(FIRST, [whole(message(MODEL).replace(TEXT, &"x".repeat(17 * MIB)))]);
+            let refused = relayed.send().await;
+            assert_eq!(refused.headers()["x-should-retry"], "false");
+            assert_eq!(error(refused).await, (502, "api_error".to_owned()));
+        }
         let longest = message(MODEL).replace(TEXT, &"x".repeat(15 * MIB));
         relayed.claude.will(FIRST, [whole(longest.clone())]);
         assert!(relayed.send().await.text().await.unwrap() == longest);
@@ -57,7 +62,14 @@ both_databases! {
         let relayed = Relayed::new(&app).await;
         relayed.claude.will(FIRST, vec![whole(large()); 2]);
         let mut unread = unread(&app, &relayed).await;
-        assert_eq!(error(relayed.send().await).await, (429, "rate_limit_error".to_owned()));
+        let mut long = asking(false);
+        long["max_tokens"] = 10_000_000.into();
+        let refused = relayed.request("/v1/messages", &long).send().await.unwrap();
+        // It was answered: all of it counts, and to ask again would cost as much again.
+        assert_eq!(refused.headers()["x-should-retry"], "false");
+        assert_eq!(error(refused).await, (429, "rate_limit_error".to_owned()));
+        let output: u64 = records(&app, "CAST(output_tokens AS text)", 2).await[1].parse().unwrap();
+        assert!(output > 3_000_000, "{output}");
         // Of one that is translated there are two for a while.
         relayed.claude.will(FIRST, [whole(message(MODEL).replace(TEXT, &"x".repeat(2 * MIB)))]);
         let translated = relayed.request("/v1/chat/completions", &asking(false)).send().await.unwrap();

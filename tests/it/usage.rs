@@ -443,6 +443,24 @@ both_databases! {
         assert_eq!((tally.waiting.load(Ordering::Relaxed), tally.lost.load(Ordering::Relaxed)), (50_000, 10));
     }
 
+    async fn what_comes_while_others_are_written_is_not_left_behind(app: TestApp) {
+        let (services, whose) = (app.services(), Whose::of(&app.admin().await).await);
+        let record = || services.usage.record(request(&services, &whose, services.clock.now(), "claude-opus-5", few(1, 1)));
+        let tally = services.usage.tally();
+        // More than one transaction takes, and more until the first of them is done.
+        for _ in 0..1_500 {
+            record();
+        }
+        while tally.written.load(Ordering::Relaxed) == 0 {
+            record();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Nobody else comes who could be told of.
+        while tally.waiting.load(Ordering::Relaxed) > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     async fn what_was_recorded_is_written_without_being_asked_and_by_an_orderly_stop(app: TestApp) {
         let (admin, services) = (app.admin().await, app.services());
         let whose = Whose::of(&admin).await;
