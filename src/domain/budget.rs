@@ -246,6 +246,10 @@ impl Budgets {
 
     /// What a key has used by the records.
     async fn counted(&self, services: &Services, key: &ApiKey) -> store::Result<Ledger> {
+        if let Place::Memory(_) = &self.0.place {
+            // It is recorded by now, and so among what is counted: what ends from here on is added when the budget begins.
+            lock(&self.0.unheld).take(&[key.id].into());
+        }
         let (period, used) = self.used(services, key.organization_id, &[key.id]).await?;
         Ok(begun(key, period, &used))
     }

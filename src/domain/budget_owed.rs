@@ -36,7 +36,7 @@ impl Budgets {
     pub async fn settle_owed(&self) -> store::Result<()> {
         let Place::Database { db, .. } = &self.0.place else {
             // A budget that begins takes what is kept until then.
-            lock(&self.0.unheld).look();
+            lock(&self.0.unheld).look(Instant::now());
             return Ok(());
         };
         // Each for itself: neither has less time for what the other waits for.
@@ -148,7 +148,7 @@ impl Inner {
                 // Nobody will look again.
                 unheld.take(&keys);
             }
-            unheld.look();
+            unheld.look(Instant::now());
             due
         };
         let charging = due.into_iter().map(|((key, period), used)| async move {

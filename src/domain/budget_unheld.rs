@@ -3,54 +3,66 @@
 //! for some looks, and counts twice rather than not at all.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::model::ApiKeyId;
 use crate::store::budget::Period;
 
 /// How often it is looked whether a key is counted by now, until what it has used is in the records for all to see.
 const LOOKS: usize = 5;
+/// Looks that follow each other sooner are one: it is looked whenever there is something to settle.
+const APART: Duration = Duration::from_secs(1);
 
 /// Tokens, and billionths of a dollar.
 type Sums = HashMap<(ApiKeyId, Period), (i64, i64)>;
 
-/// The sums by how often was looked since, the newest first.
 #[derive(Default)]
-pub(super) struct Unheld(VecDeque<Sums>);
+pub(super) struct Unheld {
+    /// By how often was looked since, the newest first.
+    sums: VecDeque<Sums>,
+    looked: Option<Instant>,
+}
 
 impl Unheld {
     pub(super) fn add(&mut self, key: ApiKeyId, period: Period, (tokens, cost): (i64, i64)) {
-        if self.0.is_empty() {
-            self.0.push_front(Sums::new());
+        if self.sums.is_empty() {
+            self.sums.push_front(Sums::new());
         }
-        let sum = self.0[0].entry((key, period)).or_default();
+        let sum = self.sums[0].entry((key, period)).or_default();
         *sum = (sum.0.saturating_add(tokens), sum.1.saturating_add(cost));
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.iter().all(Sums::is_empty)
+        self.sums.iter().all(Sums::is_empty)
     }
 
     pub(super) fn keys(&self) -> BTreeSet<ApiKeyId> {
-        self.0.iter().flat_map(Sums::keys).map(|(key, _)| *key).collect()
+        self.sums.iter().flat_map(Sums::keys).map(|(key, _)| *key).collect()
     }
 
     /// What is kept of keys: from now on it is the caller's. In another order each time, as such maps are.
     pub(super) fn take(&mut self, keys: &BTreeSet<ApiKeyId>) -> Sums {
         let mut taken = Self::default();
-        for sums in &mut self.0 {
+        for sums in &mut self.sums {
             for ((key, period), used) in sums.extract_if(|(key, _), _| keys.contains(key)) {
                 taken.add(key, period, used);
             }
         }
-        taken.0.pop_front().unwrap_or_default()
+        taken.sums.pop_front().unwrap_or_default()
     }
 
     /// A look has shown that the keys are not counted yet.
-    pub(super) fn look(&mut self) {
-        self.0.push_front(Sums::new());
-        self.0.truncate(LOOKS);
+    pub(super) fn look(&mut self, now: Instant) {
+        if self.looked.is_some_and(|looked| now < looked + APART) {
+            return;
+        }
+        self.looked = Some(now);
+        self.sums.push_front(Sums::new());
+        self.sums.truncate(LOOKS);
         if self.is_empty() {
-            self.0.clear();
+            self.sums.clear();
         }
     }
 }
@@ -64,20 +76,23 @@ mod tests {
     fn what_is_kept_is_kept_for_some_looks_and_taken_once() {
         let key = |number: u8| ApiKeyId::new(Timestamp::MAX, &[number; 10]);
         let period = Period::of(Timestamp::from_micros(0).unwrap());
-        let mut unheld = Unheld::default();
+        let (mut unheld, mut now) = (Unheld::default(), Instant::now());
         for _ in 1..LOOKS {
             unheld.add(key(1), period, (2, 3));
             unheld.add(key(2), period, (i64::MAX, 1));
-            unheld.look();
+            now += APART;
+            // However often it is looked at once.
+            (0..LOOKS).for_each(|_| unheld.look(now));
         }
         let looks = i64::try_from(LOOKS).unwrap() - 1;
         assert_eq!(unheld.take(&[key(1)].into()), Sums::from([((key(1), period), (2 * looks, 3 * looks))]));
         assert_eq!((unheld.take(&[key(1)].into()), unheld.keys()), (Sums::new(), [key(2)].into()));
-        assert_eq!(unheld.0.len(), LOOKS);
+        assert_eq!(unheld.sums.len(), LOOKS);
         for _ in 1..LOOKS {
             assert!(!unheld.is_empty());
-            unheld.look();
+            now += APART;
+            unheld.look(now);
         }
-        assert!(unheld.is_empty() && unheld.0.is_empty());
+        assert!(unheld.is_empty() && unheld.sums.is_empty());
     }
 }

@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCod
 use chrono::{DateTime, TimeDelta};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument as _;
 
@@ -130,8 +131,10 @@ pub(super) async fn ask(relay: &Relay, lease: &Lease, errand: &Errand<'_>, progr
             }
         }
     } else {
-        // The status says enough.
-        collect(body, MAX_ERROR, &relay.limits).await.unwrap_or_default()
+        collect(body, MAX_ERROR, &relay.limits).await.unwrap_or_else(|_| {
+            head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            unread(head.status)
+        })
     };
     let body = without_key(body, &api_key);
     let message = told(head.status.as_u16(), &body, &api_key);
@@ -143,6 +146,12 @@ pub(super) async fn ask(relay: &Relay, lease: &Lease, errand: &Errand<'_>, progr
     };
     let whole = Whole { status: head.status, headers: kept(&head.headers), body };
     judge(whole, message, retry)
+}
+
+/// What is told in place of an error that is too long, or did not come whole: its status says enough.
+fn unread(status: StatusCode) -> Bytes {
+    let error = json!({ "type": kind(status), "message": "The upstream's error could not be read." });
+    json!({ "type": "error", "error": error }).to_string().into()
 }
 
 /// What is known of another try.

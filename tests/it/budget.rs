@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{Client, TestApp, both_databases};
-use crate::usage::{Whose, few, id, use_some};
+use crate::usage::{Whose, few, id, request, use_some};
 
 pub(crate) const DAY: i64 = 24 * 60 * 60;
 
@@ -208,7 +208,9 @@ both_databases! {
         let (counting, other) = (&servers[0], servers.last().unwrap());
         let running = reserve(other, &before, 0, 0).await.unwrap();
         crate::api_key::update(&admin, json!({ "id": id_of_key, "tokenLimitPerDay": 100 })).await.data();
-        // Its record is not there yet, nor is the budget when it is looked for.
+        // Its record is not there yet for all, nor is the budget when it is looked for.
+        let whose = Whose { api_key: id(&id_of_key), ..Whose::of(&admin).await };
+        other.usage.record(request(other, &whose, other.clock.now(), "claude-opus-5", few(60, 0)));
         running.settle(used(60, 0)).await;
         other.budgets.settle_owed().await.unwrap();
         let after = find(counting, &raw).await;

@@ -230,6 +230,11 @@ both_databases! {
             assert_eq!(error(relayed.send().await).await, (status, kind.to_owned()));
         }
         assert_eq!(relayed.claude.seen().len(), 3);
+        // Also without their words, where those are too long.
+        relayed.claude.will(FIRST, [Reply::Body(400, "text/html", "x".repeat(70_000))]);
+        let refused = relayed.send().await;
+        assert_eq!((refused.status().as_u16(), &refused.headers()["content-type"]), (400, &"application/json".parse().unwrap()));
+        assert_eq!(refused.json::<Value>().await.unwrap()["error"]["type"], "invalid_request_error");
     }
 
     async fn an_error_in_the_middle_of_a_stream_is_passed_on_and_recorded(app: TestApp) {
