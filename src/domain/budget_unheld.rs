@@ -18,10 +18,12 @@ const APART: Duration = Duration::from_secs(1);
 /// Tokens, and billionths of a dollar.
 type Sums = HashMap<(ApiKeyId, Period), (i64, i64)>;
 
+/// The sums, as long as they are kept.
 #[derive(Default)]
 pub(super) struct Unheld {
     /// By how often was looked since, the newest first.
     sums: VecDeque<Sums>,
+    /// When the last look was that counted.
     looked: Option<Instant>,
 }
 
