@@ -30,7 +30,7 @@ struct Cut {
 
 impl Cut {
     async fn new() -> Self {
-        let app = TestApp::postgres().await;
+        let app = TestApp::patient().await;
         let admin = app.admin().await;
         let (proxy, url) = Proxy::before(&app.database.url).await;
         let services = app.beside_through(url).await.services;
@@ -43,18 +43,20 @@ impl Cut {
         Self { app, proxy, services, key }
     }
 
-    /// Loses the answer to the commit that this leads to.
-    async fn lose<T>(&self, fate: Fate, committing: impl Future<Output = T>) -> T {
+    /// Loses the answer to the commit that this leads to, which is not to begin before.
+    async fn lose<T>(&self, fate: Fate, commit: impl AsyncFnOnce() -> T) -> T {
         let blocker = self.app.database.connection().await;
         blocker.batch_execute("SELECT pg_advisory_lock(7)").await.unwrap();
-        let lost = async {
-            self.app.database.until_locked_out().await;
-            match fate {
-                Fate::Lasts => self.proxy.cut(),
-                Fate::IsUndone => cut_locked_out(&self.app).await,
-            }
-        };
-        let (told, ()) = tokio::join!(committing, lost);
+        let mut committing = Box::pin(commit());
+        tokio::select! {
+            _ = &mut committing => panic!("the commit was not held up"),
+            () = self.app.database.until_locked_out() => {}
+        }
+        match fate {
+            Fate::Lasts => self.proxy.cut(),
+            Fate::IsUndone => cut_locked_out(&self.app).await,
+        }
+        let told = committing.await;
         // The commit goes on, where there is still one.
         blocker.batch_execute("SELECT pg_advisory_unlock(7)").await.unwrap();
         told
@@ -65,7 +67,8 @@ impl Cut {
         let mut other = self.app.database.connection().await;
         let transaction = other.transaction().await.unwrap();
         let ledger = "SELECT tokens FROM budgets WHERE api_key_id = $1 FOR UPDATE";
-        transaction.query_one(ledger, &[&self.key.key.id.to_string()]).await.unwrap();
+        let key = self.key.key.id.to_string();
+        in_time("the end of the lost one", transaction.query_one(ledger, &[&key])).await.unwrap();
         let (ledger, held) = budget_of(&self.app.services(), &self.key).await;
         transaction.rollback().await.unwrap();
         (ledger.tokens, held)
@@ -109,7 +112,7 @@ async fn what_was_reserved_in_a_commit_whose_answer_is_lost_is_given_back() {
     for fate in [Fate::Lasts, Fate::IsUndone] {
         let cut = Cut::new().await;
         let running = cut.reserve(100).await.unwrap();
-        let told = cut.lose(fate, begin(&cut.services, &cut.key, 200)).await.unwrap();
+        let told = cut.lose(fate, async || begin(&cut.services, &cut.key, 200).await).await.unwrap();
         assert!(matches!(told, Err(NotReserved::Unavailable(_))), "{fate:?}");
         let before = if fate == Fate::Lasts { held(2, 300) } else { held(1, 100) };
         assert_eq!(cut.seen().await, (0, before), "{fate:?}");
@@ -124,7 +127,7 @@ async fn what_was_reserved_in_a_commit_whose_answer_is_lost_is_given_back() {
 async fn the_first_that_is_reserved_in_a_commit_whose_answer_is_lost_is_given_back() {
     for fate in [Fate::Lasts, Fate::IsUndone] {
         let cut = Cut::new().await;
-        let told = cut.lose(fate, begin(&cut.services, &cut.key, 200)).await.unwrap();
+        let told = cut.lose(fate, async || begin(&cut.services, &cut.key, 200).await).await.unwrap();
         assert!(matches!(told, Err(NotReserved::Unavailable(_))), "{fate:?}");
         if fate == Fate::Lasts {
             assert!(cut.reserve(1_000).await.is_err());
@@ -145,8 +148,8 @@ async fn what_was_settled_in_a_commit_whose_answer_is_lost_counts_once_and_is_gi
         let mut running = Some(cut.reserve(100).await.unwrap());
         for fate in fates {
             match running.take() {
-                Some(running) => cut.lose(*fate, running.settle(used(7, 0))).await,
-                None => assert!(cut.lose(*fate, cut.services.budgets.settle_owed()).await.is_err()),
+                Some(running) => cut.lose(*fate, async || running.settle(used(7, 0)).await).await,
+                None => assert!(cut.lose(*fate, async || cut.services.budgets.settle_owed().await).await.is_err()),
             }
             let seen = if *fate == Fate::Lasts { (7, held(1, 300)) } else { (0, held(2, 400)) };
             assert_eq!(cut.seen().await, seen, "{fates:?}");
@@ -164,7 +167,7 @@ async fn what_another_server_has_counted_as_used_is_not_counted_again() {
         let cut = Cut::new().await;
         let running = cut.reserve(100).await.unwrap();
         let lost = cut.reserve(200).await.unwrap();
-        cut.lose(fate, lost.settle(used(7, 0))).await;
+        cut.lose(fate, async || lost.settle(used(7, 0)).await).await;
         // By a connection that was not cut.
         let other = cut.app.services();
         let server = &budget::servers(&mut other.db.read().await.unwrap()).await.unwrap()[0].0;

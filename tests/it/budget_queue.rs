@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 
 use crate::budget::{budget_of, estimate, find, key, lock, reserve, used};
-use crate::support::{TestApp, both_databases};
+use crate::support::{TestApp, both_databases, in_time};
 
 both_databases! {
     async fn each_version_of_a_key_has_its_own_limits(app: TestApp) {
@@ -43,17 +43,17 @@ pub(crate) fn begin(
     tokio::spawn(async move { services.budgets.reserve(&services, &key, estimate(tokens, 0)).await })
 }
 
-/// Ends the connections that wait for a lock.
+/// Ends the connections that wait for a lock. While PostgreSQL looks for a deadlock none seems to wait.
 pub(crate) async fn cut_locked_out(app: &TestApp) {
-    let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    let cut = "SELECT pg_terminate_backend(pid)::text AS text FROM pg_stat_activity
         WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    app.database.connection().await.batch_execute(cut).await.unwrap();
+    in_time("one that waits for a lock", async { while app.database.texts(cut).await.is_empty() {} }).await;
 }
 
 /// Who waits for a key waits for one transaction of all, whatever their number.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_for_a_key_is_let_in_together_with_all_others_in_their_order() {
-    let app = TestApp::postgres().await;
+    let app = TestApp::patient().await;
     let (admin, services) = (app.admin().await, app.beside().await.services);
     let (key, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 1_000 })).await;
     let running = reserve(&services, &key, 100, 0).await.unwrap();
@@ -88,7 +88,7 @@ async fn who_waits_for_a_key_is_let_in_together_with_all_others_in_their_order()
 /// Who came first does it for all; and leaves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_leaves_while_others_wait_for_the_same_key_takes_nobody_along() {
-    let app = TestApp::postgres().await;
+    let app = TestApp::patient().await;
     let (admin, services) = (app.admin().await, app.beside().await.services);
     let (key, ..) = key(&app, &admin, json!({ "concurrencyLimit": 2 })).await;
     reserve(&services, &key, 1, 1).await.unwrap().settle(used(0, 0)).await;
@@ -122,7 +122,7 @@ async fn who_leaves_while_others_wait_for_the_same_key_takes_nobody_along() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_database_refuses_takes_no_other_of_the_key_along() {
-    let app = TestApp::postgres().await;
+    let app = TestApp::patient().await;
     let (admin, services) = (app.admin().await, app.beside().await.services);
     let (key, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 1_000 })).await;
     reserve(&services, &key, 1, 0).await.unwrap().settle(used(0, 0)).await;
@@ -151,7 +151,7 @@ async fn what_the_database_refuses_takes_no_other_of_the_key_along() {
 /// The connection may have been to a host that is not there any more: another is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stops_settles_though_a_connection_breaks() {
-    let app = TestApp::postgres().await;
+    let app = TestApp::patient().await;
     let (admin, services) = (app.admin().await, app.beside().await.services);
     let (broken, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 100 })).await;
     let (other, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 100 })).await;
@@ -181,7 +181,7 @@ async fn a_server_that_stops_settles_though_a_connection_breaks() {
 /// One after the other they would wait for it for ever longer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_database_is_away_all_who_wait_for_a_key_are_told_at_once() {
-    let app = TestApp::postgres().await;
+    let app = TestApp::patient().await;
     let (admin, services) = (app.admin().await, app.beside().await.services);
     let (key, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 1_000 })).await;
     reserve(&services, &key, 1, 0).await.unwrap().settle(used(0, 0)).await;
@@ -204,7 +204,7 @@ async fn while_the_database_is_away_all_who_wait_for_a_key_are_told_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_used_without_a_limit_is_counted_while_a_row_is_locked() {
-    let app = TestApp::postgres().await;
+    let app = TestApp::patient().await;
     let (admin, services) = (app.admin().await, app.beside().await.services);
     let (locked, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 100 })).await;
     let (before, id, raw) = key(&app, &admin, json!({})).await;
@@ -235,7 +235,7 @@ async fn what_was_used_without_a_limit_is_counted_while_a_row_is_locked() {
 /// Each try has its end, and another follows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stops_settles_though_a_row_is_locked_for_a_while() {
-    let app = TestApp::postgres().await;
+    let app = TestApp::patient().await;
     let (admin, services) = (app.admin().await, app.beside().await.services);
     let (key, ..) = key(&app, &admin, json!({ "tokenLimitPerDay": 100 })).await;
     let running = reserve(&services, &key, 10, 0).await.unwrap();

@@ -275,7 +275,7 @@ async fn a_statement_that_is_given_up_is_stopped_and_holds_up_nobody() {
         let admin = admin.clone();
         tokio::spawn(async move { admin.run(READ).await })
     };
-    in_time("a statement", app.database.until_locked_out()).await;
+    app.database.until_locked_out().await;
     // The caller leaves.
     asking.abort();
     // The one connection that there is serves others, while what was asked for is still locked.
@@ -310,7 +310,7 @@ async fn a_connection_that_falls_silent_for_good_is_given_up() {
             let admin = admin.clone();
             tokio::spawn(async move { admin.run(request).await })
         };
-        in_time("a statement", database.until_locked_out()).await;
+        database.until_locked_out().await;
         proxy.forget_connections();
         locker.batch_execute("COMMIT").await.unwrap();
         assert!(!is_done(&in_time("a refusal", asking).await.unwrap()));

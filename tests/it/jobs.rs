@@ -413,7 +413,7 @@ async fn a_clock_that_is_ahead_of_the_databases_removes_nothing() {
 /// What cannot be had hangs for longer than anything here takes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_hangs_holds_up_neither_the_end_of_a_lease_nor_the_servers_own() {
-    let app = TestApp::start(TestDatabase::postgres().await, [("REQUEST_TIMEOUT", "300".to_owned())]).await;
+    let app = TestApp::patient().await;
     let (stop, runs) = (CancellationToken::new(), Runs::default());
     let timing = Timing { renew_deadline: Duration::from_secs(1), ..QUICK };
     let job = Job::new("long", Duration::from_secs(60), |_| std::future::pending());

@@ -1,8 +1,10 @@
 //! The server, in this process.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use chrono::TimeDelta;
 use claviger::app::{App, Running};
@@ -20,6 +22,9 @@ pub(crate) const PASSWORD: &str = "correct horse battery staple";
 
 /// What stands in for the Claude CLI.
 pub(crate) const STAND_IN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand-in/claude");
+
+/// Far longer than any test takes.
+const LONGEST_TEST: Duration = Duration::from_secs(15 * 60);
 
 pub(crate) struct TestApp {
     pub(crate) database: TestDatabase,
@@ -43,6 +48,17 @@ fn settings<'a>(pairs: impl IntoIterator<Item = (&'a str, String)>) -> Settings 
     settings
 }
 
+/// Ends a test that hangs, and all others with it, by its name: nobody would hear of them.
+fn watch() {
+    let test = std::thread::current().name().unwrap_or_default().to_owned();
+    tokio::spawn(async move {
+        tokio::time::sleep(LONGEST_TEST).await;
+        // Past what the tests' harness keeps of their output.
+        let _ = writeln!(std::io::stderr().lock(), "{test} does not end");
+        std::process::exit(1);
+    });
+}
+
 impl TestApp {
     pub(crate) async fn sqlite() -> Self {
         Self::start(TestDatabase::sqlite(), []).await
@@ -52,7 +68,13 @@ impl TestApp {
         Self::start(TestDatabase::postgres().await, []).await
     }
 
+    /// Where statements wait: also on a machine that stands still for a while none is ended by the clock.
+    pub(crate) async fn patient() -> Self {
+        Self::start(TestDatabase::postgres().await, [("REQUEST_TIMEOUT", "600".to_owned())]).await
+    }
+
     pub(crate) async fn start(database: TestDatabase, more: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        watch();
         let data_dir = tempfile::tempdir().unwrap();
         let mut settings = vec![
             ("DATABASE_URL", database.url.clone()),

@@ -14,6 +14,8 @@ use diesel::Connection as _;
 use diesel::RunQueryDsl as _;
 use diesel::connection::SimpleConnection as _;
 
+use super::live::in_time;
+
 /// A shell that starts PostgreSQL, stops it, lets it hang and go on as it is told on its standard input, and ends it when that is
 /// closed, which happens however this process ends.
 /// PostgreSQL refuses to run as root, so root runs it as the user that its package makes, or as nobody.
@@ -224,9 +226,12 @@ impl TestDatabase {
     pub(crate) async fn until_locked_out(&self) {
         let waiting = "SELECT pid::text AS text FROM pg_stat_activity
             WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        while self.texts(waiting).await.is_empty() {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
+        in_time("somebody who waits for a lock", async {
+            while self.texts(waiting).await.is_empty() {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        })
+        .await;
     }
 
     /// The columns of all tables that are ours, as `table.column` and whether they may be null.
