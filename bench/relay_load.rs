@@ -13,6 +13,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
+use axum::http::uri::PathAndQuery;
 use axum::response::{IntoResponse, Response};
 use axum::serve::ListenerExt as _;
 use clap::Parser;
@@ -86,7 +87,8 @@ fn proxy(address: String) -> Router {
     connector.set_nodelay(true);
     let client: Client<_, Body> = Client::builder(TokioExecutor::new()).build(connector);
     let pass = async move |mut request: Request| {
-        let uri = format!("http://{address}{}", request.uri().path());
+        let asked = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+        let uri = format!("http://{address}{asked}");
         *request.uri_mut() = uri.parse().map_err(|_| StatusCode::BAD_REQUEST)?;
         let answered = client.request(request).await.map_err(|_| StatusCode::BAD_GATEWAY)?;
         Ok::<_, StatusCode>(answered.map(Body::new))

@@ -47,7 +47,8 @@ where
         LogFormat::Pretty => lines.with_target(false).with_ansi(false).boxed(),
     };
     let filter = filter.and(filter_fn(|metadata| metadata.target() != TRACES));
-    // A layer that is none would be taken for one that wants all spans.
+    // A layer that is none would be taken for one that wants all spans. Some layers together are told neither when their subscriber is
+    // registered nor when a span is another's clone, of which these need to know nothing.
     let mut layers = vec![lines.with_filter(filter).boxed()];
     layers.extend(traces.map(|traces| traces.layer().boxed()));
     tracing_subscriber::registry().with(layers)

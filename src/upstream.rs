@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use tracing::Instrument as _;
 use url::{Host, Url};
@@ -18,6 +18,8 @@ use crate::crypto::SecretText;
 use crate::logs::TRACES;
 use sending::Sender;
 
+/// The header that the API takes a key in, and Claviger its own.
+pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// How long an upstream may take to answer a probe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 /// An answer is read no further: a probe needs only to know that it is one.
@@ -193,7 +195,7 @@ impl Upstream {
         let mut key = HeaderValue::from_str(api_key.expose()).map_err(|_| "The key is not one.".to_owned())?;
         key.set_sensitive(true);
         let mut headers = HeaderMap::new();
-        headers.insert("x-api-key", key);
+        headers.insert(API_KEY, key);
         headers.insert("anthropic-version", HeaderValue::from_static(API_VERSION));
         let trace = tracing::info_span!(target: TRACES, "upstream", otel.kind = "client");
         let mut answer = self

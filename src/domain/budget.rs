@@ -97,7 +97,11 @@ pub(super) struct Inner {
 
 #[allow(clippy::large_enum_variant, reason = "there is one in a server")]
 pub(super) enum Place {
-    Memory(Mutex<HashMap<ApiKeyId, Budget>>),
+    Memory {
+        budgets: Mutex<HashMap<ApiKeyId, Budget>>,
+        /// Whoever counts a key by the records has it until the budget has begun with that.
+        counting: tokio::sync::Mutex<()>,
+    },
     Database {
         db: Db,
         server: String,
@@ -143,7 +147,7 @@ impl Budgets {
                 queue: Arc::default(),
             }
         } else {
-            Place::Memory(Mutex::default())
+            Place::Memory { budgets: Mutex::default(), counting: tokio::sync::Mutex::default() }
         };
         Self(Arc::new(Inner {
             place,
@@ -191,12 +195,14 @@ impl Budgets {
     ) -> Result<Reservation, NotReserved> {
         let mut known = self.0.known(key);
         loop {
-            let (start, is_counted) = match known {
-                Some(ledger) => (ledger, false),
+            let (start, counting) = if let Some(ledger) = known {
+                (ledger, None)
+            } else {
                 // In a box: it takes much, and is rare.
-                None => (Box::pin(self.counted(services, key)).await?, true),
+                let counted = Box::pin(self.counted(services, key)).await?;
+                (counted.ledger, Some(counted))
             };
-            let wanted = Wanted { start, is_counted, limits, held };
+            let wanted = Wanted { start, is_counted: counting.is_some(), limits, held };
             match self.0.change(Change::Reserve(wanted)).await? {
                 Made::Reserved(reservation) => return Ok(reservation),
                 Made::Over(over) => return Err(NotReserved::Over(over)),
@@ -219,7 +225,7 @@ impl Budgets {
     ) -> store::Result<HashMap<ApiKeyId, Level>> {
         let ids: Vec<ApiKeyId> = keys.iter().map(|key| key.id).collect();
         let found: HashMap<ApiKeyId, (Ledger, Held)> = match &self.0.place {
-            Place::Memory(budgets) => {
+            Place::Memory { budgets, .. } => {
                 let budgets = lock(budgets);
                 let of = |id: &ApiKeyId| budgets.get(id).map(|budget| (*id, (budget.ledger, budget.own)));
                 ids.iter().filter_map(of).collect()
@@ -245,13 +251,18 @@ impl Budgets {
     }
 
     /// What a key has used by the records.
-    async fn counted(&self, services: &Services, key: &ApiKey) -> store::Result<Ledger> {
-        if let Place::Memory(_) = &self.0.place {
-            // It is recorded by now, and so among what is counted: what ends from here on is added when the budget begins.
-            lock(&self.0.unheld).take(&[key.id].into());
-        }
+    async fn counted(&self, services: &Services, key: &ApiKey) -> store::Result<Counted<'_>> {
+        let turn = match &self.0.place {
+            Place::Memory { counting, .. } => {
+                let turn = counting.lock().await;
+                // It is recorded by now, and so among what is counted: what ends from here on is added when the budget begins.
+                lock(&self.0.unheld).take(&[key.id].into());
+                Some(turn)
+            }
+            Place::Database { .. } => None,
+        };
         let (period, used) = self.used(services, key.organization_id, &[key.id]).await?;
-        Ok(begun(key, period, &used))
+        Ok(Counted { ledger: begun(key, period, &used), _turn: turn })
     }
 
     /// What keys of an organization have used by the records in this day and this month: tokens and billionths of a dollar.
@@ -290,7 +301,7 @@ impl Budgets {
     pub fn forget(&self) {
         let now = self.0.clock.now();
         match &self.0.place {
-            Place::Memory(budgets) => {
+            Place::Memory { budgets, .. } => {
                 lock(budgets).retain(|_, budget| budget.own != Held::default() || is_of(&budget.ledger, now));
             }
             Place::Database { counted, rows, .. } => {
@@ -317,7 +328,7 @@ impl Inner {
     /// What is known of a key's use without counting it again.
     fn known(&self, key: &ApiKey) -> Option<Ledger> {
         let known = match &self.place {
-            Place::Memory(budgets) => lock(budgets).get(&key.id).map(|budget| budget.ledger),
+            Place::Memory { budgets, .. } => lock(budgets).get(&key.id).map(|budget| budget.ledger),
             Place::Database { counted, .. } => lock(counted).get(&key.id).copied(),
         };
         known.filter(|known| known.key_version >= key.version)
@@ -325,7 +336,7 @@ impl Inner {
 
     pub(super) async fn change(self: &Arc<Self>, change: Change) -> store::Result<Made> {
         match &self.place {
-            Place::Memory(budgets) => {
+            Place::Memory { budgets, .. } => {
                 let (start, now) = (*change.start(), self.clock.now());
                 let begin = || {
                     let mut ledger = start;
@@ -440,6 +451,13 @@ impl Inner {
     }
 }
 
+/// What a key has used by the records, while its budget has not begun with it: in memory nobody else counts until then, who would
+/// take what has ended since for counted.
+struct Counted<'a> {
+    ledger: Ledger,
+    _turn: Option<tokio::sync::MutexGuard<'a, ()>>,
+}
+
 /// The ledger of a key that begins with what the records have.
 fn begun(key: &ApiKey, Period { day, month }: Period, used: &HashMap<ApiKeyId, (i64, i64)>) -> Ledger {
     let (tokens, cost_nano_usd) = used.get(&key.id).copied().unwrap_or_default();
@@ -499,7 +517,7 @@ impl Reservation {
             None => return,
         };
         match &self.budgets.place {
-            Place::Memory(_) => drop(self.budgets.change(Change::Settle(settlement)).await),
+            Place::Memory { .. } => drop(self.budgets.change(Change::Settle(settlement)).await),
             Place::Database { .. } => match self.budgets.settling(settlement).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
@@ -519,7 +537,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         let Some(Claim::Held(settlement)) = self.claim.take() else { return };
         match &self.budgets.place {
-            Place::Memory(budgets) => {
+            Place::Memory { budgets, .. } => {
                 if let Some(budget) = lock(budgets).get_mut(&settlement.start.api_key_id) {
                     budget.own.give_back(&settlement.held);
                 }

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::budget::{Budgets, Inner, Made, Place, lock};
 use super::budget_change::{Change, Settlement};
+use super::budget_unheld::Unheld;
 use crate::model::ApiKeyId;
 use crate::store::budget::{self as store_budget, Period};
 use crate::store::{self, Db};
@@ -35,8 +36,14 @@ impl Budgets {
     /// Where the database fails, once: what is left is tried again.
     pub async fn settle_owed(&self) -> store::Result<()> {
         let Place::Database { db, .. } = &self.0.place else {
-            // A budget that begins takes what is kept until then.
-            lock(&self.0.unheld).look(Instant::now());
+            let mut unheld = lock(&self.0.unheld);
+            if self.0.stopping.is_cancelled() {
+                // No budget will begin any more.
+                *unheld = Unheld::default();
+            } else {
+                // A budget that begins takes what is kept until then.
+                unheld.look(Instant::now());
+            }
             return Ok(());
         };
         // Each for itself: neither has less time for what the other waits for.
@@ -164,7 +171,7 @@ impl Inner {
     }
 
     pub(super) fn add_unheld(&self, key: ApiKeyId, period: Period, used: (i64, i64)) {
-        if let Place::Memory(budgets) = &self.place {
+        if let Place::Memory { budgets, .. } = &self.place {
             let mut budgets = lock(budgets);
             match budgets.get_mut(&key) {
                 Some(budget) => budget.ledger.charge(period, used.0, used.1),
@@ -190,5 +197,27 @@ impl Inner {
             answer = asked => answer,
             () = late => Err(store::Error::Unavailable("the server stops, and the database takes too long".into())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Clock, Timestamp};
+    use crate::settings::DatabaseUrl;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn in_memory_a_server_that_stops_waits_for_no_budget_to_begin() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = DatabaseUrl::Sqlite(folder.path().join("test.db"));
+        let db = Db::open(&url, 1, Duration::from_secs(1)).await.unwrap();
+        let budgets = Budgets::new(&db, Clock::from_fn(|| Timestamp::MAX.to_utc()), "server");
+        let (key, period) = (ApiKeyId::new(Timestamp::MAX, &[1; 10]), Period::of(Timestamp::MAX));
+        budgets.0.add_unheld(key, period, (1, 1));
+        budgets.settle_owed().await.unwrap();
+        assert_eq!(lock(&budgets.0.unheld).keys(), [key].into());
+        budgets.hurry();
+        budgets.settle_owed().await.unwrap();
+        assert!(lock(&budgets.0.unheld).is_empty());
     }
 }

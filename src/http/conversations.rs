@@ -26,6 +26,7 @@ use crate::domain::message::text_of;
 use crate::domain::turn::{Asking, Kept, Send, Streamed, TurnEvent, may_say, stream};
 use crate::domain::{self, Code, Cx, Error, Record};
 use crate::graphql::log_error;
+use crate::relay::ACCEL_BUFFERING;
 
 /// The largest body: the longest text, each character escaped.
 const MAX_BODY: usize = 2 * 1024 * 1024;
@@ -178,7 +179,7 @@ impl Started {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
         response
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
@@ -18,6 +18,7 @@ use super::observe::RequestContext;
 use super::panics::caught;
 use super::router::Server;
 use super::subscription::{End, Sink, errors, follow};
+use crate::relay::ACCEL_BUFFERING;
 
 /// A comment, which nobody is told of.
 const KEEP_ALIVE: Bytes = Bytes::from_static(b":\n\n");
@@ -68,8 +69,7 @@ pub(super) fn subscribe(
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(AnswerType::EventStream.content_type()));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::VARY, HeaderValue::from_static("accept, authorization, x-api-key"));
-    // Proxies of the kind of nginx would collect an answer before they pass it on.
-    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
     response
 }
 

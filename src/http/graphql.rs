@@ -26,7 +26,7 @@ use super::media_type::{AnswerType, is_json, wants_event_stream, wants_page};
 use super::observe::RequestContext;
 use super::playground;
 use super::request::GraphqlRequest;
-use super::router::{API_KEY, Server};
+use super::router::Server;
 use super::{event_stream, rate_limit, websocket};
 use crate::audit::Origin;
 use crate::crypto::{RawApiKey, SecretText, sha256};
@@ -37,6 +37,7 @@ use crate::graphql::walls::Refusal;
 use crate::graphql::{Caller, finish_errors};
 use crate::identity::{Actor, Refused, SentApiKey, SignedIn};
 use crate::logs::TRACES;
+use crate::upstream::API_KEY;
 
 /// The largest body that is read.
 pub(super) const MAX_BODY: usize = 256 * 1024;

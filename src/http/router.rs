@@ -29,9 +29,7 @@ use crate::jobs::Runs;
 use crate::model::Timestamp;
 use crate::relay::Relay;
 use crate::settings::Settings;
-
-/// The header that an API key may stand in.
-pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+use crate::upstream::API_KEY;
 
 /// What the handlers share.
 pub struct Server {

@@ -28,9 +28,10 @@ use super::observe::RequestContext;
 use super::operations::{Operations, Outgoing, Queued, perform};
 use super::panics::caught;
 use super::request::GraphqlRequest;
-use super::router::{API_KEY, Server};
+use super::router::Server;
 use super::subscription::{End, Sink as _, errors};
 use crate::identity::Changes;
+use crate::upstream::API_KEY;
 
 /// The longest id that an operation may have, in bytes.
 const MAX_ID: usize = 256;

@@ -200,6 +200,7 @@ impl Authenticator {
         let Ok(key) = RawApiKey::parse(key) else { return Ok(Err(Code::Malformed)) };
         let digest = self.keys.digest(Purpose::ApiKey, key.text().expose().as_bytes());
         if let Some(loan) = self.lent.find(&digest) {
+            // In a box, as all that is rare: what there is no room for here no request carries.
             let found = Box::pin(self.judge_loan(&loan, address, now)).await?;
             let spending = Some(loan.spending);
             return Ok(found.map(|found| SentApiKey { found: Arc::new(found), digest, address, spending }));

@@ -15,9 +15,9 @@ use crate::identity::Actor;
 use crate::limits::{Answer, Standing};
 use crate::model::{ApiKeyVerificationCode, OrganizationId, Permit, UseRelay};
 use crate::store::api_key::FoundApiKey;
+use crate::upstream::API_KEY;
 use crate::workers::Spending;
 
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const LIMIT: HeaderName = HeaderName::from_static("anthropic-ratelimit-requests-limit");
 const REMAINING: HeaderName = HeaderName::from_static("anthropic-ratelimit-requests-remaining");
 const RESET: HeaderName = HeaderName::from_static("anthropic-ratelimit-requests-reset");

@@ -78,8 +78,7 @@ async fn answer(relay: &Arc<Relay>, caller: &Caller, headers: &HeaderMap, body: 
 /// Translates an answer, in the caller's room: what is made of it is as long again, and as long once more where much of it is quoted.
 fn completion(relay: &Relay, tally: &mut Tally, body: &Bytes, created: i64) -> Result<Bytes> {
     let mut room = relay.bodies.room(tally.owner());
-    // It was answered, and is charged for: nobody is to ask again.
-    room.grow(2 * body.len()).map_err(Refusal::for_good).inspect_err(|refusal| tally.refuses(refusal))?;
+    room.grow(2 * body.len()).map_err(Refusal::paid_for).inspect_err(|refusal| tally.refuses(refusal))?;
     let tokens = tally.meter.tokens().0;
     let translated =
         at_leisure(body.len(), || serde_json::from_slice::<Message<'_>>(body)?.completion(created, &tokens));
@@ -112,7 +111,7 @@ fn failed() -> Refusal {
 
 /// The upstream's success is none of the caller's.
 fn unreadable(tally: &mut Tally) -> Refusal {
-    let refusal = Refusal::new(StatusCode::BAD_GATEWAY, "The upstream's answer cannot be read.").for_good();
+    let refusal = Refusal::new(StatusCode::BAD_GATEWAY, "The upstream's answer cannot be read.").paid_for();
     tally.refuses(&refusal);
     refusal
 }

@@ -96,6 +96,13 @@ impl Refusal {
         self
     }
 
+    /// It was answered, and is charged for: to ask again would cost as much again. No time for that is told either, by which some go
+    /// alone.
+    pub(super) fn paid_for(mut self) -> Self {
+        self.0.retry_after = None;
+        self.for_good()
+    }
+
     /// With headers that its answer has besides.
     pub(super) fn with_headers(mut self, headers: HeaderMap) -> Self {
         self.0.headers.extend(headers);
@@ -113,7 +120,7 @@ impl Refusal {
     pub(super) fn into_response(self, shape: Shape, request_id: &str) -> Response {
         let Details { status, kind, message, parameter, retry_after, should_retry, headers } = *self.0;
         let body = match shape {
-            Shape::Anthropic => anthropic_error(kind, &message, request_id),
+            Shape::Anthropic => anthropic_error(kind, &message, Some(request_id)),
             Shape::OpenAi => openai_error(status, kind, &message, parameter.as_deref()),
         };
         let mut response = Response::new(Body::from(body));
@@ -175,8 +182,13 @@ pub(super) fn status_of(kind: &str) -> StatusCode {
     }
 }
 
-fn anthropic_error(kind: &str, message: &str, request_id: &str) -> String {
-    json!({ "type": "error", "error": { "type": kind, "message": message }, "request_id": request_id }).to_string()
+/// With the request's name, where it has one.
+pub(super) fn anthropic_error(kind: &str, message: &str, request_id: Option<&str>) -> String {
+    let mut error = json!({ "type": "error", "error": { "type": kind, "message": message } });
+    if let Some(id) = request_id {
+        error["request_id"] = id.into();
+    }
+    error.to_string()
 }
 
 /// The types are OpenAI's where there is one for it.

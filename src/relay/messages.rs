@@ -7,19 +7,19 @@ use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::Response;
 
-use super::Relay;
 use super::attempts::{Answered, Route, run};
 use super::beginning::{Begun, is_stream};
 use super::bodies::read;
 use super::caller::{Admitted, Caller, admit};
-use super::error::{REQUEST_ID, Refusal, Result, Shape, kind};
+use super::error::{Refusal, Result, Shape, kind};
 use super::pool::Lane;
 use super::recovery::Trouble;
 use super::request::{Head, forwarded, path_and_query};
 use super::stream::{Relayed, Unchanged};
 use super::tally::{Endpoint, Tally};
-use super::upstream::{Errand, Whole, kept};
+use super::upstream::{Ending, Errand, Whole, kept, request_id};
 use super::whole::{body_of, gather};
+use super::{ACCEL_BUFFERING, Relay};
 
 /// `POST /v1/messages`.
 pub(super) async fn create(
@@ -144,9 +144,9 @@ async fn receive(relay: &Relay, response: axum::http::Response<Begun>, tally: &m
         const MESSAGE: &str = "The upstream's answer broke off.";
         tracing::warn!(error = &error as &dyn std::error::Error, "an upstream's answer did not come whole");
         tally.cuts_off(error.received);
-        if error.is_too_long() {
+        if error.how == Ending::TooLong {
             let message = "The answer is longer than the relay passes on whole: ask for it as a stream.";
-            return Refusal::new(StatusCode::BAD_GATEWAY, message).for_good();
+            return Refusal::new(StatusCode::BAD_GATEWAY, message).paid_for();
         }
         if let Some(lease) = tally.lease() {
             relay.note(lease, Trouble::Failing, MESSAGE.to_owned());
@@ -158,16 +158,12 @@ async fn receive(relay: &Relay, response: axum::http::Response<Begun>, tally: &m
     Ok(Received::Whole(Whole { status: head.status, headers, body }))
 }
 
-fn request_id(headers: &HeaderMap) -> Option<&str> {
-    headers.get(REQUEST_ID)?.to_str().ok()
-}
-
 /// The headers of an answer that is a stream: proxies are not to keep it back.
 pub(super) fn stream_headers(response: &mut Response, headers: HeaderMap) {
     let own = response.headers_mut();
     own.extend(headers);
     own.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    own.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    own.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
 }
 
 impl Whole {

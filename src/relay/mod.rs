@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Extension;
-use axum::http::{StatusCode, Uri};
+use axum::http::{HeaderName, StatusCode, Uri};
 use axum::response::Response;
 use axum::routing::{any, get, post};
 use chrono::TimeDelta;
@@ -47,6 +47,9 @@ use models::KnownModels;
 use pool::{Lease, Pool};
 use recovery::Trouble;
 use tally::Endpoint;
+
+/// Tells proxies of the kind of nginx whether to collect an answer before they pass it on.
+pub(crate) const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// What requests of the relay may take.
 #[derive(Debug, Clone, Copy)]

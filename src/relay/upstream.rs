@@ -8,12 +8,11 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCod
 use chrono::{DateTime, TimeDelta};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument as _;
 
 use super::beginning::{Begun, Refused, begin};
-use super::error::{REQUEST_ID, Refusal, Result, kind};
+use super::error::{REQUEST_ID, Refusal, Result, anthropic_error, kind};
 use super::pool::Lease;
 use super::recovery::Trouble;
 use super::{Relay, RelayLimits};
@@ -21,7 +20,7 @@ use crate::crypto::SecretText;
 use crate::domain;
 use crate::logs::TRACES;
 use crate::model::Timestamp;
-use crate::upstream::{NotSent, Progress, told};
+use crate::upstream::{API_KEY, NotSent, Progress, told};
 
 /// An error's body is read no further.
 const MAX_ERROR: usize = 64 * 1024;
@@ -92,7 +91,7 @@ pub(super) async fn ask(relay: &Relay, lease: &Lease, errand: &Errand<'_>, progr
         Err(error) => return not_opened(lease, &error),
     };
     let mut headers = errand.headers.clone();
-    headers.insert("x-api-key", header);
+    headers.insert(API_KEY, header);
     // What is packed can be neither counted nor cut between its events.
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     let trace = tracing::info_span!(target: TRACES, "upstream", otel.kind = "client");
@@ -124,16 +123,16 @@ pub(super) async fn ask(relay: &Relay, lease: &Lease, errand: &Errand<'_>, progr
             Ok(begun) => return Answer::Success(Response::from_parts(head, begun)),
             Err(Refused { status, body }) => {
                 head.status = status;
-                head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                is_plain_json(&mut head.headers);
                 // That it has not done it is the upstream's own word, whenever it says that; not that it took too long.
-                is_late &= status == StatusCode::GATEWAY_TIMEOUT;
+                is_late = status == StatusCode::GATEWAY_TIMEOUT && started.elapsed() >= relay.limits.soon;
                 body
             }
         }
     } else {
         collect(body, MAX_ERROR, &relay.limits).await.unwrap_or_else(|_| {
-            head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            unread(head.status)
+            is_plain_json(&mut head.headers);
+            unread(head.status, request_id(&head.headers))
         })
     };
     let body = without_key(body, &api_key);
@@ -148,10 +147,15 @@ pub(super) async fn ask(relay: &Relay, lease: &Lease, errand: &Errand<'_>, progr
     judge(whole, message, retry)
 }
 
+/// Says so of a body that is not as it came.
+fn is_plain_json(headers: &mut HeaderMap) {
+    headers.remove(header::CONTENT_ENCODING);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+}
+
 /// What is told in place of an error that is too long, or did not come whole: its status says enough.
-fn unread(status: StatusCode) -> Bytes {
-    let error = json!({ "type": kind(status), "message": "The upstream's error could not be read." });
-    json!({ "type": "error", "error": error }).to_string().into()
+fn unread(status: StatusCode, request_id: Option<&str>) -> Bytes {
+    anthropic_error(kind(status), "The upstream's error could not be read.", request_id).into()
 }
 
 /// What is known of another try.
@@ -253,22 +257,27 @@ fn header_of(api_key: &SecretText) -> domain::Result<HeaderValue> {
     Ok(value)
 }
 
-const TOO_LONG: &str = "is too long";
-
 /// An answer that is not there to its end.
 #[derive(Debug, thiserror::Error)]
 #[error("the upstream's answer {how}, after {received} bytes")]
 pub(super) struct Incomplete {
-    pub(super) how: &'static str,
+    pub(super) how: Ending,
     /// How much of it came.
     pub(super) received: usize,
 }
 
-impl Incomplete {
-    /// Whether it is the relay that does not take more of it, and nothing is wrong with the account.
-    pub(super) fn is_too_long(&self) -> bool {
-        self.how == TOO_LONG
-    }
+/// How an answer ends before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Ending {
+    #[error("stopped")]
+    Silent,
+    #[error("went on for too long")]
+    TooSlow,
+    /// It is the relay that does not take more of it, and nothing is wrong with the account.
+    #[error("is too long")]
+    TooLong,
+    #[error("broke off")]
+    Broken,
 }
 
 /// The next piece of an answer that ends by then; none: it has ended. Otherwise what is wrong with it.
@@ -276,16 +285,16 @@ pub(super) async fn piece(
     body: &mut Limited<Incoming>,
     limits: &RelayLimits,
     end: Instant,
-) -> Result<Option<Bytes>, &'static str> {
+) -> Result<Option<Bytes>, Ending> {
     let silent_at = Instant::now() + limits.silence;
     let Ok(frame) = timeout_at(silent_at.min(end), body.frame()).await else {
-        return Err(if silent_at < end { "stopped" } else { "went on for too long" });
+        return Err(if silent_at < end { Ending::Silent } else { Ending::TooSlow });
     };
     match frame {
         None => Ok(None),
         Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
-        Some(Err(error)) if error.is::<LengthLimitError>() => Err(TOO_LONG),
-        Some(Err(_)) => Err("broke off"),
+        Some(Err(error)) if error.is::<LengthLimitError>() => Err(Ending::TooLong),
+        Some(Err(_)) => Err(Ending::Broken),
     }
 }
 
@@ -300,6 +309,11 @@ pub(super) async fn collect(body: Incoming, most: usize, limits: &RelayLimits) -
             Err(how) => return Err(Incomplete { how, received: all.len() }),
         }
     }
+}
+
+/// How the upstream names the request.
+pub(super) fn request_id(headers: &HeaderMap) -> Option<&str> {
+    headers.get(REQUEST_ID)?.to_str().ok()
 }
 
 /// The headers that the caller gets.

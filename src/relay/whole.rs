@@ -25,7 +25,7 @@ const PIECE: usize = 64 * 1024;
 ///
 /// # Errors
 /// Where there is no more room: that is none of the account's doing. The upstream has answered, and charges for all of it: nobody is
-/// to ask again, and what is not kept is counted.
+/// to ask again, and what is not kept is counted, as far as it comes within a while.
 pub(super) async fn gather(
     relay: &Relay,
     body: Incoming,
@@ -49,11 +49,13 @@ pub(super) async fn gather(
     };
     drop(gathered);
     tally.cuts_off(received);
+    // Its caller waits, and has nothing of it.
+    let end = end.min(Instant::now() + relay.limits.unread);
     while let Ok(Some(data)) = piece(&mut body, &relay.limits, end).await {
         received += data.len();
         tally.cuts_off(received);
     }
-    Err(refusal.for_good())
+    Err(refusal.paid_for())
 }
 
 /// The body of such an answer. Who does not read it loses it.

@@ -9,8 +9,10 @@ use claviger::domain::budget::{Estimate, NotReserved, OverBudget, Reservation, U
 use claviger::domain::budget_watch::{self, Watch};
 use claviger::domain::quota::QuotaKind;
 use claviger::model::{MicroUsd, NanoUsd};
+use claviger::store::Tx;
 use claviger::store::api_key::FoundApiKey;
 use claviger::store::budget::{self, Held, Ledger};
+use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -488,4 +490,35 @@ async fn what_cannot_be_settled_keeps_nothing_else_waiting() {
     services.budgets.settle_owed().await.unwrap();
     let (ledger, held) = budget_of(&services, &bad).await;
     assert_eq!((ledger.tokens, held), (7, Held::default()));
+}
+
+/// On SQLite, where it is begun in memory: whoever else counts takes nothing away that has ended meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_used_while_several_count_a_key_is_not_lost() {
+    let app = TestApp::sqlite().await;
+    let (admin, services) = (app.admin().await, app.beside().await.services);
+    let (before, id_of_key, raw) = key(&app, &admin, json!({})).await;
+    let whose = Whose { api_key: id(&id_of_key), ..Whose::of(&admin).await };
+    let running = reserve(&services, &before, 0, 0).await.unwrap();
+    crate::api_key::update(&admin, json!({ "id": id_of_key, "tokenLimitPerDay": 100 })).await.data();
+    let after = find(&services, &raw).await;
+    let record = |tokens| {
+        services.usage.record(request(&services, &whose, services.clock.now(), "claude-opus-5", few(tokens, 0)))
+    };
+    record(30);
+    // Before it counts, it writes what there is to write.
+    let mut writing = Tx::new(services.db.clone());
+    writing.conn().await.unwrap();
+    let mut first = Box::pin(reserve(&services, &after, 1, 0));
+    assert!((&mut first).now_or_never().is_none());
+    record(60);
+    running.settle(used(60, 0)).await;
+    let mut second = Box::pin(reserve(&services, &after, 1, 0));
+    assert!((&mut second).now_or_never().is_none());
+    writing.rollback().await.unwrap();
+    for reserving in [first, second] {
+        reserving.await.unwrap().settle(used(0, 0)).await;
+    }
+    assert!(reserve(&services, &after, 11, 0).await.is_err());
+    reserve(&services, &after, 10, 0).await.unwrap().settle(used(0, 0)).await;
 }

@@ -231,10 +231,16 @@ both_databases! {
         }
         assert_eq!(relayed.claude.seen().len(), 3);
         // Also without their words, where those are too long.
-        relayed.claude.will(FIRST, [Reply::Body(400, "text/html", "x".repeat(70_000))]);
-        let refused = relayed.send().await;
-        assert_eq!((refused.status().as_u16(), &refused.headers()["content-type"]), (400, &"application/json".parse().unwrap()));
-        assert_eq!(refused.json::<Value>().await.unwrap()["error"]["type"], "invalid_request_error");
+        let long = "x".repeat(70_000);
+        let packed = vec![("content-encoding", "gzip".to_owned())];
+        for reply in [Reply::Body(400, "text/html", long.clone()), Reply::Error(400, long.leak(), packed)] {
+            relayed.claude.will(FIRST, [reply]);
+            let refused = relayed.send().await;
+            assert_eq!((refused.status().as_u16(), &refused.headers()["content-type"]), (400, &"application/json".parse().unwrap()));
+            assert!(!refused.headers().contains_key("content-encoding"));
+            let told = refused.json::<Value>().await.unwrap();
+            assert_eq!((&told["error"]["type"], &told["request_id"]), (&json!("invalid_request_error"), &json!("req_upstream")));
+        }
     }
 
     async fn an_error_in_the_middle_of_a_stream_is_passed_on_and_recorded(app: TestApp) {

@@ -84,13 +84,18 @@ both_databases! {
     }
 
     async fn who_took_too_long_by_the_first_event_may_have_done_it(app: TestApp) {
-        let app = app.relaying(RelayLimits { soon: Duration::ZERO, ..PATIENT }).await;
+        let soon = Duration::from_secs(1);
+        let app = app.relaying(RelayLimits { soon, ..PATIENT }).await;
         let relayed = Relayed::new(&app).await;
-        relayed.second(json!({ "priority": 5 })).await;
-        relayed.claude.will(FIRST, [Reply::Stream(vec![Step::Say(failing("timeout_error", "Too long."))])]);
+        let late = |kind| Reply::Stream(vec![Step::Pause(soon), Step::Say(failing(kind, "Too long."))]);
+        relayed.claude.will(FIRST, [late("timeout_error")]);
         assert_eq!(relayed.stream().await.status(), 504);
         assert_eq!(relayed.claude.keys(), [FIRST]);
         assert_eq!(records(&app, OUTCOME, 1).await, ["/v1/messages 504 timeout_error 1 streamed estimated"]);
+        // That it could not is another thing, however late that is said.
+        relayed.claude.will(FIRST, [late("overloaded_error")]);
+        assert_eq!(relayed.stream().await.status(), 200);
+        assert_eq!(relayed.claude.keys(), [FIRST; 3]);
     }
 
     async fn an_error_after_a_mere_sign_of_life_costs_nothing_either(app: TestApp) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use claviger::relay::RelayLimits;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -44,8 +44,10 @@ async fn unread(app: &TestApp, relayed: &Relayed) -> TcpStream {
 
 both_databases! {
     async fn an_answer_that_is_too_long_is_not_held(app: TestApp) {
+        // An account that something is wrong with would rest for long.
+        let app = app.relaying(RelayLimits { retry: Duration::from_secs(600), ..QUICK }).await;
         let relayed = Relayed::new(&app).await;
-        // However often: nothing is wrong with the account.
+        relayed.second(json!({ "priority": 5 })).await;
         for _ in 0..3 {
             relayed.claude.will(FIRST, [whole(message(MODEL).replace(TEXT, &"x".repeat(17 * MIB)))]);
             let refused = relayed.send().await;
@@ -55,6 +57,7 @@ both_databases! {
         let longest = message(MODEL).replace(TEXT, &"x".repeat(15 * MIB));
         relayed.claude.will(FIRST, [whole(longest.clone())]);
         assert!(relayed.send().await.text().await.unwrap() == longest);
+        assert_eq!(relayed.claude.keys(), [FIRST; 4]);
     }
 
     async fn an_answer_takes_of_its_keys_memory_until_it_is_read(app: TestApp) {
@@ -67,6 +70,7 @@ both_databases! {
         let refused = relayed.request("/v1/messages", &long).send().await.unwrap();
         // It was answered: all of it counts, and to ask again would cost as much again.
         assert_eq!(refused.headers()["x-should-retry"], "false");
+        assert!(!refused.headers().contains_key("retry-after"));
         assert_eq!(error(refused).await, (429, "rate_limit_error".to_owned()));
         let output: u64 = records(&app, "CAST(output_tokens AS text)", 2).await[1].parse().unwrap();
         assert!(output > 3_000_000, "{output}");

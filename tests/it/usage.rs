@@ -12,7 +12,7 @@ use claviger::model::{ApiKeyId, ClaudeAccountId, ClientId, OrganizationId, Times
 use serde_json::{Value, json};
 
 use crate::subscription::CHANGED;
-use crate::support::{Client, Socket, TestApp, both_databases};
+use crate::support::{Client, Socket, TestApp, both_databases, in_time};
 
 /// Whose usage it is.
 #[derive(Clone)]
@@ -451,14 +451,20 @@ both_databases! {
         for _ in 0..1_500 {
             record();
         }
-        while tally.written.load(Ordering::Relaxed) == 0 {
-            record();
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        in_time("what is written first", async {
+            while tally.written.load(Ordering::Relaxed) == 0 {
+                record();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
         // Nobody else comes who could be told of.
-        while tally.waiting.load(Ordering::Relaxed) > 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        in_time("what is written last", async {
+            while tally.waiting.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
     }
 
     async fn what_was_recorded_is_written_without_being_asked_and_by_an_orderly_stop(app: TestApp) {
