@@ -45,9 +45,14 @@ impl Bodies {
         Arc::new(Self { most, held: Mutex::default() })
     }
 
-    /// Room for a body: none so far.
-    pub(super) fn room(self: &Arc<Self>, owner: Owner) -> Room {
-        Room { bodies: self.clone(), owner, bytes: 0 }
+    /// Room for the body of a request: none so far. A quarter of each share is left to answers, which are paid for when they come.
+    pub(super) fn room_of_request(self: &Arc<Self>, owner: Owner) -> Room {
+        Room { bodies: self.clone(), owner, quarters: 3, bytes: 0 }
+    }
+
+    /// Room for an answer: none so far.
+    pub(super) fn room_of_answer(self: &Arc<Self>, owner: Owner) -> Room {
+        Room { bodies: self.clone(), owner, quarters: 4, bytes: 0 }
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -60,6 +65,8 @@ impl Bodies {
 pub(super) struct Room {
     bodies: Arc<Bodies>,
     owner: Owner,
+    /// How much of each share it may fill with all others.
+    quarters: usize,
     bytes: usize,
 }
 
@@ -69,8 +76,8 @@ impl Room {
     /// # Errors
     /// Where there is no more.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<()> {
-        let most_of_organization = self.bodies.most / SHARE;
-        let most_of_key = most_of_organization / SHARE;
+        let share_of = |all: usize| all / SHARE / 4 * self.quarters;
+        let (most_of_organization, most_of_key) = (share_of(self.bodies.most), share_of(self.bodies.most / SHARE));
         if self.bytes.saturating_add(bytes) > most_of_key {
             return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "The body takes too much memory."));
         }
@@ -88,7 +95,7 @@ impl Room {
             return Err(Refusal::rate_limited(message, SOON));
         }
         let left_by_others = self.bodies.most.saturating_sub(held.all + bytes - held_of_organization);
-        if held_of_organization > left_by_others / SHARE && self.bytes + bytes > SMALL {
+        if held_of_organization > share_of(left_by_others) && self.bytes + bytes > SMALL {
             return Err(Refusal::overloaded("The relay has too many large requests. Try again later.", SOON));
         }
         held.keys.insert(key, held_of_key);
@@ -144,7 +151,7 @@ impl<B: AsRef<[u8]>> AsRef<[u8]> for Housed<B> {
 
 /// Reads the body of a request.
 pub(super) async fn read(relay: &Relay, admitted: &Admitted, body: Body) -> Result<Bytes> {
-    let room = relay.bodies.room(admitted.owner());
+    let room = relay.bodies.room_of_request(admitted.owner());
     match tokio::time::timeout(relay.limits.upload, collect(body, relay.limits.body, room)).await {
         Ok(collected) => collected,
         Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "The body did not come in time.")),
@@ -267,26 +274,33 @@ mod tests {
             (OrganizationId::new(at, &[organization; 10]), ApiKeyId::new(at, &[key; 10]))
         };
         let bodies = Bodies::new(8 * MIB);
-        let mut first = bodies.room(owner(1, 1));
-        first.grow(MIB).unwrap();
+        let mut first = bodies.room_of_answer(owner(1, 1));
+        // Requests leave something to answers.
+        let mut request = bodies.room_of_request(owner(1, 1));
+        request.grow(MIB).unwrap();
+        assert_eq!(request.grow(MIB / 2 + 1).unwrap_err().status(), 413);
+        first.grow(MIB / 2).unwrap();
+        assert_eq!(bodies.room_of_request(owner(1, 1)).grow(1).unwrap_err().status(), 429);
+        drop(request);
+        first.grow(MIB / 2).unwrap();
         first.grow(MIB).unwrap();
         assert_eq!(first.grow(1).unwrap_err().status(), 413);
-        assert_eq!(bodies.room(owner(1, 1)).grow(1).unwrap_err().status(), 429);
-        let mut second = bodies.room(owner(1, 2));
+        assert_eq!(bodies.room_of_answer(owner(1, 1)).grow(1).unwrap_err().status(), 429);
+        let mut second = bodies.room_of_answer(owner(1, 2));
         second.grow(2 * MIB).unwrap();
-        assert_eq!(bodies.room(owner(1, 3)).grow(1).unwrap_err().status(), 429);
+        assert_eq!(bodies.room_of_answer(owner(1, 3)).grow(1).unwrap_err().status(), 429);
         // Of what others leave: the next organization has half, and the one after that half of what is left then.
-        let mut others = bodies.room(owner(2, 4));
+        let mut others = bodies.room_of_answer(owner(2, 4));
         others.grow(2 * MIB).unwrap();
-        assert_eq!(bodies.room(owner(2, 5)).grow(SMALL + 1).unwrap_err().status(), 529);
-        bodies.room(owner(2, 5)).grow(SMALL).unwrap();
-        assert_eq!(bodies.room(owner(3, 6)).grow(MIB + 1).unwrap_err().status(), 529);
-        bodies.room(owner(3, 6)).grow(MIB).unwrap();
+        assert_eq!(bodies.room_of_answer(owner(2, 5)).grow(SMALL + 1).unwrap_err().status(), 529);
+        bodies.room_of_answer(owner(2, 5)).grow(SMALL).unwrap();
+        assert_eq!(bodies.room_of_answer(owner(3, 6)).grow(MIB + 1).unwrap_err().status(), 529);
+        bodies.room_of_answer(owner(3, 6)).grow(MIB).unwrap();
         // It is held as long as anybody has some of it.
         let part = first.hold(vec![0_u8; 50]).slice(10..20);
-        assert_eq!(bodies.room(owner(1, 1)).grow(1).unwrap_err().status(), 429);
+        assert_eq!(bodies.room_of_answer(owner(1, 1)).grow(1).unwrap_err().status(), 429);
         drop((part, others));
-        bodies.room(owner(1, 1)).grow(2 * MIB).unwrap();
+        bodies.room_of_answer(owner(1, 1)).grow(2 * MIB).unwrap();
         drop(second);
         let held = bodies.lock();
         assert!(held.all == 0 && held.keys.is_empty() && held.organizations.is_empty());
@@ -299,7 +313,7 @@ mod tests {
         let bodies = Bodies::new(4 * 1024 * 1024);
         let parts = (0..100).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; 5_000])));
         let body = Body::from_stream(futures_util::stream::iter(parts));
-        let body = collect(body, 1024 * 1024, bodies.room(owner)).await.unwrap();
+        let body = collect(body, 1024 * 1024, bodies.room_of_request(owner)).await.unwrap();
         assert!(body.len() == 500_000 && (500_001..=750_000).contains(&bodies.lock().all), "{}", bodies.lock().all);
     }
 

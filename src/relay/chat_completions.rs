@@ -77,7 +77,7 @@ async fn answer(relay: &Arc<Relay>, caller: &Caller, headers: &HeaderMap, body: 
 
 /// Translates an answer, in the caller's room: what is made of it is as long again, and as long once more where much of it is quoted.
 fn completion(relay: &Relay, tally: &mut Tally, body: &Bytes, created: i64) -> Result<Bytes> {
-    let mut room = relay.bodies.room(tally.owner());
+    let mut room = relay.bodies.room_of_answer(tally.owner());
     room.grow(2 * body.len()).map_err(Refusal::paid_for).inspect_err(|refusal| tally.refuses(refusal))?;
     let tokens = tally.meter.tokens().0;
     let translated =
@@ -89,7 +89,7 @@ fn completion(relay: &Relay, tally: &mut Tally, body: &Bytes, created: i64) -> R
 async fn translated(relay: &Relay, admitted: &Admitted, body: Bytes) -> Result<Translated> {
     /// What takes longer than a moment.
     const LARGE: usize = 256 * 1024;
-    let mut room = relay.bodies.room(admitted.owner());
+    let mut room = relay.bodies.room_of_request(admitted.owner());
     room.grow(memory_of_values(&body))?;
     let is_large = body.len() >= LARGE;
     // Who leaves does not end it: as long as it goes on, it has its room.
@@ -99,7 +99,7 @@ async fn translated(relay: &Relay, admitted: &Admitted, body: Bytes) -> Result<T
     };
     let mut translated =
         if is_large { tokio::task::spawn_blocking(translation).await.map_err(|_| failed())?? } else { translation()? };
-    let mut room = relay.bodies.room(admitted.owner());
+    let mut room = relay.bodies.room_of_request(admitted.owner());
     room.grow(translated.body.len())?;
     translated.body = room.hold(translated.body);
     Ok(translated)

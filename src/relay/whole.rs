@@ -31,7 +31,7 @@ pub(super) async fn gather(
     body: Incoming,
     tally: &mut Tally,
 ) -> Result<std::result::Result<Bytes, Incomplete>> {
-    let mut gathered = Gathered::new(&body, MAX_ANSWER, relay.bodies.room(tally.owner()));
+    let mut gathered = Gathered::new(&body, MAX_ANSWER, relay.bodies.room_of_answer(tally.owner()));
     let mut body = Limited::new(body, MAX_ANSWER);
     let end = Instant::now() + relay.limits.longest;
     let mut received = 0;

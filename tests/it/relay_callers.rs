@@ -154,7 +154,7 @@ both_databases! {
     }
 
     async fn bodies_take_no_more_memory_than_a_key_and_all_may(app: TestApp) {
-        let app = app.relaying(RelayLimits { bodies: 512 * 1024, ..QUICK }).await;
+        let app = app.relaying(RelayLimits { bodies: 640 * 1024, ..QUICK }).await;
         let relayed = Relayed::new(&app).await;
         let other = new_key(&relayed.admin, json!({ "name": "Other", "scopes": ["RELAY"] })).await.1;
         let large = saying(&"x".repeat(100_000));

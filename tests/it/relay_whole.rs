@@ -13,7 +13,7 @@ use crate::support::{Reply, TEXT, TestApp, both_databases, message};
 
 const MIB: usize = 1024 * 1024;
 /// Of which a key has a quarter: one of the large answers.
-const LITTLE: RelayLimits = RelayLimits { bodies: 64 * MIB, ..QUICK };
+const LITTLE: RelayLimits = RelayLimits { bodies: 72 * MIB, ..QUICK };
 
 /// An answer that is larger than what sockets hold where the caller reads little.
 fn large() -> String {
@@ -111,6 +111,6 @@ both_databases! {
         relayed.claude.will(FIRST, [whole(format!("{{\"has_more\":false,\"data\":{many}}}"))]);
         let list = relayed.get("/v1/models?limit=1000").send().await.unwrap().json::<Value>().await.unwrap();
         assert_eq!((list["data"].as_array().unwrap().len(), &list["has_more"]), (1_000, &Value::Bool(false)));
-        assert_eq!(list["data"][0], serde_json::json!({ "type": "model", "id": "claude-x" }));
+        assert_eq!(list["data"][0], json!({ "type": "model", "id": "claude-x" }));
     }
 }
