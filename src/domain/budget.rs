@@ -195,14 +195,12 @@ impl Budgets {
     ) -> Result<Reservation, NotReserved> {
         let mut known = self.0.known(key);
         loop {
-            let (start, counting) = if let Some(ledger) = known {
-                (ledger, None)
-            } else {
+            let start = match known {
+                Some(ledger) => Start { ledger, is_counted: false, _turn: None },
                 // In a box: it takes much, and is rare.
-                let counted = Box::pin(self.counted(services, key)).await?;
-                (counted.ledger, Some(counted))
+                None => Box::pin(self.counted(services, key)).await?,
             };
-            let wanted = Wanted { start, is_counted: counting.is_some(), limits, held };
+            let wanted = Wanted { start: start.ledger, is_counted: start.is_counted, limits, held };
             match self.0.change(Change::Reserve(wanted)).await? {
                 Made::Reserved(reservation) => return Ok(reservation),
                 Made::Over(over) => return Err(NotReserved::Over(over)),
@@ -250,11 +248,15 @@ impl Budgets {
         Ok(keys.iter().map(level).collect())
     }
 
-    /// What a key has used by the records.
-    async fn counted(&self, services: &Services, key: &ApiKey) -> store::Result<Counted<'_>> {
+    /// What a key has used by the records, or what somebody else has counted meanwhile.
+    async fn counted(&self, services: &Services, key: &ApiKey) -> store::Result<Start<'_>> {
         let turn = match &self.0.place {
             Place::Memory { counting, .. } => {
                 let turn = counting.lock().await;
+                let now = self.0.clock.now();
+                if let Some(ledger) = self.0.known(key).filter(|ledger| is_of(ledger, now)) {
+                    return Ok(Start { ledger, is_counted: false, _turn: None });
+                }
                 // It is recorded by now, and so among what is counted: what ends from here on is added when the budget begins.
                 lock(&self.0.unheld).take(&[key.id].into());
                 Some(turn)
@@ -262,7 +264,7 @@ impl Budgets {
             Place::Database { .. } => None,
         };
         let (period, used) = self.used(services, key.organization_id, &[key.id]).await?;
-        Ok(Counted { ledger: begun(key, period, &used), _turn: turn })
+        Ok(Start { ledger: begun(key, period, &used), is_counted: true, _turn: turn })
     }
 
     /// What keys of an organization have used by the records in this day and this month: tokens and billionths of a dollar.
@@ -338,17 +340,18 @@ impl Inner {
         match &self.place {
             Place::Memory { budgets, .. } => {
                 let (start, now) = (*change.start(), self.clock.now());
-                let begin = || {
-                    let mut ledger = start;
-                    let unheld = lock(&self.unheld).take(&[start.api_key_id].into());
-                    for ((_, period), (tokens, cost)) in unheld {
-                        ledger.charge(period, tokens, cost);
-                    }
-                    Budget { ledger, own: Held::default(), has_row: false, newest: None, others: Held::default() }
-                };
                 let outcome = {
                     let mut budgets = lock(budgets);
-                    change.apply(budgets.entry(start.api_key_id).or_insert_with(begin), None, now)
+                    let is_new = !budgets.contains_key(&start.api_key_id);
+                    let budget = budgets.entry(start.api_key_id).or_insert_with(|| Budget::begun(start));
+                    if is_new || change.is_counted() {
+                        agree(&mut budget.ledger, &start, now);
+                        // What has ended while it was counted.
+                        for ((_, period), (tokens, cost)) in lock(&self.unheld).take(&[start.api_key_id].into()) {
+                            budget.ledger.charge(period, tokens, cost);
+                        }
+                    }
+                    change.apply(budget, None, now)
                 };
                 Ok(self.made(&change, outcome))
             }
@@ -451,10 +454,12 @@ impl Inner {
     }
 }
 
-/// What a key has used by the records, while its budget has not begun with it: in memory nobody else counts until then, who would
-/// take what has ended since for counted.
-struct Counted<'a> {
+/// What a key's budget begins with, if it has not begun.
+struct Start<'a> {
     ledger: Ledger,
+    /// By the records, and just now.
+    is_counted: bool,
+    /// In memory nobody else counts until the budget has begun with it: what has ended since would be taken for counted.
     _turn: Option<tokio::sync::MutexGuard<'a, ()>>,
 }
 

@@ -102,6 +102,11 @@ impl Change {
         }
     }
 
+    /// Whether what it starts with was just counted by the records.
+    pub(super) fn is_counted(&self) -> bool {
+        matches!(self, Self::Reserve(Wanted { is_counted: true, .. }))
+    }
+
     pub(super) fn limits(&self) -> &Limits {
         match self {
             Self::Reserve(wanted) => &wanted.limits,
@@ -268,14 +273,7 @@ mod tests {
 
     impl Server {
         fn new() -> Self {
-            let budget = Budget {
-                ledger: ledger(),
-                own: Held::default(),
-                has_row: false,
-                newest: None,
-                others: Held::default(),
-            };
-            Self { budget, rows: Rows::default(), running: Vec::new() }
+            Self { budget: Budget::begun(ledger()), rows: Rows::default(), running: Vec::new() }
         }
 
         /// One transaction. Those that run before it can be settled in it.

@@ -35,20 +35,24 @@ impl Budgets {
     /// # Errors
     /// Where the database fails, once: what is left is tried again.
     pub async fn settle_owed(&self) -> store::Result<()> {
-        let Place::Database { db, .. } = &self.0.place else {
-            let mut unheld = lock(&self.0.unheld);
-            if self.0.stopping.is_cancelled() {
-                // No budget will begin any more.
-                *unheld = Unheld::default();
-            } else {
-                // A budget that begins takes what is kept until then.
-                unheld.look(Instant::now());
+        match &self.0.place {
+            Place::Memory { counting, .. } => {
+                let mut unheld = lock(&self.0.unheld);
+                if self.0.stopping.is_cancelled() {
+                    // No budget will begin any more.
+                    *unheld = Unheld::default();
+                } else if counting.try_lock().is_ok() {
+                    // Whoever counts takes what is kept until then.
+                    unheld.look(Instant::now());
+                }
+                Ok(())
             }
-            return Ok(());
-        };
-        // Each for itself: neither has less time for what the other waits for.
-        let (settled, charged) = tokio::join!(self.0.settle_owed(), self.0.charge_unheld(db));
-        settled.and(charged)
+            // Each for itself: neither has less time for what the other waits for.
+            Place::Database { db, .. } => {
+                let (settled, charged) = tokio::join!(self.0.settle_owed(), self.0.charge_unheld(db));
+                settled.and(charged)
+            }
+        }
     }
 
     /// From now on the database is waited for no longer than a server may that stops.
@@ -173,13 +177,12 @@ impl Inner {
     pub(super) fn add_unheld(&self, key: ApiKeyId, period: Period, used: (i64, i64)) {
         if let Place::Memory { budgets, .. } = &self.place {
             let mut budgets = lock(budgets);
-            match budgets.get_mut(&key) {
-                Some(budget) => budget.ledger.charge(period, used.0, used.1),
-                None => lock(&self.unheld).add(key, period, used),
+            // What is of a later day begins with a count, which may be under way.
+            if let Some(budget) = budgets.get_mut(&key).filter(|budget| budget.ledger.period() >= period) {
+                return budget.ledger.charge(period, used.0, used.1);
             }
-        } else {
-            lock(&self.unheld).add(key, period, used);
         }
+        lock(&self.unheld).add(key, period, used);
     }
 
     pub(super) fn owe(&self, settlement: Settlement) {

@@ -45,14 +45,15 @@ impl Bodies {
         Arc::new(Self { most, held: Mutex::default() })
     }
 
-    /// Room for the body of a request: none so far. A quarter of each share is left to answers, which are paid for when they come.
+    /// Room for the body of a request: none so far.
     pub(super) fn room_of_request(self: &Arc<Self>, owner: Owner) -> Room {
-        Room { bodies: self.clone(), owner, quarters: 3, bytes: 0 }
+        Room { bodies: self.clone(), owner, is_of_answer: false, beside: 0, bytes: 0 }
     }
 
-    /// Room for an answer: none so far.
+    /// Room for an answer: none so far. It is paid for when it comes, so requests leave a quarter of each share to answers, and an answer
+    /// has room where there is some, whatever others leave.
     pub(super) fn room_of_answer(self: &Arc<Self>, owner: Owner) -> Room {
-        Room { bodies: self.clone(), owner, quarters: 4, bytes: 0 }
+        Room { bodies: self.clone(), owner, is_of_answer: true, beside: 0, bytes: 0 }
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -65,20 +66,27 @@ impl Bodies {
 pub(super) struct Room {
     bodies: Arc<Bodies>,
     owner: Owner,
-    /// How much of each share it may fill with all others.
-    quarters: usize,
+    is_of_answer: bool,
+    /// What the same request holds in another room.
+    beside: usize,
     bytes: usize,
 }
 
 impl Room {
+    /// For a request that holds so much already.
+    pub(super) fn beside(mut self, bytes: usize) -> Self {
+        self.beside = bytes;
+        self
+    }
+
     /// Takes so much more.
     ///
     /// # Errors
     /// Where there is no more.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<()> {
-        let share_of = |all: usize| all / SHARE / 4 * self.quarters;
+        let share_of = |all: usize| if self.is_of_answer { all / SHARE } else { all / SHARE / 4 * 3 };
         let (most_of_organization, most_of_key) = (share_of(self.bodies.most), share_of(self.bodies.most / SHARE));
-        if self.bytes.saturating_add(bytes) > most_of_key {
+        if self.beside.saturating_add(self.bytes).saturating_add(bytes) > most_of_key {
             return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "The body takes too much memory."));
         }
         let (organization, key) = self.owner;
@@ -95,7 +103,8 @@ impl Room {
             return Err(Refusal::rate_limited(message, SOON));
         }
         let left_by_others = self.bodies.most.saturating_sub(held.all + bytes - held_of_organization);
-        if held_of_organization > share_of(left_by_others) && self.bytes + bytes > SMALL {
+        let most = if self.is_of_answer { left_by_others } else { share_of(left_by_others) };
+        if held_of_organization > most && self.bytes + bytes > SMALL {
             return Err(Refusal::overloaded("The relay has too many large requests. Try again later.", SOON));
         }
         held.keys.insert(key, held_of_key);
@@ -282,6 +291,10 @@ mod tests {
         first.grow(MIB / 2).unwrap();
         assert_eq!(bodies.room_of_request(owner(1, 1)).grow(1).unwrap_err().status(), 429);
         drop(request);
+        let mut values = bodies.room_of_request(owner(1, 1)).beside(MIB);
+        assert_eq!(values.grow(MIB / 2 + 1).unwrap_err().status(), 413);
+        values.grow(MIB / 2).unwrap();
+        drop(values);
         first.grow(MIB / 2).unwrap();
         first.grow(MIB).unwrap();
         assert_eq!(first.grow(1).unwrap_err().status(), 413);
@@ -289,13 +302,19 @@ mod tests {
         let mut second = bodies.room_of_answer(owner(1, 2));
         second.grow(2 * MIB).unwrap();
         assert_eq!(bodies.room_of_answer(owner(1, 3)).grow(1).unwrap_err().status(), 429);
-        // Of what others leave: the next organization has half, and the one after that half of what is left then.
-        let mut others = bodies.room_of_answer(owner(2, 4));
-        others.grow(2 * MIB).unwrap();
-        assert_eq!(bodies.room_of_answer(owner(2, 5)).grow(SMALL + 1).unwrap_err().status(), 529);
-        bodies.room_of_answer(owner(2, 5)).grow(SMALL).unwrap();
-        assert_eq!(bodies.room_of_answer(owner(3, 6)).grow(MIB + 1).unwrap_err().status(), 529);
-        bodies.room_of_answer(owner(3, 6)).grow(MIB).unwrap();
+        // Of what others leave: the next organization has half, and the one after that half of what is left then, but for a quarter.
+        let mut others = bodies.room_of_request(owner(2, 4));
+        others.grow(3 * MIB / 2).unwrap();
+        assert_eq!(bodies.room_of_request(owner(2, 5)).grow(SMALL + 1).unwrap_err().status(), 529);
+        bodies.room_of_request(owner(2, 5)).grow(SMALL).unwrap();
+        assert_eq!(bodies.room_of_request(owner(3, 6)).grow(MIB).unwrap_err().status(), 529);
+        bodies.room_of_request(owner(3, 6)).grow(MIB / 16 * 15).unwrap();
+        // Answers have what there is.
+        let mut answer = bodies.room_of_answer(owner(2, 5));
+        answer.grow(2 * MIB).unwrap();
+        assert_eq!(bodies.room_of_answer(owner(3, 6)).grow(MIB / 2 + 1).unwrap_err().status(), 529);
+        bodies.room_of_answer(owner(3, 6)).grow(MIB / 2).unwrap();
+        drop(answer);
         // It is held as long as anybody has some of it.
         let part = first.hold(vec![0_u8; 50]).slice(10..20);
         assert_eq!(bodies.room_of_answer(owner(1, 1)).grow(1).unwrap_err().status(), 429);

@@ -89,7 +89,7 @@ fn completion(relay: &Relay, tally: &mut Tally, body: &Bytes, created: i64) -> R
 async fn translated(relay: &Relay, admitted: &Admitted, body: Bytes) -> Result<Translated> {
     /// What takes longer than a moment.
     const LARGE: usize = 256 * 1024;
-    let mut room = relay.bodies.room_of_request(admitted.owner());
+    let mut room = relay.bodies.room_of_request(admitted.owner()).beside(body.len());
     room.grow(memory_of_values(&body))?;
     let is_large = body.len() >= LARGE;
     // Who leaves does not end it: as long as it goes on, it has its room.

@@ -123,15 +123,14 @@ pub(super) async fn ask(relay: &Relay, lease: &Lease, errand: &Errand<'_>, progr
             Ok(begun) => return Answer::Success(Response::from_parts(head, begun)),
             Err(Refused { status, body }) => {
                 head.status = status;
-                is_plain_json(&mut head.headers);
-                // That it has not done it is the upstream's own word, whenever it says that; not that it took too long.
-                is_late = status == StatusCode::GATEWAY_TIMEOUT && started.elapsed() >= relay.limits.soon;
+                make_plain_json(&mut head.headers);
+                is_late = started.elapsed() >= relay.limits.soon;
                 body
             }
         }
     } else {
         collect(body, MAX_ERROR, &relay.limits).await.unwrap_or_else(|_| {
-            is_plain_json(&mut head.headers);
+            make_plain_json(&mut head.headers);
             unread(head.status, request_id(&head.headers))
         })
     };
@@ -147,8 +146,8 @@ pub(super) async fn ask(relay: &Relay, lease: &Lease, errand: &Errand<'_>, progr
     judge(whole, message, retry)
 }
 
-/// Says so of a body that is not as it came.
-fn is_plain_json(headers: &mut HeaderMap) {
+/// Of a body that is not as it came.
+fn make_plain_json(headers: &mut HeaderMap) {
     headers.remove(header::CONTENT_ENCODING);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
 }

@@ -120,6 +120,14 @@ pub struct Budget {
     pub others: Held,
 }
 
+impl Budget {
+    /// One of which nothing is held.
+    #[must_use]
+    pub fn begun(ledger: Ledger) -> Self {
+        Self { ledger, own: Held::default(), has_row: false, newest: None, others: Held::default() }
+    }
+}
+
 /// Looks at a key's budget and changes what was used and what this server holds, while nobody else does, in a transaction that this
 /// server gives a number. `start` is what was used where it has none yet.
 ///

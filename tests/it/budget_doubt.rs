@@ -1,5 +1,6 @@
 //! A commit of budgets whose answer is lost: nobody was told what it did, and nothing is held, given back or counted twice for it.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,12 +45,12 @@ impl Cut {
     }
 
     /// Loses the answer to the commit that this leads to, which is not to begin before.
-    async fn lose<T>(&self, fate: Fate, commit: impl AsyncFnOnce() -> T) -> T {
+    async fn lose<T: Debug>(&self, fate: Fate, commit: impl AsyncFnOnce() -> T) -> T {
         let blocker = self.app.database.connection().await;
         blocker.batch_execute("SELECT pg_advisory_lock(7)").await.unwrap();
         let mut committing = Box::pin(commit());
         tokio::select! {
-            _ = &mut committing => panic!("the commit was not held up"),
+            told = &mut committing => panic!("the commit was not held up: {told:?}"),
             () = self.app.database.until_locked_out() => {}
         }
         match fate {
@@ -112,7 +113,7 @@ async fn what_was_reserved_in_a_commit_whose_answer_is_lost_is_given_back() {
     for fate in [Fate::Lasts, Fate::IsUndone] {
         let cut = Cut::new().await;
         let running = cut.reserve(100).await.unwrap();
-        let told = cut.lose(fate, async || begin(&cut.services, &cut.key, 200).await).await.unwrap();
+        let told = cut.lose(fate, async || begin(&cut.services, &cut.key, 200).await.unwrap().map(drop)).await;
         assert!(matches!(told, Err(NotReserved::Unavailable(_))), "{fate:?}");
         let before = if fate == Fate::Lasts { held(2, 300) } else { held(1, 100) };
         assert_eq!(cut.seen().await, (0, before), "{fate:?}");
@@ -127,7 +128,7 @@ async fn what_was_reserved_in_a_commit_whose_answer_is_lost_is_given_back() {
 async fn the_first_that_is_reserved_in_a_commit_whose_answer_is_lost_is_given_back() {
     for fate in [Fate::Lasts, Fate::IsUndone] {
         let cut = Cut::new().await;
-        let told = cut.lose(fate, async || begin(&cut.services, &cut.key, 200).await).await.unwrap();
+        let told = cut.lose(fate, async || begin(&cut.services, &cut.key, 200).await.unwrap().map(drop)).await;
         assert!(matches!(told, Err(NotReserved::Unavailable(_))), "{fate:?}");
         if fate == Fate::Lasts {
             assert!(cut.reserve(1_000).await.is_err());

@@ -225,8 +225,8 @@ async fn what_was_used_without_a_limit_is_counted_while_a_row_is_locked() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    // The lock is waited for half a minute.
-    tokio::time::timeout(Duration::from_secs(20), counted).await.expect("it is counted");
+    // While the lock is waited for.
+    in_time("what is counted", counted).await;
     blocker.batch_execute("COMMIT").await.unwrap();
     settling.await.unwrap().unwrap();
     assert_eq!(budget_of(&services, &locked).await.1, Held::default());

@@ -75,7 +75,7 @@ both_databases! {
         let output: u64 = records(&app, "CAST(output_tokens AS text)", 2).await[1].parse().unwrap();
         assert!(output > 3_000_000, "{output}");
         // Of one that is translated there are two for a while.
-        relayed.claude.will(FIRST, [whole(message(MODEL).replace(TEXT, &"x".repeat(2 * MIB)))]);
+        relayed.claude.will(FIRST, [whole(message(MODEL).replace(TEXT, &"x".repeat(3 * MIB)))]);
         let translated = relayed.request("/v1/chat/completions", &asking(false)).send().await.unwrap();
         assert_eq!(translated.json::<Value>().await.unwrap()["error"]["code"], "rate_limit_exceeded");
         let mut rest = Vec::new();

@@ -68,7 +68,7 @@ impl TestApp {
         Self::start(TestDatabase::postgres().await, []).await
     }
 
-    /// Where statements wait: also on a machine that stands still for a while none is ended by the clock.
+    /// Where statements wait: none is ended for that, also on a machine that stands still for a while.
     pub(crate) async fn patient() -> Self {
         Self::start(TestDatabase::postgres().await, [("REQUEST_TIMEOUT", "600".to_owned())]).await
     }
