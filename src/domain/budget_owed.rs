@@ -2,6 +2,7 @@
 //! stops.
 
 use std::collections::BTreeSet;
+use std::mem::take;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -174,15 +175,21 @@ impl Inner {
         charged.into_iter().collect()
     }
 
-    pub(super) fn add_unheld(&self, key: ApiKeyId, period: Period, used: (i64, i64)) {
-        if let Place::Memory { budgets, .. } = &self.place {
-            let mut budgets = lock(budgets);
-            // What is of a later day begins with a count, which may be under way.
-            if let Some(budget) = budgets.get_mut(&key).filter(|budget| budget.ledger.period() >= period) {
-                return budget.ledger.charge(period, used.0, used.1);
-            }
+    pub(super) fn add_unheld(&self, key: ApiKeyId, period: Period, (mut tokens, mut cost): (i64, i64)) {
+        // Until it is kept: a budget that begins takes what is.
+        let mut budgets = match &self.place {
+            Place::Memory { budgets, .. } => Some(lock(budgets)),
+            Place::Database { .. } => None,
+        };
+        if let Some(budget) = budgets.as_mut().and_then(|budgets| budgets.get_mut(&key)) {
+            // A later day or month than the ledger's begins with a count, which may be under way.
+            let of_day = if budget.ledger.day >= period.day { take(&mut tokens) } else { 0 };
+            let of_month = if budget.ledger.month >= period.month { take(&mut cost) } else { 0 };
+            budget.ledger.charge(period, of_day, of_month);
         }
-        lock(&self.unheld).add(key, period, used);
+        if (tokens, cost) != (0, 0) {
+            lock(&self.unheld).add(key, period, (tokens, cost));
+        }
     }
 
     pub(super) fn owe(&self, settlement: Settlement) {

@@ -16,8 +16,11 @@ use super::caller::Admitted;
 use super::error::{Refusal, Result};
 use crate::model::{ApiKeyId, OrganizationId};
 
-/// One organization's share of what others leave, and one key's of that: there is always something left for one more.
-const SHARE: usize = 2;
+/// What requests of one organization may take of all, and of what others leave, in eighths: there is always something left for one more.
+/// One key has half of what its organization may take of all.
+const OF_REQUESTS: (usize, usize) = (3, 3);
+/// The same of its answers with its requests: they are paid for when they come.
+const OF_ANSWERS: (usize, usize) = (4, 6);
 /// A body of so many bytes has room also where large ones of others leave little.
 const SMALL: usize = 64 * 1024;
 /// When to try again: bodies come and go.
@@ -47,13 +50,12 @@ impl Bodies {
 
     /// Room for the body of a request: none so far.
     pub(super) fn room_of_request(self: &Arc<Self>, owner: Owner) -> Room {
-        Room { bodies: self.clone(), owner, is_of_answer: false, beside: 0, bytes: 0 }
+        Room { bodies: self.clone(), owner, eighths: OF_REQUESTS, beside: 0, bytes: 0 }
     }
 
-    /// Room for an answer: none so far. It is paid for when it comes, so requests leave a quarter of each share to answers, and an answer
-    /// has room where there is some, whatever others leave.
+    /// Room for an answer: none so far.
     pub(super) fn room_of_answer(self: &Arc<Self>, owner: Owner) -> Room {
-        Room { bodies: self.clone(), owner, is_of_answer: true, beside: 0, bytes: 0 }
+        Room { bodies: self.clone(), owner, eighths: OF_ANSWERS, beside: 0, bytes: 0 }
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -66,7 +68,8 @@ impl Bodies {
 pub(super) struct Room {
     bodies: Arc<Bodies>,
     owner: Owner,
-    is_of_answer: bool,
+    /// How much may be taken with it, of all and of what others leave.
+    eighths: (usize, usize),
     /// What the same request holds in another room.
     beside: usize,
     bytes: usize,
@@ -84,8 +87,9 @@ impl Room {
     /// # Errors
     /// Where there is no more.
     pub(super) fn grow(&mut self, bytes: usize) -> Result<()> {
-        let share_of = |all: usize| if self.is_of_answer { all / SHARE } else { all / SHARE / 4 * 3 };
-        let (most_of_organization, most_of_key) = (share_of(self.bodies.most), share_of(self.bodies.most / SHARE));
+        let (of_all, of_left) = self.eighths;
+        let most_of_organization = self.bodies.most / 8 * of_all;
+        let most_of_key = most_of_organization / 2;
         if self.beside.saturating_add(self.bytes).saturating_add(bytes) > most_of_key {
             return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "The body takes too much memory."));
         }
@@ -103,8 +107,7 @@ impl Room {
             return Err(Refusal::rate_limited(message, SOON));
         }
         let left_by_others = self.bodies.most.saturating_sub(held.all + bytes - held_of_organization);
-        let most = if self.is_of_answer { left_by_others } else { share_of(left_by_others) };
-        if held_of_organization > most && self.bytes + bytes > SMALL {
+        if held_of_organization > left_by_others / 8 * of_left && self.bytes + bytes > SMALL {
             return Err(Refusal::overloaded("The relay has too many large requests. Try again later.", SOON));
         }
         held.keys.insert(key, held_of_key);
@@ -122,6 +125,17 @@ impl Room {
         self.grow(bytes.saturating_sub(self.bytes))
     }
 
+    /// Takes no more than so much any longer.
+    fn shrink_to(&mut self, bytes: usize) {
+        let less = self.bytes.saturating_sub(bytes);
+        let (organization, key) = self.owner;
+        let mut held = self.bodies.lock();
+        held.all -= less;
+        release(&mut held.organizations, organization, less);
+        release(&mut held.keys, key, less);
+        self.bytes -= less;
+    }
+
     /// The body, which has the room for as long as anybody has it.
     pub(super) fn hold(self, body: impl AsRef<[u8]> + Send + 'static) -> Bytes {
         Bytes::from_owner(Housed { body, _room: self })
@@ -130,11 +144,7 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        let (organization, key) = self.owner;
-        let mut held = self.bodies.lock();
-        held.all -= self.bytes;
-        release(&mut held.organizations, organization, self.bytes);
-        release(&mut held.keys, key, self.bytes);
+        self.shrink_to(0);
     }
 }
 
@@ -226,8 +236,13 @@ impl Gathered {
     }
 
     /// All of it.
-    pub(super) fn finish(self) -> Bytes {
-        if self.all.is_empty() { self.room.hold(self.first) } else { self.room.hold(self.all) }
+    pub(super) fn finish(mut self) -> Bytes {
+        if self.all.is_empty() {
+            return self.room.hold(self.first);
+        }
+        self.all.shrink_to_fit();
+        self.room.shrink_to(self.all.capacity());
+        self.room.hold(self.all)
     }
 }
 
@@ -309,11 +324,12 @@ mod tests {
         bodies.room_of_request(owner(2, 5)).grow(SMALL).unwrap();
         assert_eq!(bodies.room_of_request(owner(3, 6)).grow(MIB).unwrap_err().status(), 529);
         bodies.room_of_request(owner(3, 6)).grow(MIB / 16 * 15).unwrap();
-        // Answers have what there is.
+        // Answers have three quarters of it.
         let mut answer = bodies.room_of_answer(owner(2, 5));
-        answer.grow(2 * MIB).unwrap();
-        assert_eq!(bodies.room_of_answer(owner(3, 6)).grow(MIB / 2 + 1).unwrap_err().status(), 529);
-        bodies.room_of_answer(owner(3, 6)).grow(MIB / 2).unwrap();
+        answer.grow(3 * MIB / 2).unwrap();
+        assert_eq!(answer.grow(1).unwrap_err().status(), 529);
+        assert_eq!(bodies.room_of_answer(owner(3, 6)).grow(MIB / 4 * 3 + 1).unwrap_err().status(), 529);
+        bodies.room_of_answer(owner(3, 6)).grow(MIB / 4 * 3).unwrap();
         drop(answer);
         // It is held as long as anybody has some of it.
         let part = first.hold(vec![0_u8; 50]).slice(10..20);
@@ -329,11 +345,16 @@ mod tests {
     async fn what_was_not_announced_counts_as_it_grows() {
         let at = Timestamp::from_micros(0).unwrap();
         let owner = (OrganizationId::new(at, &[1; 10]), ApiKeyId::new(at, &[1; 10]));
-        let bodies = Bodies::new(4 * 1024 * 1024);
-        let parts = (0..100).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; 5_000])));
-        let body = Body::from_stream(futures_util::stream::iter(parts));
-        let body = collect(body, 1024 * 1024, bodies.room_of_request(owner)).await.unwrap();
-        assert!(body.len() == 500_000 && (500_001..=750_000).contains(&bodies.lock().all), "{}", bodies.lock().all);
+        let collected = async |most_of_key: usize| {
+            let bodies = Bodies::new(most_of_key.div_ceil(3) * 16);
+            let parts = (0..100).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; 5_000])));
+            let body = Body::from_stream(futures_util::stream::iter(parts));
+            let collected = collect(body, 1024 * 1024, bodies.room_of_request(owner)).await;
+            collected.map(|body| (body.len(), bodies.lock().all))
+        };
+        // It grows by half at a time, as it comes; there is no more of it than of the body in the end.
+        assert_eq!(collected(510_000).await.unwrap_err().status(), 413);
+        assert_eq!(collected(750_000).await.unwrap(), (500_000, 500_000));
     }
 
     #[test]

@@ -70,8 +70,7 @@ pub struct RelayLimits {
     pub upload: Duration,
     /// The largest body of a request: what the API takes.
     pub body: usize,
-    /// How much the bodies of all requests and of whole answers may be at once; an organization has half of what others leave, and a key
-    /// a quarter; requests leave a quarter of that to answers.
+    /// How much the bodies of all requests and of whole answers may be at once. `bodies.rs` has who may take how much of it.
     pub bodies: usize,
     /// How long a caller of a stream waits for it to begin, through all that is tried: less than the Claude CLI waits for.
     pub beginning: Duration,

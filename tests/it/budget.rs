@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::Datelike as _;
 use claviger::crypto::SecretText;
 use claviger::domain::Services;
 use claviger::domain::budget::{Estimate, NotReserved, OverBudget, Reservation, Used};
@@ -232,6 +233,21 @@ both_databases! {
         running.settle(used(90, 0)).await;
         reserve(&servers[0], &key, 100, 0).await.unwrap().settle(used(100, 0)).await;
         assert!(reserve(&servers[0], &key, 1, 0).await.is_err());
+    }
+
+    async fn what_is_used_after_midnight_before_the_key_is_asked_for_again_is_of_the_month(app: TestApp) {
+        // From the middle of a month on.
+        app.advance(DAY * (40 - i64::from(app.services().clock.now().to_utc().day())));
+        let (admin, services) = (app.admin().await, app.services());
+        let (before, id, raw) = key(&app, &admin, json!({})).await;
+        crate::api_key::update(&admin, json!({ "id": id, "costLimitUsdPerMonth": "1" })).await.data();
+        let after = find(&services, &raw).await;
+        reserve(&services, &after, 0, 1).await.unwrap().settle(used(0, 0)).await;
+        app.advance(DAY);
+        reserve(&services, &before, 0, 0).await.unwrap().settle(used(0, 900_000_000)).await;
+        services.budgets.settle_owed().await.unwrap();
+        assert!(reserve(&services, &after, 0, 200_000).await.is_err());
+        reserve(&services, &after, 0, 100_000).await.unwrap().settle(used(0, 0)).await;
     }
 
     async fn a_key_that_was_not_used_today_is_forgotten_and_found_again(app: TestApp) {
