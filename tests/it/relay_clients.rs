@@ -2,13 +2,16 @@
 
 use std::path::Path;
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
+use claviger::relay::RelayLimits;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::http::node;
 use crate::relay::{FIRST, MODEL, OUTCOME, Relayed, records};
-use crate::support::{Reply, Step, TestApp, both_databases, delta, events};
+use crate::relay_failures::QUICK;
+use crate::support::{Reply, Step, TestApp, both_databases, delta, event, events, message};
 
 fn environment(app: &TestApp, relayed: &Relayed) -> Vec<(&'static str, String)> {
     vec![("URL", app.url.clone()), ("KEY", relayed.key.clone()), ("MODEL", MODEL.to_owned())]
@@ -40,6 +43,55 @@ async fn cli(app: &TestApp, relayed: &Relayed, folder: &Path, model: &str, promp
     command.output().await.unwrap()
 }
 
+/// Runs a script with the official SDKs for Python.
+async fn python(app: &TestApp, relayed: &Relayed, script: &str) {
+    let python = std::env::current_dir().unwrap().join("target/tools/relay-python/bin/python");
+    assert!(python.exists(), "{} is missing: ./test installs it", python.display());
+    let mut command = Command::new(python);
+    let script = format!("tests/relay-clients/{script}");
+    command.arg(script).envs(environment(app, relayed)).env("NO_PROXY", "127.0.0.1").kill_on_drop(true);
+    let output = command.output().await.unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Far longer than a reply takes that comes.
+const PATIENT: RelayLimits = RelayLimits { silence: Duration::from_secs(5), ..QUICK };
+
+/// What goes wrong upstream, as the scripts `faults` ask for it: by one SDK, and by the other.
+fn will_fail(relayed: &Relayed) {
+    let overloaded = event("error", r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#);
+    let (start, rest) = (events(MODEL)[..4].concat(), events(MODEL)[4..].concat());
+    let faults = [
+        Reply::overloaded(),
+        Reply::Body(200, "application/json", message(MODEL)),
+        // A caller is told that it goes on meanwhile.
+        Reply::Stream(vec![Step::Say(start.clone()), Step::Pause(Duration::from_millis(200)), Step::Say(rest)]),
+        Reply::Stream(vec![Step::Say(start.clone() + &overloaded)]),
+        Reply::Stream(vec![Step::Say(start), Step::Cut]),
+        Reply::Held,
+        Reply::rate_limited(60),
+    ];
+    let refused = Reply::error(401, "authentication_error");
+    relayed.claude.will(FIRST, faults.iter().cloned().chain(faults.iter().cloned()).chain([refused]));
+}
+
+/// What became of it.
+async fn faults_are_recorded(app: &TestApp) {
+    let of = |path: &str| {
+        [
+            "200 - 2",
+            "200 - 1 streamed",
+            "200 overloaded_error 1 streamed estimated",
+            "200 api_error 1 streamed estimated",
+            "504 timeout_error 1 estimated",
+            "429 rate_limit_error 1",
+        ]
+        .map(|outcome| format!("{path} {outcome}"))
+    };
+    let found = records(app, OUTCOME, 14).await;
+    assert_eq!(found[..12], [of("/v1/messages"), of("/v1/chat/completions")].concat());
+}
+
 fn result(output: &Output) -> Value {
     let text = String::from_utf8_lossy(&output.stdout);
     serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}{}", String::from_utf8_lossy(&output.stderr)))
@@ -55,19 +107,36 @@ both_databases! {
 
     async fn openais_sdk_for_typescript(app: TestApp) {
         let relayed = Relayed::new(&app).await;
+        let mut called: Value = serde_json::from_str(&message(MODEL)).unwrap();
+        called["content"] = json!([{ "type": "tool_use", "id": "t1", "name": "look", "input": { "x": 1 } }]);
+        called["stop_reason"] = json!("tool_use");
+        relayed.claude.will(FIRST, [Reply::Body(200, "application/json", called.to_string())]);
         node("relay-clients", "chat.mjs", environment(&app, &relayed)).await;
-        let expected = ["/v1/chat/completions 200 - 1", "/v1/chat/completions 200 - 1 streamed"];
-        assert_eq!(records(&app, OUTCOME, 2).await, expected);
+        let path = "/v1/chat/completions 200 - 1";
+        assert_eq!(records(&app, OUTCOME, 3).await, [path, path, &format!("{path} streamed")]);
+        let sent: Value = serde_json::from_slice(&relayed.claude.seen()[0].body).unwrap();
+        assert_eq!((&sent["tools"][0]["name"], &sent["messages"][0]["content"][1]["type"]), (&json!("look"), &json!("image")));
+    }
+
+    async fn the_sdks_for_typescript_are_told_what_goes_wrong(app: TestApp) {
+        let app = app.relaying(PATIENT).await;
+        let relayed = Relayed::new(&app).await;
+        will_fail(&relayed);
+        node("relay-clients", "faults.mjs", environment(&app, &relayed)).await;
+        faults_are_recorded(&app).await;
+    }
+
+    async fn the_sdks_for_python_are_told_what_goes_wrong(app: TestApp) {
+        let app = app.relaying(PATIENT).await;
+        let relayed = Relayed::new(&app).await;
+        will_fail(&relayed);
+        python(&app, &relayed, "faults.py").await;
+        faults_are_recorded(&app).await;
     }
 
     async fn the_sdks_for_python(app: TestApp) {
         let relayed = Relayed::new(&app).await;
-        let python = std::env::current_dir().unwrap().join("target/tools/relay-python/bin/python");
-        assert!(python.exists(), "{} is missing: ./test installs it", python.display());
-        let mut command = Command::new(python);
-        command.arg("tests/relay-clients/sdk.py").envs(environment(&app, &relayed)).env("NO_PROXY", "127.0.0.1");
-        let output = command.output().await.unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        python(&app, &relayed, "sdk.py").await;
     }
 
     async fn the_claude_cli_and_its_own_figures(app: TestApp) {

@@ -48,10 +48,13 @@ both_databases! {
         // The upstream need not finish for nobody.
         relayed.claude.left().await;
         assert_eq!(records(&app, OUTCOME, 1).await, ["/v1/messages 200 - 1 streamed interrupted estimated"]);
-        let tokens = records(&app, "input_tokens || ' ' || cache_read_tokens", 1).await;
-        assert_eq!(tokens, ["25 100"]);
-        let output: i64 = records(&app, "CAST(output_tokens AS TEXT)", 1).await[0].parse().unwrap();
+        let tokens = records(&app, TOKENS, 1).await;
+        let numbers: Vec<i64> = tokens[0].split(' ').map(|number| number.parse().unwrap()).collect();
+        let [input, output, short, long, read, cost] = numbers[..] else { panic!("{numbers:?}") };
+        assert_eq!((input, read), (25, 100));
         assert!((95..=105).contains(&output), "{output}");
+        // By the table, in billionths of a dollar a token.
+        assert_eq!(cost, 2_000 * input + 10_000 * output + 2_500 * short + 4_000 * long + 100 * read);
     }
 
     async fn a_caller_that_leaves_before_the_answer_is_recorded_too(app: TestApp) {
@@ -107,11 +110,13 @@ both_databases! {
     async fn then_another_account_takes_it(app: TestApp) {
         let app = app.relaying(QUICK).await;
         let relayed = Relayed::new(&app).await;
-        relayed.second(json!({ "priority": 5 })).await;
+        let second = relayed.second(json!({ "priority": 5 })).await;
         relayed.claude.will(FIRST, [Reply::overloaded(), Reply::error(500, "api_error"), Reply::overloaded()]);
         assert_eq!(relayed.send().await.status(), 200);
         assert_eq!(relayed.claude.keys(), [FIRST, FIRST, FIRST, SECOND]);
         assert_eq!(records(&app, OUTCOME, 1).await, ["/v1/messages 200 - 4"]);
+        assert_eq!(records(&app, TOKENS, 1).await, [USUAL]);
+        assert_eq!(records(&app, "claude_account_id", 1).await, [second["id"].as_str().unwrap()]);
         let health = relayed.until_health("OVERLOADED").await;
         assert!(health["until"].is_string() && health["lastError"] == "A overloaded_error.", "{health}");
     }

@@ -9,6 +9,18 @@ const asking = {
   messages: [{ role: 'system', content: 'Be brief.' }, { role: 'user', content: 'Hello?' }],
 };
 
+const look = { name: 'look', description: 'Looks.', parameters: { type: 'object', properties: { x: { type: 'number' } } } };
+const called = await client.chat.completions.create({
+  model: MODEL,
+  messages: [{ role: 'user', content: [
+    { type: 'text', text: 'Look.' },
+    { type: 'image_url', image_url: { url: 'data:image/png;base64,AAAA' } },
+  ] }],
+  tools: [{ type: 'function', function: look }],
+});
+assert.equal(called.choices[0].finish_reason, 'tool_calls');
+assert.deepEqual(JSON.parse(called.choices[0].message.tool_calls[0].function.arguments), { x: 1 });
+
 const completion = await client.chat.completions.create(asking);
 assert.equal(completion.choices[0].message.content, 'Hello from Claude.');
 assert.equal(completion.usage.prompt_tokens, 155);
