@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::relay::{FIRST, MODEL, OUTCOME, Relayed, TOKENS, USUAL, records};
+use crate::relay_streams::failing;
 use crate::support::{Reply, Step, TEXT, both_databases, event, events};
 
 fn asking(stream: bool) -> Value {
@@ -86,7 +87,7 @@ both_databases! {
         let response = relayed.request("/v1/chat/completions", &asking(false)).send().await.unwrap();
         assert_eq!(response.status(), 404);
         assert_eq!(response.json::<Value>().await.unwrap()["error"]["message"], "A not_found_error.");
-        let error = event("error", r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#);
+        let error = failing("overloaded_error", "Overloaded");
         relayed.claude.will(FIRST, [Reply::Stream(vec![Step::Say(events(MODEL)[..4].concat() + &error)])]);
         let (chunks, is_done) = chunks(relayed.request("/v1/chat/completions", &asking(true)).send().await.unwrap()).await;
         assert!(!is_done);

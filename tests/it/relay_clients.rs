@@ -11,7 +11,8 @@ use tokio::process::Command;
 use crate::http::node;
 use crate::relay::{FIRST, MODEL, OUTCOME, Relayed, records};
 use crate::relay_failures::QUICK;
-use crate::support::{Reply, Step, TestApp, both_databases, delta, event, events, message};
+use crate::relay_streams::failing;
+use crate::support::{Reply, Step, TestApp, both_databases, delta, events, message};
 
 fn environment(app: &TestApp, relayed: &Relayed) -> Vec<(&'static str, String)> {
     vec![("URL", app.url.clone()), ("KEY", relayed.key.clone()), ("MODEL", MODEL.to_owned())]
@@ -59,7 +60,7 @@ const PATIENT: RelayLimits = RelayLimits { silence: Duration::from_secs(5), ..QU
 
 /// What goes wrong upstream, as the scripts `faults` ask for it: by one SDK, and by the other.
 fn will_fail(relayed: &Relayed) {
-    let overloaded = event("error", r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#);
+    let overloaded = failing("overloaded_error", "Overloaded");
     let (start, rest) = (events(MODEL)[..4].concat(), events(MODEL)[4..].concat());
     let faults = [
         Reply::overloaded(),

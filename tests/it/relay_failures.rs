@@ -6,6 +6,7 @@ use claviger::relay::RelayLimits;
 use serde_json::{Value, json};
 
 use crate::relay::{FIRST, MODEL, OUTCOME, Relayed, SECOND, TOKENS, USUAL, asking, error, records, until_let_in};
+use crate::relay_streams::failing;
 use crate::support::{Reply, Socket, Step, both_databases, delta, event, events};
 
 /// No test waits for the relay's own pauses.
@@ -250,7 +251,7 @@ both_databases! {
 
     async fn an_error_in_the_middle_of_a_stream_is_passed_on_and_recorded(app: TestApp) {
         let relayed = Relayed::new(&app).await;
-        let error = event("error", r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#);
+        let error = failing("overloaded_error", "Overloaded");
         relayed.claude.will(FIRST, [Reply::Stream(vec![beginning(), Step::Say(error.clone())])]);
         assert!(relayed.stream().await.text().await.unwrap().ends_with(&error));
         assert_eq!(records(&app, OUTCOME, 1).await, ["/v1/messages 200 overloaded_error 1 streamed estimated"]);

@@ -18,7 +18,8 @@ fn say(events: &[String]) -> Step {
     Step::Say(events.concat())
 }
 
-fn failing(kind: &str, message: &str) -> String {
+/// The event that says what went wrong.
+pub(crate) fn failing(kind: &str, message: &str) -> String {
     event("error", &json!({ "type": "error", "error": { "type": kind, "message": message } }).to_string())
 }
 
